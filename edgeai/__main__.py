@@ -1,0 +1,5 @@
+"""`python -m edgeai` is the `edgeai` program."""
+
+from edgeai.cli import main
+
+main()

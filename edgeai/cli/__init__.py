@@ -1,0 +1,87 @@
+"""The command line: one group, one error boundary; each verb is a file of its own, imported when it is used."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from edgeai import __version__
+from edgeai.errors import EdgeAIError, Interrupted
+
+__all__ = ["cli", "main"]
+
+VERBS = ("run", "pull", "list", "show", "rm", "verify", "convert", "train", "doctor")
+"""In the order of `--help`; the module is `edgeai.cli.<verb>` and holds a command of the same name."""
+
+
+class Verbs(click.Group):
+    """Imports a verb's module when the verb is asked for, and turns errors into text and exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in VERBS:
+            return None
+        command = getattr(importlib.import_module(f"edgeai.cli.{cmd_name}"), f"{cmd_name}_command")
+        assert isinstance(command, click.Command)  # noqa: S101 - a wrong name is a bug here, not input
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], VERBS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgeAIError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            show_error(error)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            show_error(Interrupted())
+            ctx.exit(Interrupted.exit_code)
+        except BrokenPipeError:
+            # The reader has gone (`edgeai list | head -1`): nothing is wrong, and nothing more can be said to it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+def show_error(error: EdgeAIError) -> None:
+    """Print ERROR and its hint on stderr."""
+    click.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"\nhint: {error.hint}", err=True)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgeai")
+@click.option("--debug", is_flag=True, help="Show the traceback of every error.")
+def cli(debug: bool) -> None:
+    """Run small models on this machine; train, convert and prove them.
+
+    \b
+    edgeai run smollm2 "Why is the sky blue?"
+    edgeai train models/recipes/tiny.toml -o out/tiny
+    edgeai convert out/tiny --quant q8_0 -o out/tiny.gguf
+    """
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `edgeai` program."""
+    try:
+        cli.main(prog_name="edgeai")
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(Interrupted.exit_code)

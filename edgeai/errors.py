@@ -1,0 +1,120 @@
+"""Every error that edgeai raises on purpose, with its exit code.
+
+    EdgeAIError                 1
+    ├── UsageError              2   an argument, option or configuration value is wrong
+    │   └── RecipeError         2   a training recipe is wrong
+    ├── OutputError             2   the output path cannot be written, or is the input
+    ├── ModelNotFound           3   no such name, file or folder
+    ├── InvalidModel            3   damaged, truncated or not a model
+    │   ├── NoChatTemplate      3   a chat was asked of a file without a chat template
+    │   └── HashMismatch        3   bytes are not those that were promised
+    ├── ConvertError            3   see converters.errors
+    ├── ContextExceeded         4   prompt longer than the context
+    ├── DoesNotFit              5   not enough memory or disk
+    ├── DeviceUnavailable       6   the device asked for cannot run
+    ├── EngineCrashed           7   native code failed
+    ├── NetworkError            8   a download or an endpoint failed
+    ├── ProofFailed             9   the converted file is not the model
+    └── Interrupted           130   Ctrl-C
+"""
+
+from converters.errors import (
+    BrokenCheckpoint,
+    ConvertError,
+    EdgeAIError,
+    InvalidModel,
+    OutputError,
+    TokenizerMismatch,
+    UnsupportedModel,
+)
+
+__all__ = [
+    "BrokenCheckpoint",
+    "ContextExceeded",
+    "ConvertError",
+    "DeviceUnavailable",
+    "DoesNotFit",
+    "EdgeAIError",
+    "EngineCrashed",
+    "HashMismatch",
+    "Interrupted",
+    "InvalidModel",
+    "ModelNotFound",
+    "NetworkError",
+    "NoChatTemplate",
+    "OutputError",
+    "ProofFailed",
+    "RecipeError",
+    "TokenizerMismatch",
+    "UnsupportedModel",
+    "UsageError",
+]
+
+
+class UsageError(EdgeAIError):
+    """An argument, option or configuration value is wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A training recipe is wrong."""
+
+
+class ModelNotFound(EdgeAIError):
+    """No catalogue entry, pulled model, file or folder has this name."""
+
+    exit_code = 3
+
+
+class NoChatTemplate(InvalidModel):
+    """A chat was asked of a model file that carries no chat template."""
+
+
+class ContextExceeded(EdgeAIError):
+    """The prompt and the answer asked for are longer than the context."""
+
+    exit_code = 4
+
+
+class DoesNotFit(EdgeAIError):
+    """The plan needs more memory or disk than there is."""
+
+    exit_code = 5
+
+
+class DeviceUnavailable(EdgeAIError):
+    """The device that was asked for cannot run here."""
+
+    exit_code = 6
+
+
+class EngineCrashed(EdgeAIError):
+    """Native code failed."""
+
+    exit_code = 7
+
+
+class NetworkError(EdgeAIError):
+    """A download or an endpoint failed."""
+
+    exit_code = 8
+
+
+class ProofFailed(EdgeAIError):
+    """The converted file is not the model it was made from."""
+
+    exit_code = 9
+
+
+class HashMismatch(InvalidModel):
+    """Bytes do not have the sha256 that was promised for them."""
+
+
+class Interrupted(EdgeAIError):
+    """The user pressed Ctrl-C; whatever was finished has been kept."""
+
+    exit_code = 130
+
+    def __init__(self, message: str = "interrupted", *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)

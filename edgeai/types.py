@@ -1,0 +1,189 @@
+"""The values that pass between the layers: messages in, chunks out, and what is said about them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol, TypedDict
+
+from edgeai.errors import UsageError
+
+__all__ = [
+    "Chunk",
+    "Completion",
+    "FinishReason",
+    "GenerationConfig",
+    "Message",
+    "Notice",
+    "Progress",
+    "Prompt",
+    "Report",
+    "Row",
+    "Timings",
+    "Usage",
+    "no_progress",
+]
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Message(TypedDict):
+    """One turn of a conversation, in the OpenAI shape."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Prompt = str | Sequence[Message]
+"""A string is completed as it is; messages go through the model's chat template."""
+
+
+class Progress(Protocol):
+    """Told how far a long step is; never from more than one thread at a time."""
+
+    def __call__(self, label: str, done: float, total: float | None, unit: Literal["", "B"] = "") -> None:
+        """Report DONE of TOTAL (None: not known) in UNIT: "B" is bytes, "" a plain count."""
+
+
+def no_progress(label: str, done: float, total: float | None, unit: Literal["", "B"] = "") -> None:
+    """Take a progress report and show nothing."""
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something that is less than was asked for: a fallback, a substitution, an unproved step."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationConfig:
+    """How to sample. `temperature` 0 is greedy; `max_tokens` None ends at the context; `seed` None draws one.
+
+    The order of the samplers and the defaults of top_k, top_p and min_p are llama.cpp's (`common/common.h`).
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        limits: tuple[tuple[str, bool, str], ...] = (
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature <= 100, "between 0 and 100"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
+            ("repeat_penalty", 0 < self.repeat_penalty <= 10, "above 0 and at most 10"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**32 - 1, "between 0 and 4294967294"),
+        )
+        for name, ok, rule in limits:
+            if not ok:  # NaN fails every comparison, so it ends here too
+                raise UsageError(f"{name} {getattr(self, name)!r} is not possible", hint=f"{name} must be {rule}")
+        if any(not text for text in self.stop):
+            raise UsageError("stop '' is not possible", hint="a stop string must have at least one character")
+
+    def with_(self, **changes: Any) -> GenerationConfig:
+        """Return a copy with CHANGES, checked again."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Wall-clock times in seconds and rates in tokens per second; a rate of a phase that did not happen is None."""
+
+    load_s: float
+    ttft_s: float | None
+    prompt_tok_s: float | None
+    gen_tok_s: float | None
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A piece of an answer. The last one, and only that one, has a finish reason, usage and timings."""
+
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A whole answer with everything that is known about how it came to be."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    model: str
+    backend: str
+    device: str
+    plan: Mapping[str, Any]
+    warnings: tuple[Notice, ...] = ()
+    route: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object that `edgeai run --json` prints."""
+        return asdict(self) | {"warnings": [asdict(notice) for notice in self.warnings]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of a report: a measured value, the limit it had to meet, and whether it did.
+
+    `limit` is None for a value that is only stated.
+    """
+
+    name: str
+    value: float | str
+    limit: str | None = None
+    ok: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A list of checks; the same object for proofs, benchmarks and training gates."""
+
+    rows: tuple[Row, ...] = field(default_factory=tuple)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row is ok, and there is at least one: an empty report proves nothing."""
+        return bool(self.rows) and all(row.ok for row in self.rows)
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """The rows that are not ok."""
+        return tuple(row for row in self.rows if not row.ok)
+
+    def plus(self, rows: Iterable[Row]) -> Report:
+        """Return this report with ROWS after its own."""
+        return Report(rows=(*self.rows, *rows))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values."""
+        return {"ok": self.ok, "rows": [asdict(row) for row in self.rows]}
+
+    def to_json(self) -> str:
+        """Return the report as one JSON object."""
+        return json.dumps(self.to_dict())
