@@ -1,0 +1,156 @@
+"""The C library behind llama-cpp-python: loaded once, quietly, and without the rest of that package.
+
+Only the low-level module `llama_cpp.llama_cpp` is used. Importing it in the usual way runs the package's `__init__`, which imports
+numpy, jinja2 and the high-level classes: 0.1 s that a cold start does not have.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import threading
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeai.errors import DeviceUnavailable, EngineCrashed
+
+__all__ = ["BackendDevice", "backend_devices", "cuda_install_command", "fingerprint", "last_log", "library", "library_dir"]
+
+Library = Any
+"""The module `llama_cpp.llama_cpp`: ctypes declarations of llama.h, without type annotations that could be checked."""
+
+_lock = threading.Lock()
+_library: Library | None = None
+_log: collections.deque[str] = collections.deque(maxlen=400)
+_log_callback: Any = None  # the C side keeps only the address: this reference keeps the function alive
+
+
+def cuda_install_command() -> str:
+    """Return the command that puts a CUDA build of llama-cpp-python into this environment."""
+    return (
+        'CMAKE_ARGS="-DGGML_CUDA=on" '
+        f"{sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36"
+    )
+
+
+def library_dir() -> Path:
+    """Return the folder of libllama and libggml, found without loading them. Raises DeviceUnavailable."""
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")  # llama-cpp-python's own variable
+    if override:
+        return Path(override)
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        raise DeviceUnavailable(
+            "llama-cpp-python is not installed", hint=f"{sys.executable} -m pip install llama-cpp-python==0.3.36"
+        )
+    return Path(spec.submodule_search_locations[0]) / "lib"
+
+
+def fingerprint() -> str:
+    """Return a sha256 over the CPU libraries that will be loaded, so that a rebuilt library is a new library."""
+    digest = hashlib.sha256()
+    for path in sorted(library_dir().iterdir()):
+        # Versioned copies (libllama.so.0) repeat the same bytes; GPU libraries are large and are not what crashes here.
+        if path.suffix in {".so", ".dylib", ".dll"} and "cuda" not in path.name and "mtmd" not in path.name:
+            digest.update(path.name.encode())
+            digest.update(hashlib.file_digest(path.open("rb"), "sha256").digest())
+    return digest.hexdigest()
+
+
+def library() -> Library:
+    """Return the low-level binding with its backend initialised and its log kept away from the terminal."""
+    global _library, _log_callback  # noqa: PLW0603 - a C library is one per process, whatever Python would like
+    with _lock:
+        if _library is None:
+            binding = _import_binding()
+            _log_callback = binding.llama_log_callback(_keep_log)
+            binding.llama_log_set(_log_callback, ctypes.c_void_p(0))
+            binding.llama_backend_init()
+            _library = binding
+        return _library
+
+
+def _import_binding() -> Library:
+    library_dir()  # says clearly when the package is not there
+    if "llama_cpp" in sys.modules:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None  # noqa: S101 - library_dir has checked it
+    shell = types.ModuleType("llama_cpp")
+    shell.__path__ = list(spec.submodule_search_locations or ())
+    shell.__spec__ = spec
+    sys.modules["llama_cpp"] = shell
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    except (OSError, RuntimeError, FileNotFoundError) as error:
+        raise EngineCrashed(
+            f"the native library in {str(library_dir())!r} does not load: {error}", hint="edgeai doctor"
+        ) from error
+    finally:
+        del sys.modules["llama_cpp"]  # whoever imports the whole package later gets the whole package
+
+
+def _keep_log(level: int, text: bytes, _data: object) -> None:
+    _log.append(f"{level}|{text.decode('utf-8', 'replace')}")
+
+
+def last_log(lines: int = 8, *, errors_only: bool = False) -> list[str]:
+    """Return the last LINES of the native log; levels are ggml's: 2 info, 3 warn, 4 error, 5 continuation."""
+    entries = [entry.split("|", 1) for entry in list(_log)]
+    texts = [text.rstrip() for level, text in entries if text.strip() and (not errors_only or level in {"3", "4"})]
+    return texts[-lines:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendDevice:
+    """A device that the loaded libggml can compute on; memory in bytes, 0 where the backend does not say."""
+
+    name: str
+    description: str
+    kind: str
+    memory_free: int
+    memory_total: int
+
+
+_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_type, ggml-backend.h
+
+
+def backend_devices() -> tuple[BackendDevice, ...]:
+    """Return what the loaded library can compute on, as it says itself."""
+    lib = library()
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    ggml = load_shared_library("ggml", library_dir())
+    base = load_shared_library("ggml-base", library_dir())
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    for name in ("name", "description"):
+        function = getattr(base, f"ggml_backend_dev_{name}")
+        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    base.ggml_backend_dev_type.restype, base.ggml_backend_dev_type.argtypes = ctypes.c_int, [ctypes.c_void_p]
+    sizes = ctypes.POINTER(ctypes.c_size_t)
+    base.ggml_backend_dev_memory.restype, base.ggml_backend_dev_memory.argtypes = None, [ctypes.c_void_p, sizes, sizes]
+    assert lib is not None  # noqa: S101 - loaded first, so that libggml is the one libllama uses
+    found = []
+    for index in range(ggml.ggml_backend_dev_count()):
+        device = ggml.ggml_backend_dev_get(index)
+        free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+        base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        found.append(
+            BackendDevice(
+                name=base.ggml_backend_dev_name(device).decode(),
+                description=base.ggml_backend_dev_description(device).decode(),
+                kind=_KINDS.get(base.ggml_backend_dev_type(device), "other"),
+                memory_free=free.value,
+                memory_total=total.value,
+            )
+        )
+    return tuple(found)
