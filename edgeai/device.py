@@ -1,0 +1,251 @@
+"""What this machine is: cores that may be used, instruction set, memory, GPUs, and what the native library can run on it."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeai import native
+from edgeai.selftest import Verdict, native_verdict
+from edgeai.paths import home
+
+__all__ = ["CPU", "GPU", "Device", "NativeLibrary", "cpu_facts", "nvidia_gpus", "probe"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CPU:
+    """`physical` and `logical` cores of the machine; `usable` is what affinity and cgroup leave this process.
+
+    `quota` is the cgroup's limit in cores (1.5 is one core and a half), None without one.
+    """
+
+    name: str
+    physical: int
+    logical: int
+    usable: int
+    quota: float | None
+    isa: tuple[str, ...]
+
+    @property
+    def threads(self) -> int:
+        """How many threads to compute with: one per physical core that may be used."""
+        return max(1, min(self.physical, self.usable))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GPU:
+    """An NVIDIA GPU as its driver describes it; memory in bytes."""
+
+    name: str
+    memory_total: int
+    memory_free: int
+    driver: str
+    compute_capability: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeLibrary:
+    """The loaded libllama: where it is, what it was built with, and what it computes on."""
+
+    path: str
+    version: str
+    features: str
+    gpu_offload: bool
+    devices: tuple[native.BackendDevice, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """This machine. Memory in bytes, already cut to the cgroup's limit."""
+
+    system: str
+    cpu: CPU
+    memory_total: int
+    memory_available: int
+    memory_limit: int | None
+    gpus: tuple[GPU, ...]
+    gpu_problem: str | None
+    library: NativeLibrary
+
+    @property
+    def cuda_devices(self) -> tuple[native.BackendDevice, ...]:
+        """The CUDA devices that the loaded library can really use."""
+        return tuple(device for device in self.library.devices if device.name.startswith("CUDA"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        return asdict(self)
+
+
+def probe(*, gpus: bool = True) -> Device:
+    """Look at this machine; with GPUS false the NVIDIA driver is asked only if there are signs of one.
+
+    Raises DeviceUnavailable without a native library, EngineCrashed when it cannot decode at all.
+    """
+    import psutil
+
+    cpu = cpu_facts()
+    verdict = native_verdict(home() / "cache", cpu.name)
+    found, problem = nvidia_gpus() if gpus or _signs_of_nvidia() else ((), None)
+    memory = psutil.virtual_memory()
+    limit, used = memory_cgroup()
+    available = memory.available if limit is None else min(memory.available, max(0, limit - used))
+    return Device(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
+        cpu=cpu,
+        memory_total=memory.total if limit is None else min(memory.total, limit),
+        memory_available=available,
+        memory_limit=limit,
+        gpus=found,
+        gpu_problem=problem,
+        library=_library_facts(verdict),
+    )
+
+
+def _library_facts(verdict: Verdict) -> NativeLibrary:
+    lib = native.library()
+    return NativeLibrary(
+        path=str(native.library_dir()),
+        version=lib.llama_version().decode(),
+        features=lib.llama_print_system_info().decode().strip(" |"),
+        gpu_offload=bool(lib.llama_supports_gpu_offload()),
+        devices=native.backend_devices(),
+        verdict=verdict,
+    )
+
+
+# ---- cores
+
+
+def cpu_facts(root: Path = Path("/")) -> CPU:
+    """Return what the CPU is and how much of it this process may use; ROOT is where /proc and /sys are."""
+    import psutil
+
+    logical = psutil.cpu_count(logical=True) or 1
+    physical = psutil.cpu_count(logical=False) or logical
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    quota = cpu_quota(root)
+    usable = allowed if quota is None else min(allowed, max(1, math.ceil(quota)))
+    name, isa = _cpu_name(root)
+    return CPU(name=name, physical=physical, logical=logical, usable=usable, quota=quota, isa=isa)
+
+
+_ISA = ("avx", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16", "f16c", "fma")
+_ISA_ARM = ("asimd", "asimddp", "i8mm", "sve", "sve2", "bf16", "sme")
+
+
+def _cpu_name(root: Path) -> tuple[str, tuple[str, ...]]:
+    try:
+        text = (root / "proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine(), ()
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return name, tuple(flag for flag in (*_ISA, *_ISA_ARM) if flag in flags)
+
+
+# ---- cgroups: version 2 has one tree, version 1 one per controller; a limit anywhere above this process counts
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return the smallest CPU limit of this process's cgroups in cores, or None."""
+    limits = []
+    for folder in _cgroup_folders(root, "cpu"):
+        if (text := _read(folder / "cpu.max")) is not None:
+            quota, _, period = text.partition(" ")
+            if quota != "max":
+                limits.append(int(quota) / int(period or 100_000))
+        elif (text := _read(folder / "cpu.cfs_quota_us")) is not None and int(text) > 0:
+            limits.append(int(text) / int(_read(folder / "cpu.cfs_period_us") or 100_000))
+    return min(limits, default=None)
+
+
+def memory_cgroup(root: Path = Path("/")) -> tuple[int | None, int]:
+    """Return (limit, bytes in use) of the tightest memory cgroup above this process; (None, 0) without a limit."""
+    limits: list[tuple[int, int]] = []
+    for folder in _cgroup_folders(root, "memory"):
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            text = _read(folder / limit_name)
+            # Version 1 writes "no limit" as a number near 2**63.
+            if text is not None and text != "max" and int(text) < 2**60:
+                limits.append((int(text), int(_read(folder / used_name) or 0)))
+    return min(limits, default=(None, 0))
+
+
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    text = _read(root / "proc/self/cgroup") or ""
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base = root / "sys/fs/cgroup"
+        elif controller in controllers.split(","):
+            base = root / "sys/fs/cgroup" / controllers
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        while folder.is_relative_to(base):
+            if folder.is_dir():
+                yield folder
+            folder = folder.parent
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+# ---- GPUs
+
+
+def _signs_of_nvidia() -> bool:
+    """Whether a driver seems to be there; asking NVML costs a cold start 15 ms that a machine without one need not pay."""
+    if sys.platform == "linux":
+        return any(Path(path).exists() for path in ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg"))
+    return sys.platform == "win32"
+
+
+def nvidia_gpus() -> tuple[tuple[GPU, ...], str | None]:
+    """Return the NVIDIA GPUs through NVML, and why there are none when there are none."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return (), f"no NVIDIA driver answers ({error})"
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        gpus = tuple(_gpu(pynvml, handle, driver) for handle in handles)
+        return gpus, None if gpus else f"NVIDIA driver {driver} lists no GPU"
+    except pynvml.NVMLError as error:
+        return (), f"the NVIDIA driver fails: {error}"
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(pynvml: Any, handle: Any, driver: str) -> GPU:
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return GPU(
+        name=pynvml.nvmlDeviceGetName(handle),
+        memory_total=memory.total,
+        memory_free=memory.free,
+        driver=driver,
+        compute_capability=f"{major}.{minor}",
+    )
