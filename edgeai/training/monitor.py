@@ -1,0 +1,93 @@
+"""What a run says while it runs: an event for each step, and one line of metrics.jsonl for each logged step."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Event", "Meter", "Metrics"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something to tell: a line of text before the first step, or the state after a step."""
+
+    text: str | None = None
+    step: int = 0
+    steps: int = 0
+    loss: float = 0.0
+    lr: float = 0.0
+    grad_norm: float = 0.0
+    tok_s: float = 0.0
+    eval_loss: float | None = None
+    eta_s: float = 0.0
+
+
+class Meter:
+    """Counts tokens over the time spent in training steps; evaluation and checkpoints are not in it."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._step_began = self._began
+        self.tokens = 0
+        self.step_s = 0.0
+        self.steps = 0
+
+    def start(self) -> None:
+        """Begin a step."""
+        self._step_began = self._clock()
+
+    def stop(self, tokens: int) -> None:
+        """End the step that began last; it took TOKENS tokens."""
+        self.step_s += self._clock() - self._step_began
+        self.tokens += tokens
+        self.steps += 1
+
+    @property
+    def tok_s(self) -> float:
+        """Trained tokens per second of training steps."""
+        return self.tokens / self.step_s if self.step_s > 0 else 0.0
+
+    def eta_s(self, steps_left: int) -> float:
+        """Seconds until the end, at the pace so far with everything in it."""
+        return (self._clock() - self._began) / self.steps * steps_left if self.steps else 0.0
+
+
+class Metrics:
+    """The file metrics.jsonl: one line for each logged step, and no step twice, however often a run was resumed."""
+
+    def __init__(self, path: Path, *, after_step: int) -> None:
+        """Open PATH; lines of steps beyond AFTER_STEP are of work that was lost, and go."""
+        kept = [line for line in _lines(path) if _step(line) <= after_step]
+        path.write_text("".join(kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, event: Event) -> None:
+        """Append EVENT."""
+        values: dict[str, Any] = asdict(event)
+        for key in ("text", "steps", "eta_s"):
+            del values[key]
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+
+
+def _step(line: str) -> float:
+    """Return the step of a metrics line; one that was cut off by a crash counts as lost."""
+    try:
+        step = json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
+    return float(step)
