@@ -1,0 +1,52 @@
+"""What every engine can do, wherever the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from edgeai.artifact import Artifact
+from edgeai.engines.streaming import ChunkStream
+from edgeai.plan import Plan
+from edgeai.types import GenerationConfig, Prompt
+
+__all__ = ["Engine"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A loaded model. Safe to call from many threads; closing the stream of `generate` cancels the work behind it."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """The facts of the model file."""
+
+    @property
+    def plan(self) -> Plan:
+        """How it runs here."""
+
+    @property
+    def load_s(self) -> float:
+        """How long loading took, in seconds."""
+
+    @property
+    def backend(self) -> str:
+        """What really computes, as read back after loading: `cpu`, `cuda`, or a name of the engine's own."""
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Return the token ids of TEXT; special tokens written in it are text unless `parse_special`."""
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of IDS, special tokens as nothing."""
+
+    def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
+        """Answer PROMPT piece by piece; the last chunk carries finish reason, usage and timings.
+
+        Raises ContextExceeded before any work, NoChatTemplate for messages to a base model, EngineCrashed.
+        """
+
+    def score(self, text: str) -> list[float]:
+        """Return the log-probability in nats of each token of TEXT after the first, given those before it."""
+
+    def close(self) -> None:
+        """Free the model; running generations end as cancelled. Calling it twice is fine."""

@@ -1,0 +1,83 @@
+"""An engine without a model, for tests of everything above the engines: it answers with the words it was given."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeai.artifact import Artifact
+from edgeai.engines.streaming import ChunkStream, StopFilter
+from edgeai.errors import ContextExceeded
+from edgeai.plan import Plan
+from edgeai.types import Chunk, FinishReason, GenerationConfig, Prompt, Timings, Usage
+
+__all__ = ["FakeEngine"]
+
+
+class FakeEngine:
+    """Answers every prompt with ANSWER, one word a chunk; a token is a word. Keeps the prompts it was given."""
+
+    backend = "fake"
+    load_s = 0.0
+
+    def __init__(self, answer: str = "a fake answer", *, context: int = 64) -> None:
+        self.answer = answer
+        self.prompts: list[Prompt] = []
+        self.cancelled = 0
+        self.closed = False
+        self._words: list[str] = []
+        self.artifact = Artifact(
+            path=Path("fake.gguf"), name="fake", format="gguf", arch="fake", params=0, context=context, quant="F32", bpw=32.0, vocab=0,
+            bos=None, eos=None, template="{{ messages }}", sha256=None, parent=None, size_bytes=0, types={}, metadata={},
+        )  # fmt: skip
+        self.plan = Plan(
+            engine="fake", device="cpu", gpu_layers=0, context=context, batch=context, threads=1, kv_type="none",
+            extra_bufts=True, memory_bytes=0, fits=True,
+        )  # fmt: skip
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:  # noqa: ARG002
+        """Return one id per word, the same for the same word."""
+        ids = []
+        for word in text.split():
+            if word not in self._words:
+                self._words.append(word)
+            ids.append(self._words.index(word))
+        return ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the words of IDS."""
+        return " ".join(self._words[token] for token in ids)
+
+    def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
+        """Answer, honouring max_tokens and stop."""
+        self.prompts.append(prompt)
+        text = prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
+        prompt_tokens = len(self.tokenize(text))
+        if prompt_tokens >= self.plan.context:
+            raise ContextExceeded(f"the prompt has {prompt_tokens} tokens and the context holds {self.plan.context}")
+        chunks: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
+        words = self.answer.split(" ")
+        limit = len(words) if config.max_tokens is None else config.max_tokens
+        finish: FinishReason = "stop" if limit >= len(words) else "length"
+        stops, count = StopFilter(config.stop), 0
+        for count, word in enumerate(words[:limit], start=1):
+            chunks.put(Chunk(text=stops.feed(word if count == 1 else f" {word}")))
+            if stops.stopped:
+                finish = "stop"
+                break
+        timings = Timings(load_s=0.0, ttft_s=0.0, prompt_tok_s=None, gen_tok_s=None, total_s=0.0)
+        usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=count)
+        chunks.put(Chunk(text=stops.flush(), finish_reason=finish, usage=usage, timings=timings))
+        return ChunkStream(chunks, self._count_cancel)
+
+    def _count_cancel(self) -> None:
+        self.cancelled += 1
+
+    def score(self, text: str) -> list[float]:
+        """Return 0.0 (certainty) for every word after the first."""
+        return [0.0] * max(0, len(self.tokenize(text)) - 1)
+
+    def close(self) -> None:
+        """Note that the engine was closed."""
+        self.closed = True

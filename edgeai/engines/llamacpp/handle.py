@@ -1,0 +1,158 @@
+"""The native model and context, with their lifetimes: loaded, used by one thread at a time, freed once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from edgeai import native
+from edgeai.artifact import Artifact
+from edgeai.errors import DeviceUnavailable, DoesNotFit, EngineCrashed, InvalidModel
+from edgeai.plan import Plan
+
+__all__ = ["Aborted", "Handle"]
+
+
+class Aborted(Exception):
+    """A decode ended early because `abort` was called."""
+
+
+class Handle:
+    """Owns a llama_model and a llama_context. Not safe for concurrent use; `abort` alone may be called from any thread."""
+
+    def __init__(self, artifact: Artifact, plan: Plan) -> None:
+        self.lib = native.library()
+        self._abort = _AbortFlag(self.lib)
+        self.model = self._load(artifact, plan)
+        self.context: Any = None
+        try:
+            self.context = self._new_context(artifact, plan)
+        except BaseException:
+            self.free()
+            raise
+        self.vocab = self.lib.llama_model_get_vocab(self.model)
+        # The library rounds the context up to a multiple of 256; what was promised is what was planned.
+        self.n_ctx = min(plan.context, int(self.lib.llama_n_ctx(self.context)))
+        self.n_batch = int(self.lib.llama_n_batch(self.context))
+        self.n_vocab = int(self.lib.llama_vocab_n_tokens(self.vocab))
+        self.backend = plan.device
+        self._one = (ctypes.c_int32 * 1)()
+
+    def _load(self, artifact: Artifact, plan: Plan) -> Any:
+        params = self.lib.llama_model_default_params()
+        params.n_gpu_layers = plan.gpu_layers
+        params.use_extra_bufts = plan.extra_bufts
+        model = self.lib.llama_model_load_from_file(os.fsencode(artifact.path), params)
+        if not model:
+            raise _load_error(artifact)
+        if plan.device == "cuda":
+            self._check_offload()
+        return model
+
+    def _check_offload(self) -> None:
+        """Read back from the library what it really put on the GPU: an explicit or planned device is never swapped silently."""
+        offloaded = [match for line in native.last_log(400) if (match := re.search(r"offloaded (\d+)/(\d+) layers to GPU", line))]
+        if not offloaded or int(offloaded[-1].group(1)) == 0:
+            raise DeviceUnavailable(
+                "the model was planned for CUDA and the native library put no layer there", hint="edgeai doctor"
+            )
+
+    def _new_context(self, artifact: Artifact, plan: Plan) -> Any:
+        params = self.lib.llama_context_default_params()
+        params.n_ctx = plan.context
+        params.n_batch = params.n_ubatch = plan.batch
+        params.n_seq_max = 1
+        params.n_threads = params.n_threads_batch = plan.threads
+        params.abort_callback, params.abort_callback_data = self._abort.callback, self._abort.address
+        context = self.lib.llama_init_from_model(self.model, params)
+        if not context:
+            raise DoesNotFit(
+                f"no memory for {artifact.name!r} at context {plan.context}: {_log_tail()}", hint="use a smaller --ctx"
+            )
+        return context
+
+    def abort(self) -> None:
+        """End the decode that is running, or the next one, within one graph node. Thread-safe."""
+        self._abort.set()
+
+    def reset(self) -> None:
+        """Forget every token and a pending abort."""
+        self._abort.clear()
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
+
+    def decode(self, ids: Sequence[int]) -> None:
+        """Append IDS, at most n_batch of them, to the sequence; logits are those of the last. Raises Aborted, EngineCrashed."""
+        if len(ids) == 1:
+            self._one[0] = ids[0]
+            buffer, count = self._one, 1
+        else:
+            buffer, count = (ctypes.c_int32 * len(ids))(*ids), len(ids)
+        self.check(self.lib.llama_decode(self.context, self.lib.llama_batch_get_one(buffer, count)))
+
+    def check(self, code: int) -> None:
+        """Turn a return code of llama_decode into an error."""
+        if code == 2:
+            raise Aborted
+        if code != 0:
+            raise EngineCrashed(f"the native library failed to decode (code {code}): {_log_tail()}", hint="edgeai doctor")
+
+    def logits_of_all(self, ids: Sequence[int]) -> Any:
+        """Return a ctypes view (n, n_vocab) of the logits at each of IDS (n ≤ n_batch), valid until the next decode."""
+        batch = self.lib.llama_batch_init(len(ids), 0, 1)
+        try:
+            batch.n_tokens = len(ids)
+            for index, token in enumerate(ids):
+                batch.token[index], batch.pos[index] = token, index
+                batch.n_seq_id[index], batch.seq_id[index][0], batch.logits[index] = 1, 0, 1
+            self.check(self.lib.llama_decode(self.context, batch))
+        finally:
+            self.lib.llama_batch_free(batch)
+        pointer = self.lib.llama_get_logits(self.context)
+        return ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * self.n_vocab * len(ids))).contents
+
+    def free(self) -> None:
+        """Free context and model; safe to call twice."""
+        if self.context:
+            self.lib.llama_free(self.context)
+            self.context = None
+        if self.model:
+            self.lib.llama_model_free(self.model)
+            self.model = None
+
+
+class _AbortFlag:
+    """Lets any thread end a decode, without calling into Python at every graph node.
+
+    libggml asks a C function `bool f(void *data)` before each node; a Python callback there would cost more than the node. C's strlen
+    is such a function: it reads the bytes at `data` and returns 0 (go on) for an empty string, 1 (abort) for a string of one character.
+    """
+
+    def __init__(self, lib: Any) -> None:
+        c_library = ctypes.CDLL("msvcrt") if sys.platform == "win32" else ctypes.CDLL(None)
+        self.callback = ctypes.cast(c_library.strlen, lib.ggml_abort_callback)
+        self._flag = ctypes.create_string_buffer(2)
+        self.address = ctypes.addressof(self._flag)
+
+    def set(self) -> None:
+        self._flag[0] = b"x"
+
+    def clear(self) -> None:
+        self._flag[0] = b"\0"
+
+
+def _log_tail() -> str:
+    return "; ".join(native.last_log(3, errors_only=True)) or "it says no more"
+
+
+def _load_error(artifact: Artifact) -> InvalidModel | DoesNotFit:
+    reason = _log_tail()
+    if re.search(r"failed to allocate|out of memory|unable to allocate", reason):
+        return DoesNotFit(f"{artifact.name!r} does not fit in memory: {reason}", hint="use a smaller file of this model")
+    return InvalidModel(
+        f"the native library cannot load {str(artifact.path)!r}: {reason}",
+        hint="edgeai verify PATH checks the file; a newer model family may need a newer llama-cpp-python",
+    )

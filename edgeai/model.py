@@ -1,0 +1,159 @@
+"""The Python API for applications: `edgeai.load` and the `Model` it returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from edgeai.artifact import Artifact, open_artifact
+from edgeai.engines.base import Engine
+from edgeai.errors import InvalidModel
+from edgeai.plan import DeviceChoice, Plan, make_plan
+from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice, Prompt
+
+__all__ = ["Model", "Stream", "load", "open_engine"]
+
+
+def load(
+    model: str | os.PathLike[str], *, ctx: int | None = None, threads: int | None = None, device: DeviceChoice = "auto"
+) -> Model:
+    """Load MODEL, a path or the name of a pulled model, and return it ready to answer.
+
+        with edgeai.load("smollm2") as m:
+            print(m.chat([{"role": "user", "content": "Hi"}], max_tokens=64).text)
+
+    Raises ModelNotFound, InvalidModel, DoesNotFit, DeviceUnavailable or EngineCrashed, each with a hint.
+    """
+    from edgeai.store import Store
+
+    path = Store.open().find(os.fspath(model))
+    return Model(open_engine(path, ctx=ctx, threads=threads, device=device))
+
+
+def open_engine(path: Path, *, ctx: int | None = None, threads: int | None = None, device: DeviceChoice = "auto") -> Engine:
+    """Check the file at PATH, plan it for this machine and load it."""
+    from edgeai.device import probe
+
+    artifact = open_artifact(path)
+    if artifact.format != "gguf":
+        raise InvalidModel(
+            f"{str(path)!r} is a {artifact.format} folder of full-precision weights, which the runtime does not run",
+            hint=f"convert it first: edgeai convert {str(path)!r}",
+        )
+    plan = make_plan(artifact, probe(gpus=device == "cuda"), ctx=ctx, threads=threads, choice=device)
+    from edgeai.engines.llamacpp import LlamaCppEngine
+
+    return LlamaCppEngine(artifact, plan)
+
+
+class Model:
+    """A loaded model. One `Model` may be used from many threads at once; `close` it, or use it in a `with` block."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def artifact(self) -> Artifact:
+        """The facts of the model file."""
+        return self.engine.artifact
+
+    @property
+    def plan(self) -> Plan:
+        """How the model runs here."""
+        return self.engine.plan
+
+    def stream(self, prompt: Prompt, **options: Any) -> Stream:
+        """Answer PROMPT (messages, or a text to be continued) piece by piece; OPTIONS are those of GenerationConfig."""
+        return Stream(self.engine, prompt, GenerationConfig(**options))
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
+        """Answer MESSAGES through the model's chat template. Raises NoChatTemplate for a base model."""
+        return self.stream(messages, **options).collect()
+
+    def complete(self, text: str, **options: Any) -> Completion:
+        """Continue TEXT."""
+        return self.stream(text, **options).collect()
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Return the token ids of TEXT; special tokens written in it are plain text."""
+        return self.engine.tokenize(text, add_special=add_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of IDS."""
+        return self.engine.detokenize(ids)
+
+    def score(self, text: str) -> list[float]:
+        """Return the log-probability (nats) of each token of TEXT after the first."""
+        return self.engine.score(text)
+
+    def close(self) -> None:
+        """Free the model; calling it twice is fine."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Stream:
+    """The chunks of an answer. Leaving its `with` block, or `cancel()`, stops the work; `collect` makes the whole answer.
+
+    Every chunk that was read is kept, so `completion()` says at any time what has come so far.
+    """
+
+    def __init__(self, engine: Engine, prompt: Prompt, config: GenerationConfig) -> None:
+        self._engine = engine
+        self._chunks = engine.generate(prompt, config)
+        self._seen: list[Chunk] = []
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        chunk = next(self._chunks)
+        self._seen.append(chunk)
+        return chunk
+
+    def cancel(self) -> None:
+        """Ask for the end; the last chunk then says `cancelled`."""
+        self._chunks.cancel()
+
+    def close(self) -> None:
+        """Stop the work; nothing more will be read."""
+        self._chunks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def collect(self) -> Completion:
+        """Read the stream to its end and return the whole answer."""
+        for _ in self:
+            pass
+        return self.completion()
+
+    def completion(self) -> Completion:
+        """Return the answer of a stream that has been read to its last chunk."""
+        last = self._seen[-1] if self._seen else Chunk()
+        if last.finish_reason is None or last.usage is None or last.timings is None:
+            raise ValueError("the stream has not ended: read it, or cancel() and read what is left")
+        plan = self._engine.plan
+        notices: list[Notice] = [*plan.notices, *(notice for chunk in self._seen for notice in chunk.notices)]
+        return Completion(
+            text="".join(chunk.text for chunk in self._seen),
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+            timings=last.timings,
+            model=self._engine.artifact.name,
+            backend=plan.engine,
+            device=self._engine.backend,
+            plan=plan.to_dict(),
+            warnings=tuple(notices),
+        )
