@@ -1,3 +1,46 @@
-"""edgeai: from full-precision weights to an answer on a laptop, with proof."""
+"""edgeai: from full-precision weights to an answer on a laptop, with proof.
+
+    with edgeai.load("smollm2") as m:
+        print(m.chat([{"role": "user", "content": "Hi"}], max_tokens=64).text)
+
+The names below are imported when they are first used, so `import edgeai` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeai import errors
+    from edgeai.model import Model, Stream, load
+    from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Chunk",
+    "Completion",
+    "GenerationConfig",
+    "Message",
+    "Model",
+    "Notice",
+    "Stream",
+    "__version__",
+    "errors",
+    "load",
+]
+
+_HOMES = {"Model": "edgeai.model", "Stream": "edgeai.model", "load": "edgeai.model"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgeai' has no attribute {name!r}")
+    if name == "errors":
+        return importlib.import_module("edgeai.errors")
+    return getattr(importlib.import_module(_HOMES.get(name, "edgeai.types")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -15,7 +15,19 @@ from edgeai import native
 from edgeai.selftest import Verdict, native_verdict
 from edgeai.paths import home
 
-__all__ = ["CPU", "GPU", "Device", "NativeLibrary", "cpu_facts", "nvidia_gpus", "probe"]
+__all__ = [
+    "CPU",
+    "GPU",
+    "Device",
+    "Memory",
+    "NativeLibrary",
+    "cpu_facts",
+    "library_facts",
+    "memory_facts",
+    "nvidia_gpus",
+    "probe",
+    "system_name",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +74,21 @@ class NativeLibrary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """RAM in bytes, already cut to the cgroup's `limit` (None without one)."""
+
+    total: int
+    available: int
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """This machine. Memory in bytes, already cut to the cgroup's limit."""
+    """This machine."""
 
     system: str
     cpu: CPU
-    memory_total: int
-    memory_available: int
-    memory_limit: int | None
+    memory: Memory
     gpus: tuple[GPU, ...]
     gpu_problem: str | None
     library: NativeLibrary
@@ -89,27 +108,23 @@ def probe(*, gpus: bool = True) -> Device:
 
     Raises DeviceUnavailable without a native library, EngineCrashed when it cannot decode at all.
     """
-    import psutil
-
     cpu = cpu_facts()
-    verdict = native_verdict(home() / "cache", cpu.name)
+    library = library_facts(cpu)
     found, problem = nvidia_gpus() if gpus or _signs_of_nvidia() else ((), None)
-    memory = psutil.virtual_memory()
-    limit, used = memory_cgroup()
-    available = memory.available if limit is None else min(memory.available, max(0, limit - used))
-    return Device(
-        system=f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
-        cpu=cpu,
-        memory_total=memory.total if limit is None else min(memory.total, limit),
-        memory_available=available,
-        memory_limit=limit,
-        gpus=found,
-        gpu_problem=problem,
-        library=_library_facts(verdict),
-    )
+    return Device(system=system_name(), cpu=cpu, memory=memory_facts(), gpus=found, gpu_problem=problem, library=library)
 
 
-def _library_facts(verdict: Verdict) -> NativeLibrary:
+def system_name() -> str:
+    """Return operating system, machine and Python in one line."""
+    return f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def library_facts(cpu: CPU) -> NativeLibrary:
+    """Load libllama, after a child process has shown that it survives a decode on CPU.
+
+    Raises DeviceUnavailable when it is not installed, EngineCrashed when it cannot decode at all.
+    """
+    verdict = native_verdict(home() / "cache", cpu.name)
     lib = native.library()
     return NativeLibrary(
         path=str(native.library_dir()),
@@ -171,6 +186,17 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     return min(limits, default=None)
 
 
+def memory_facts(root: Path = Path("/")) -> Memory:
+    """Return the memory that this process may use."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limit, used = memory_cgroup(root)
+    if limit is None or limit >= memory.total:
+        return Memory(total=memory.total, available=memory.available, limit=None)
+    return Memory(total=limit, available=min(memory.available, max(0, limit - used)), limit=limit)
+
+
 def memory_cgroup(root: Path = Path("/")) -> tuple[int | None, int]:
     """Return (limit, bytes in use) of the tightest memory cgroup above this process; (None, 0) without a limit."""
     limits: list[tuple[int, int]] = []
@@ -182,8 +208,14 @@ def memory_cgroup(root: Path = Path("/")) -> tuple[int | None, int]:
             text = _read(folder / limit_name)
             # Version 1 writes "no limit" as a number near 2**63.
             if text is not None and text != "max" and int(text) < 2**60:
-                limits.append((int(text), int(_read(folder / used_name) or 0)))
+                limits.append((int(text), int(_read(folder / used_name) or 0) - _reclaimable(folder)))
     return min(limits, default=(None, 0))
+
+
+def _reclaimable(folder: Path) -> int:
+    """Return the bytes of page cache that the kernel gives back when they are needed; they count as used in a cgroup."""
+    stat = dict(line.split(" ", 1) for line in (_read(folder / "memory.stat") or "").splitlines() if " " in line)
+    return int(stat.get("inactive_file") or stat.get("total_inactive_file") or 0)
 
 
 def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:

@@ -67,7 +67,11 @@ class Model:
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
         """Answer PROMPT (messages, or a text to be continued) piece by piece; OPTIONS are those of GenerationConfig."""
-        return Stream(self.engine, prompt, GenerationConfig(**options))
+        return self.stream_config(prompt, GenerationConfig(**options))
+
+    def stream_config(self, prompt: Prompt, config: GenerationConfig) -> Stream:
+        """Answer PROMPT piece by piece with a CONFIG that is already made."""
+        return Stream(self.engine, prompt, config)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
         """Answer MESSAGES through the model's chat template. Raises NoChatTemplate for a base model."""

@@ -137,7 +137,7 @@ def estimate_memory(artifact: Artifact, context: int) -> int:
 
 
 def _check_memory(artifact: Artifact, device: Device, plan: Plan) -> None:
-    free = device.cuda_devices[0].memory_free if plan.device == "cuda" else device.memory_available
+    free = device.cuda_devices[0].memory_free if plan.device == "cuda" else device.memory.available
     if plan.memory_bytes <= free:
         return
     smaller = next((ctx for ctx in (4096, 2048, 1024, 512) if estimate_memory(artifact, ctx) <= free), None)

@@ -61,7 +61,8 @@ class Verbs(click.Group):
 
 def show_error(error: EdgeAIError) -> None:
     """Print ERROR and its hint on stderr."""
-    click.echo(f"error: {error.message}", err=True)
+    # Ctrl-C is no error to the one who pressed it.
+    click.echo(error.message if isinstance(error, Interrupted) else f"error: {error.message}", err=True)
     if error.hint:
         click.echo(f"\nhint: {error.hint}", err=True)
 

@@ -24,12 +24,16 @@ class Degraded(EdgeAIError):
 
 @dataclass(slots=True)
 class Output:
-    """How this invocation talks: `as_json` on stdout, `quiet` or `verbose` on stderr, warnings fatal under `strict`."""
+    """How this invocation talks: `as_json` on stdout, `quiet` or `verbose` on stderr, warnings fatal under `strict`.
+
+    `warned` keeps every warning that was given, for the JSON of a command.
+    """
 
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
     strict: bool = False
+    warned: list[Notice] = field(default_factory=list, init=False)
     _bar: ProgressLine | None = field(default=None, init=False)
 
     def answer(self, text: str) -> None:
@@ -53,6 +57,7 @@ class Output:
         for notice in notices:
             if self.strict:
                 raise Degraded(notice.message, hint=f"this is the warning {notice.code!r}, made an error by --strict")
+            self.warned.append(notice)
             self.end_progress()
             click.echo(f"warning: {notice.message}", err=True)
 

@@ -1,0 +1,68 @@
+"""Print an answer as it comes, keep what came when the user stops it, and say how long it took."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from edgeai.cli.output import Output
+from edgeai.errors import Interrupted
+from edgeai.model import Model, Stream
+from edgeai.types import Completion, GenerationConfig, Prompt
+
+__all__ = ["answer_once", "print_stream", "timing_lines"]
+
+
+def answer_once(model: Model, prompt: Prompt, config: GenerationConfig, out: Output) -> None:
+    """Print one answer, or one JSON object. Raises Interrupted after a Ctrl-C, with what came printed."""
+    with model.stream_config(prompt, config) as stream:
+        done = print_stream(stream, show=not out.as_json)
+    if out.as_json:
+        earlier = tuple(notice for notice in out.warned if notice not in done.warnings)
+        out.json(replace(done, warnings=(*earlier, *done.warnings)).to_dict())
+    report(done, config, out)
+    if done.finish_reason == "cancelled":
+        raise Interrupted
+
+
+def print_stream(stream: Stream, *, show: bool) -> Completion:
+    """Read STREAM to its end, printing each piece at once; Ctrl-C cancels it and keeps what came."""
+    last = ""
+    while True:
+        try:
+            for chunk in stream:
+                if show and chunk.text:
+                    last = chunk.text
+                    click.echo(chunk.text, nl=False)
+            break
+        except KeyboardInterrupt:
+            stream.cancel()  # the loop goes on: the stream now ends with what was made and `cancelled`
+    if show and not last.endswith("\n"):
+        click.echo()
+    return stream.completion()
+
+
+def report(done: Completion, config: GenerationConfig, out: Output) -> None:
+    """Say on stderr what the answer does not show: warnings, that it was cut, and with --verbose the timings."""
+    out.warn(notice for notice in done.warnings if notice.code == "context-full")
+    if done.finish_reason == "length" and done.usage.completion_tokens == config.max_tokens and not out.as_json:
+        out.note(f"[cut after {config.max_tokens} tokens: --max-tokens]")
+    if out.verbose:
+        for line in timing_lines(done):
+            out.note(line)
+
+
+def timing_lines(done: Completion) -> list[str]:
+    """Return the timings in the shape that `ollama run --verbose` made usual."""
+    times, usage = done.timings, done.usage
+    rows = [
+        ("total duration", f"{times.total_s:.3f} s"),
+        ("load duration", f"{times.load_s:.3f} s"),
+        ("time to first token", "-" if times.ttft_s is None else f"{times.ttft_s:.3f} s"),
+        ("prompt eval count", f"{usage.prompt_tokens} tokens"),
+        ("prompt eval rate", "-" if times.prompt_tok_s is None else f"{times.prompt_tok_s:.1f} tok/s"),
+        ("eval count", f"{usage.completion_tokens} tokens"),
+        ("eval rate", "-" if times.gen_tok_s is None else f"{times.gen_tok_s:.1f} tok/s"),
+    ]
+    return [f"{name + ':':<21}{value}" for name, value in rows]

@@ -1,0 +1,164 @@
+"""`edgeai run`: one answer, or a conversation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeai.cli.output import Output, human_bytes, output_options
+from edgeai.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeai.model import Model
+    from edgeai.types import GenerationConfig, Prompt
+
+__all__ = ["run_command"]
+
+DEFAULT_MAX_TOKENS = 1024
+"""An answer ends here unless --max-tokens says otherwise: a small model that repeats itself must not run for ever."""
+
+
+@click.command("run")
+@click.argument("model")
+@click.argument("prompt", required=False)
+@click.option("-s", "--system", help="System message.")
+@click.option("-f", "--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Add a text file to the prompt; may be repeated.")  # fmt: skip
+@click.option("--raw", is_flag=True, help="Complete the prompt as it is, without a chat template.")
+@click.option("-n", "--max-tokens", type=int, default=DEFAULT_MAX_TOKENS, show_default=True, help="Longest answer.")
+@click.option("--temp", type=float, help="Temperature; 0 always takes the likeliest token.  [default: 0.8]")
+@click.option("--top-p", type=float, help="Keep the likeliest tokens up to this probability.  [default: 0.95]")
+@click.option("--top-k", type=int, help="Keep this many tokens, 0 for all.  [default: 40]")
+@click.option("--min-p", type=float, help="Keep tokens this likely relative to the likeliest.  [default: 0.05]")
+@click.option("--seed", type=int, help="Same seed, same answer.")
+@click.option("--stop", multiple=True, help="End the answer before this text; may be repeated.")
+@click.option("--ctx", type=int, help="Context in tokens, the answer included.")
+@click.option("--threads", type=int, help="CPU threads.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--pull", is_flag=True, help="Pull the model first if it is not here.")
+@output_options
+def run_command(
+    model: str,
+    prompt: str | None,
+    system: str | None,
+    files: tuple[Path, ...],
+    raw: bool,
+    max_tokens: int,
+    temp: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    min_p: float | None,
+    seed: int | None,
+    stop: tuple[str, ...],
+    ctx: int | None,
+    threads: int | None,
+    device: str,
+    pull: bool,
+    out: Output,
+) -> None:
+    """Answer PROMPT with MODEL: a pulled model's name, or the path of a .gguf file.
+
+    Piped text is added to the prompt. Without a prompt, on a terminal, this is a chat.
+    """
+    from edgeai.cli.answer import answer_once
+    from edgeai.cli.chat import Chat
+    from edgeai.types import GenerationConfig
+
+    sampling = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    given = {key: value for key, value in sampling.items() if value is not None}
+    config = GenerationConfig(max_tokens=max_tokens, seed=seed, stop=stop, **given)  # type: ignore[arg-type]
+    text = gather_prompt(prompt, files)
+    if text is None and out.as_json:
+        raise UsageError("--json needs a prompt", hint=f'edgeai run {model} "PROMPT" --json')
+    path = locate(model, pull=pull, out=out)
+    with load_model(path, ctx=ctx, threads=threads, device=device, out=out) as loaded:
+        if text is None:
+            Chat(loaded, config, system, out).loop()
+        else:
+            answer_once(loaded, make_prompt(loaded, text, system, raw, out), config, out)
+
+
+def gather_prompt(prompt: str | None, files: tuple[Path, ...]) -> str | None:
+    """Return the prompt with piped text and files after it, or None when there is none of them and a terminal to ask."""
+    parts = [prompt] if prompt else []
+    parts += [read_text(path) for path in files]
+    piped = sys.stdin is not None and not sys.stdin.isatty()
+    if piped:
+        try:
+            parts.append(sys.stdin.read())
+        except UnicodeDecodeError as error:
+            raise UsageError("what is piped in is not UTF-8 text", hint=f"byte {error.start}: {error.reason}") from error
+    text = "\n\n".join(part.strip("\n") for part in parts if part.strip())
+    if text:
+        return text
+    if piped or prompt is not None or files:
+        raise UsageError("the prompt is empty", hint='edgeai run MODEL "PROMPT"')
+    return None
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file. Raises UsageError for one that is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{str(path)!r} is not UTF-8 text", hint=f"byte {error.start}: {error.reason}") from error
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def locate(model: str, *, pull: bool, out: Output) -> Path:
+    """Return the path of MODEL; one that only the catalogue knows is pulled if the user agrees."""
+    from edgeai.store import Store
+
+    store = Store.open()
+    entry = store.entry(model)
+    if entry is None or store.path_of(model) is not None or Path(model).exists():
+        return store.find(model)
+    on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    question = f"{entry.name} is not here; pull {human_bytes(entry.size_bytes)} now?"
+    if pull or (on_terminal and click.confirm(question, default=True, err=True)):
+        path = store.pull(model, out.progress)
+        out.end_progress()
+        return path
+    return store.find(model)
+
+
+def load_model(path: Path, *, ctx: int | None, threads: int | None, device: str, out: Output) -> Model:
+    """Load the model at PATH and say in one line how it runs."""
+    from edgeai.model import Model, open_engine
+
+    loaded = Model(open_engine(path, ctx=ctx, threads=threads, device=device))  # type: ignore[arg-type]
+    try:
+        out.warn(loaded.plan.notices)
+        if sys.stderr.isatty() or out.verbose:
+            out.note(load_line(loaded))
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded
+
+
+def load_line(loaded: Model) -> str:
+    """Return one line like `smollm2 Q4_1 · CPU 2 threads · ctx 8192 · 0.3 GB · loaded 0.1 s`."""
+    artifact, plan = loaded.artifact, loaded.plan
+    where = f"CUDA {plan.gpu_layers} layers" if plan.device == "cuda" else f"CPU {plan.threads} threads"
+    size = f"{plan.memory_bytes / 1e9:.1f} GB"
+    return f"{artifact.name} {artifact.quant} · {where} · ctx {plan.context} · {size} · loaded {loaded.engine.load_s:.1f} s"
+
+
+def make_prompt(loaded: Model, text: str, system: str | None, raw: bool, out: Output) -> Prompt:
+    """Return TEXT as messages, or as it is for --raw and for a base model (which is said)."""
+    from edgeai.types import Message, Notice
+
+    if raw and system:
+        raise UsageError("--system and --raw exclude each other", hint="a raw prompt is completed as it is")
+    if raw:
+        return text
+    if loaded.artifact.template is None and system is None:
+        message = f"{loaded.artifact.name} has no chat template: completing the prompt as it is (--raw says so beforehand)"
+        out.warn([Notice(code="completion-mode", message=message)])
+        return text
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": text}]

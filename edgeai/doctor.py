@@ -1,0 +1,150 @@
+"""What is here, what is wrong with it, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from edgeai.device import CPU, GPU, NativeLibrary, cpu_facts, library_facts, memory_facts, nvidia_gpus, system_name
+from edgeai.errors import EdgeAIError
+from edgeai.native import cuda_install_command
+from edgeai.paths import home
+
+__all__ = ["Examination", "Problem", "examine"]
+
+LOW_DISK_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that is wrong, what it costs, and how to mend it. `exit_code` is 0 when models run all the same."""
+
+    what: str
+    mend: str
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """The facts in sections, and the problems."""
+
+    sections: Mapping[str, Mapping[str, str]]
+    problems: tuple[Problem, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        problems = [{"what": problem.what, "mend": problem.mend} for problem in self.problems]
+        return {"ok": not problems, **self.sections, "problems": problems}
+
+
+def examine() -> Examination:
+    """Look at the machine, the native library, the optional packages and the store."""
+    cpu, memory = cpu_facts(), memory_facts()
+    gpus, gpu_problem = nvidia_gpus()
+    problems: list[Problem] = []
+    library: NativeLibrary | None = None
+    try:
+        library = library_facts(cpu)
+    except EdgeAIError as error:
+        problems.append(Problem(what=error.message, mend=error.hint or "", exit_code=error.exit_code))
+    limit = "" if memory.limit is None else f" (limit of the cgroup {_gb(memory.limit)})"
+    sections = {
+        "machine": {
+            "system": system_name(),
+            "cpu": cpu.name,
+            "cores": _cores(cpu),
+            "instructions": " ".join(cpu.isa) or "unknown",
+            "memory": f"{_gb(memory.available)} available of {_gb(memory.total)}{limit}",
+        },
+        "gpu": {f"gpu {index}": _gpu(gpu) for index, gpu in enumerate(gpus)} or {"nvidia": gpu_problem or "none"},
+        "native library": _library(library),
+        "packages": {name: _version(name) for name in ("llama-cpp-python", "gguf", "torch", "transformers")},
+        "store": _store(),
+    }
+    problems += _library_problems(library, gpus) + _store_problems()
+    return Examination(sections=sections, problems=tuple(problems))
+
+
+def _cores(cpu: CPU) -> str:
+    quota = "" if cpu.quota is None else f", cgroup quota {cpu.quota:g}"
+    return f"{cpu.physical} physical, {cpu.logical} logical, {cpu.usable} usable{quota}; computing with {cpu.threads} threads"
+
+
+def _gpu(gpu: GPU) -> str:
+    free = f"{_gb(gpu.memory_free)} free of {_gb(gpu.memory_total)}"
+    return f"{gpu.name}, {free}, driver {gpu.driver}, compute capability {gpu.compute_capability}"
+
+
+def _library(library: NativeLibrary | None) -> dict[str, str]:
+    if library is None:
+        return {"libllama": "does not work here, see below"}
+    return {
+        "libllama": f"{library.version} in {library.path}",
+        "computes on": ", ".join(f"{device.name} ({device.description})" for device in library.devices),
+        "built with": library.features,
+        "self-test": library.verdict.reason or "passed, with extra buffer types",
+    }
+
+
+def _library_problems(library: NativeLibrary | None, gpus: tuple[GPU, ...]) -> list[Problem]:
+    if library is None:
+        return []
+    problems = []
+    if not library.verdict.extra_bufts:
+        problems.append(
+            Problem(
+                what=f"the native library crashes with repacked weights ({library.verdict.reason}); models run without them, slower",
+                mend='rebuild it without AMX: CFLAGS="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" CXXFLAGS="$CFLAGS" '
+                "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36",
+            )
+        )
+    if gpus and not library.gpu_offload:
+        problems.append(
+            Problem(what=f"{gpus[0].name} stays unused: llama-cpp-python is built without CUDA", mend=cuda_install_command())
+        )
+    elif gpus and not any(device.name.startswith("CUDA") for device in library.devices):
+        problems.append(
+            Problem(
+                what=f"the native library is built for GPUs and finds no CUDA device (driver {gpus[0].driver})",
+                mend="update the NVIDIA driver, or build llama-cpp-python with a CUDA version that this driver knows",
+            )
+        )
+    return problems
+
+
+def _store() -> dict[str, str]:
+    folder = _existing(home())
+    return {"folder": str(home()), "free disk": _gb(shutil.disk_usage(folder).free)}
+
+
+def _store_problems() -> list[Problem]:
+    folder = _existing(home())
+    problems = []
+    if not os.access(folder, os.W_OK):
+        problems.append(
+            Problem(what=f"{str(folder)!r} cannot be written: no model can be pulled", mend="set EDGEAI_HOME to a folder of yours")
+        )
+    if shutil.disk_usage(folder).free < LOW_DISK_BYTES:
+        problems.append(Problem(what=f"little disk is free in {str(folder)!r}", mend="edgeai rm MODEL, or set EDGEAI_HOME"))
+    return problems
+
+
+def _existing(path: Any) -> Any:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
