@@ -1,0 +1,76 @@
+"""Files from a Hugging Face hub, by its own library: HF_ENDPOINT, HF_TOKEN and its proxies hold, and it resumes."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from edgeai.errors import NetworkError
+from edgeai.fetch.sink import Sink, Wanted
+from edgeai.types import Progress
+
+__all__ = ["fetch"]
+
+SOURCE = re.compile(r"hf:([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
+
+
+def fetch(source: str, target: Path, want: Wanted, progress: Progress) -> None:
+    """Write the file that SOURCE (hf:owner/repo[@revision]/file) names to TARGET and check it.
+
+    The library works in a folder beside TARGET, not in the user's hub cache: the store is the only copy.
+    """
+    match = SOURCE.fullmatch(source)
+    assert match is not None  # noqa: S101 - the catalogue has checked it
+    repo, revision, name = match.groups()
+    work = target.with_name(f"{target.name}-hub")
+    path = download(repo, revision, name, work, progress)
+    with path.open("rb") as file, Sink(target, want, source, progress, label=f"checking {name}") as sink:
+        sink.copy(file)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def download(repo: str, revision: str | None, name: str, work: Path, progress: Progress) -> Path:
+    """Return the file NAME of REPO, downloaded into WORK; raises NetworkError."""
+    import httpx2
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(
+            hf_hub_download(
+                repo,
+                name,
+                revision=revision,
+                local_dir=work,
+                endpoint=os.environ.get("HF_ENDPOINT"),
+                tqdm_class=bar(f"downloading {name}", progress),
+                library_name="edgeai",
+            )
+        )
+    except errors.GatedRepoError:
+        hint = "accept its terms on the hub, then set HF_TOKEN"
+        raise NetworkError(f"the hub gives {repo!r} only to people who accepted its terms", hint=hint) from None
+    except (httpx2.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        what = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        hint = "check the network, HF_ENDPOINT and HF_TOKEN"
+        raise NetworkError(f"the hub cannot give {name!r} of {repo!r}: {what}", hint=hint) from None
+
+
+def bar(label: str, progress: Progress) -> Any:
+    """Return a tqdm class that reports to PROGRESS and draws nothing."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            super().__init__(*args, **(kwargs | {"file": io.StringIO(), "disable": False}))
+
+        def update(self, n: float | None = 1) -> Any:
+            shown = super().update(n)
+            progress(label, self.n, self.total, "B")
+            return shown
+
+    return Bar
