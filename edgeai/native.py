@@ -60,7 +60,8 @@ def fingerprint() -> str:
         # Versioned copies (libllama.so.0) repeat the same bytes; GPU libraries are large and are not what crashes here.
         if path.suffix in {".so", ".dylib", ".dll"} and "cuda" not in path.name and "mtmd" not in path.name:
             digest.update(path.name.encode())
-            digest.update(hashlib.file_digest(path.open("rb"), "sha256").digest())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -1,0 +1,68 @@
+"""What all tests share: a home of their own, and models that are made or fetched once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeai.model import Model, open_engine
+
+ROOT = Path(__file__).parents[1]
+USER_HOME = os.environ.get("EDGEAI_HOME")
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test away from the user's models, configuration and endpoints."""
+    monkeypatch.setenv("EDGEAI_HOME", str(tmp_path_factory.mktemp("home")))
+    for name in ("EDGEAI_OFFLINE", "EDGEAI_CATALOGUE", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The real SmolLM2-135M-Instruct from the user's own store, pulled if it is not there yet."""
+    from edgeai.paths import home
+    from edgeai.store import Store
+    from edgeai.types import no_progress
+
+    outer = os.environ.get("EDGEAI_HOME")
+    try:
+        if USER_HOME is None:
+            os.environ.pop("EDGEAI_HOME", None)
+        else:
+            os.environ["EDGEAI_HOME"] = USER_HOME
+        home().mkdir(parents=True, exist_ok=True)
+        return Store.open().pull("smollm2", no_progress)
+    finally:
+        if outer is not None:
+            os.environ["EDGEAI_HOME"] = outer
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: Path) -> Iterator[Model]:
+    """SmolLM2 loaded once, at a context of 512."""
+    model = Model(open_engine(smollm2_path, ctx=512))
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny converted to GGUF in F32 and proved."""
+    from edgeai.pipeline import convert
+
+    output = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    convert(ROOT / "models" / "tiny", output, "f32")
+    return output
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_gguf: Path) -> Iterator[Model]:
+    """The tiny base model, loaded once."""
+    model = Model(open_engine(tiny_gguf, threads=1))
+    yield model
+    model.close()

@@ -1,0 +1,89 @@
+"""A library that crashes is found out in a child, once, and the parent lives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from converters.header import read_header
+from edgeai import native, selftest
+from edgeai.errors import EngineCrashed
+from edgeai.selftest import Verdict, decode_probe, native_verdict, write_probe_model
+
+
+def child(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+CRASH = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+
+
+def test_this_library_passes_with_extra_buffer_types(tmp_path: Path) -> None:
+    assert native_verdict(tmp_path, "cpu") == Verdict(extra_bufts=True)
+
+
+def test_a_crash_with_extra_buffer_types_turns_them_off(tmp_path: Path) -> None:
+    verdict = native_verdict(tmp_path, "cpu", run=lambda extra: child(CRASH if extra else "pass"))
+    assert not verdict.extra_bufts
+    assert "SIGSEGV" in (verdict.reason or "")
+
+
+def test_a_crash_either_way_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EngineCrashed, match="SIGSEGV"):
+        native_verdict(tmp_path, "cpu", run=lambda _: child(CRASH))
+
+
+def test_the_verdict_is_remembered_for_library_and_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def run(extra: bool) -> subprocess.CompletedProcess[str]:
+        asked.append(extra)
+        return child("pass")
+
+    for cpu in ("cpu a", "cpu a", "cpu b"):
+        native_verdict(tmp_path, cpu, run=run)
+    assert len(asked) == 2
+    monkeypatch.setattr(native, "fingerprint", lambda: "rebuilt")
+    native_verdict(tmp_path, "cpu a", run=run)
+    assert len(asked) == 3
+
+
+def test_a_damaged_cache_is_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "selftest.json").write_text("{half")
+    assert native_verdict(tmp_path, "cpu", run=lambda _: child("pass")).extra_bufts
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert native_verdict(tmp_path / "file" / "cache", "cpu", run=lambda _: child("pass")).extra_bufts
+
+
+@pytest.mark.parametrize("extra_bufts", [True, False])
+def test_wrong_logits_are_noticed(tmp_path: Path, extra_bufts: bool) -> None:
+    path = tmp_path / "é 模型.gguf"
+    write_probe_model(path, types=("Q4_0",))
+    decode_probe(path, extra_bufts=extra_bufts)
+    header = read_header(path)
+    embedding = next(tensor for tensor in header.tensors if tensor.name == "token_embd.weight")
+    data = bytearray(path.read_bytes())
+    row = embedding.offset + 63 * 256 * 4  # the last token of the first batch now looks like token 10
+    data[row : row + 1024] = struct.pack("<256f", *(float(column == 10) for column in range(256)))
+    path.write_bytes(data)
+    with pytest.raises(RuntimeError, match="wrong logits"):
+        decode_probe(path, extra_bufts=extra_bufts)
+
+
+def test_the_child_really_dies_with_the_signal_that_is_reported() -> None:
+    assert child(CRASH).returncode == -signal.SIGSEGV
+
+
+def test_the_child_finds_the_package_where_the_parent_did(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.devnull)
+    assert selftest._run_child(True).returncode == 0
