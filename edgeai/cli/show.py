@@ -1,0 +1,143 @@
+"""`edgeai show`: what a model is."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeai.cli.output import Output, human_bytes, output_options
+from edgeai.errors import NoChatTemplate, UsageError
+
+if TYPE_CHECKING:
+    from edgeai.artifact import Artifact
+    from edgeai.store import Manifest
+
+__all__ = ["show_command"]
+
+Section = tuple[str, list[tuple[str, str]]]
+
+
+@click.command("show")
+@click.argument("model")
+@click.option("--template", is_flag=True, help="Print the chat template alone.")
+@output_options
+def show_command(model: str, template: bool, out: Output) -> None:
+    """Show what MODEL is: a pulled name, a .gguf file or a Hugging Face folder."""
+    from edgeai.artifact import open_artifact
+    from edgeai.store import Store
+
+    if template and out.as_json:
+        raise UsageError("--template and --json exclude each other", hint="the JSON has the template in it")
+    store = Store.open()
+    path = store.find(model)
+    artifact = open_artifact(path)
+    manifest = store.pulled(model) if path == store.path_of(model) else None
+    if template:
+        if artifact.template is None:
+            raise NoChatTemplate(f"{artifact.name!r} has no chat template", hint="`edgeai run --raw` completes text")
+        out.answer(printable(artifact.template, keep="\n\t") if sys.stdout.isatty() else artifact.template)
+    elif out.as_json:
+        out.json(to_json(artifact, manifest))
+    else:
+        out.answer(layout(sections(artifact, manifest)))
+
+
+def to_json(artifact: Artifact, manifest: Manifest | None) -> dict[str, Any]:
+    """Return the facts as JSON values."""
+    from edgeai.artifact import claimed_quant
+
+    value = asdict(artifact) | {"path": str(artifact.path), "types": dict(artifact.types)}
+    value |= {"claimed_quant": claimed_quant(artifact), "licence": licence(artifact, manifest)}
+    value["files"] = [asdict(file) for file in manifest.files] if manifest else []
+    return {key: plain(item) for key, item in value.items()}
+
+
+def plain(value: Any) -> Any:
+    """Return VALUE with numbers that JSON does not have (NaN, infinities) as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def licence(artifact: Artifact, manifest: Manifest | None) -> str | None:
+    """Return the licence in the manifest, else in the file."""
+    if manifest:
+        return manifest.licence
+    stated = artifact.metadata.get("general.license.name") or artifact.metadata.get("general.license")
+    return stated if isinstance(stated, str) else None
+
+
+def sections(artifact: Artifact, manifest: Manifest | None) -> Iterable[Section]:
+    """Yield the sections of the page: Model, Tokenizer, Tensors, Lineage, Licence."""
+    from edgeai.artifact import claimed_quant
+
+    claim = claimed_quant(artifact)
+    quant = artifact.quant if claim in (None, artifact.quant) else f"{artifact.quant} (the file says {claim})"
+    model = {
+        "name": artifact.name,
+        "architecture": artifact.arch,
+        "parameters": human_count(artifact.params),
+        "context length": artifact.context,
+        "quantization": quant,
+        "bits per weight": f"{artifact.bpw:.2f}",
+        "size": human_bytes(artifact.size_bytes),
+        "path": artifact.path,
+    }
+    yield "Model", rows(model)
+    kind = [artifact.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")]
+    length = f"{len(artifact.template)} characters" if artifact.template else "none"
+    tokenizer = {
+        "kind": " ".join(str(item) for item in kind if item),
+        "vocabulary": artifact.vocab,
+        "first token": artifact.bos,
+        "end token": artifact.eos,
+        "chat template": length,
+    }
+    yield "Tokenizer", rows(tokenizer)
+    yield "Tensors", rows(dict(sorted(artifact.types.items(), key=lambda item: -item[1])))
+    files = manifest.files if manifest else ()
+    lineage: dict[str, Any] = {"parent": artifact.parent}
+    if manifest:
+        lineage |= {"source": files[0].source, "pulled": manifest.pulled_at}
+    if len(files) == 1:
+        lineage["sha256"] = files[0].sha256
+    yield "Lineage", rows(lineage) or [("", "not stated")]
+    yield "Licence", [("", printable(licence(artifact, manifest) or "not stated"))]
+
+
+def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return FACTS as text, without those that are not known."""
+    return [(key, printable(str(value))) for key, value in facts.items() if value not in (None, "")]
+
+
+def layout(parts: Iterable[Section]) -> str:
+    """Return the sections as text with aligned values."""
+    parts = list(parts)
+    width = max(len(key) for _, facts in parts for key, _ in facts) + 4
+    lines: list[str] = []
+    for title, facts in parts:
+        lines += [f"  {title}", *(f"    {key.ljust(width) if key else ''}{value}" for key, value in facts), ""]
+    return "\n".join(lines).rstrip()
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return TEXT with control characters shown as escapes: a model file must not drive the terminal."""
+    return "".join(char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text)
+
+
+def human_count(count: float) -> str:
+    """Return COUNT with its unit: 134.5M."""
+    for unit in ("", "K", "M"):
+        if count < 1000:
+            return f"{count:.1f}{unit}" if unit else f"{count:.0f}"
+        count /= 1000
+    return f"{count:.1f}B"
