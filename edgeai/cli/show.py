@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -104,14 +104,22 @@ def sections(artifact: Artifact, manifest: Manifest | None) -> Iterable[Section]
     }
     yield "Tokenizer", rows(tokenizer)
     yield "Tensors", rows(dict(sorted(artifact.types.items(), key=lambda item: -item[1])))
-    files = manifest.files if manifest else ()
-    lineage: dict[str, Any] = {"parent": artifact.parent}
-    if manifest:
-        lineage |= {"source": files[0].source, "pulled": manifest.pulled_at}
-    if len(files) == 1:
-        lineage["sha256"] = files[0].sha256
-    yield "Lineage", rows(lineage) or [("", "not stated")]
+    yield "Lineage", list(lineage(artifact, manifest)) or [("", "not stated")]
     yield "Licence", [("", printable(licence(artifact, manifest) or "not stated"))]
+
+
+def lineage(artifact: Artifact, manifest: Manifest | None) -> Iterator[tuple[str, str]]:
+    """Yield where the model comes from: its parent, the packages or files it was pulled from, and when."""
+    if artifact.parent:
+        yield "parent", printable(artifact.parent)
+    files = manifest.files if manifest else ()
+    whole = (source.partition("#")[0] for file in files for source in file.source.split(", "))
+    for index, source in enumerate(dict.fromkeys(whole)):
+        yield "source" if not index else "", printable(source)
+    if manifest:
+        yield "pulled", manifest.pulled_at
+    if len(files) == 1:
+        yield "sha256", files[0].sha256
 
 
 def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -125,7 +133,8 @@ def layout(parts: Iterable[Section]) -> str:
     width = max(len(key) for _, facts in parts for key, _ in facts) + 4
     lines: list[str] = []
     for title, facts in parts:
-        lines += [f"  {title}", *(f"    {key.ljust(width) if key else ''}{value}" for key, value in facts), ""]
+        indent = width if any(key for key, _ in facts) else 0
+        lines += [f"  {title}", *(f"    {key:<{indent}}{value}" for key, value in facts), ""]
     return "\n".join(lines).rstrip()
 
 

@@ -24,7 +24,8 @@ def verify_command(models: tuple[str, ...], out: Output) -> None:
         out.json([{"name": target, **report.to_dict()} for target, report in reports.items()])
     else:
         for row in (row for report in reports.values() for row in report.rows):
-            out.answer(f"ok    {row.name}" if row.ok else f"BAD   {row.name}: {row.value}, want {row.limit}")
+            want = f", and {row.limit} is wanted" if row.limit else ""
+            out.answer(f"ok    {row.name}" if row.ok else f"BAD   {row.name}: {row.value}{want}")
         if not reports:
             out.note("no models are here yet; `edgeai list --all` shows what can be pulled")
     bad = [target for target, report in reports.items() if not report.ok]

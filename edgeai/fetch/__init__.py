@@ -57,7 +57,8 @@ class Fetcher:
             except NetworkError as error:
                 failures.append(error)
             else:
-                return target, source
+                joined = file.parts and source == file.parts[0].source
+                return target, ", ".join(part.source for part in file.parts) if joined else source
         raise together(failures)
 
     def get(self, source: str, target: Path, want: FileSpec | Part) -> None:

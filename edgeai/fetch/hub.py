@@ -1,4 +1,8 @@
-"""Files from a Hugging Face hub, by its own library: HF_ENDPOINT, HF_TOKEN and its proxies hold, and it resumes."""
+"""Files from a Hugging Face hub, by its own library: HF_ENDPOINT, HF_TOKEN and its retries hold.
+
+It does not go on with what an earlier process left (each download has a temporary name of its own), so nothing of an
+interrupted file is kept; whole files of a model are.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +31,24 @@ def fetch(source: str, target: Path, want: Wanted, progress: Progress) -> None:
     assert match is not None  # noqa: S101 - the catalogue has checked it
     repo, revision, name = match.groups()
     work = target.with_name(f"{target.name}-hub")
-    path = download(repo, revision, name, work, progress)
-    with path.open("rb") as file, Sink(target, want, source, progress, label=f"checking {name}") as sink:
-        sink.copy(file)
-    shutil.rmtree(work, ignore_errors=True)
+    try:
+        path = download(repo, revision, name, work, progress)
+        with path.open("rb") as file, Sink(target, want, source, progress, label=f"checking {name}") as sink:
+            sink.copy(file)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def download(repo: str, revision: str | None, name: str, work: Path, progress: Progress) -> Path:
     """Return the file NAME of REPO, downloaded into WORK; raises NetworkError."""
     import httpx2
     from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub.utils import logging
 
+    label = f"downloading {name} of {repo}"
+    progress(label, 0, None, "B")
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # its retries are not the user's business; the last error is told
     try:
         return Path(
             hf_hub_download(
@@ -46,7 +57,7 @@ def download(repo: str, revision: str | None, name: str, work: Path, progress: P
                 revision=revision,
                 local_dir=work,
                 endpoint=os.environ.get("HF_ENDPOINT"),
-                tqdm_class=bar(f"downloading {name}", progress),
+                tqdm_class=bar(label, progress),
                 library_name="edgeai",
             )
         )
@@ -54,9 +65,19 @@ def download(repo: str, revision: str | None, name: str, work: Path, progress: P
         hint = "accept its terms on the hub, then set HF_TOKEN"
         raise NetworkError(f"the hub gives {repo!r} only to people who accepted its terms", hint=hint) from None
     except (httpx2.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        what = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        what = next((line.strip() for line in reason(error).splitlines() if line.strip()), type(error).__name__)
         hint = "check the network, HF_ENDPOINT and HF_TOKEN"
         raise NetworkError(f"the hub cannot give {name!r} of {repo!r}: {what}", hint=hint) from None
+    finally:
+        logging.set_verbosity(level)
+
+
+def reason(error: BaseException) -> str:
+    """Return what lies under ERROR: the library wraps a refused connection in advice about its cache."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause)
 
 
 def bar(label: str, progress: Progress) -> Any:

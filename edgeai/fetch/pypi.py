@@ -29,6 +29,7 @@ RAW_PROGRESS_SINCE = (24, 1)
 """`--progress-bar raw`: pip 24.1, https://pip.pypa.io/en/stable/news/#b1-2024-05-06."""
 RAW_LINE = re.compile(r"Progress (\d+) of (\d+)")
 POLL_S = 0.2
+ERRORS, DETAILS = "stderr.log", "pip.log"
 NO_CONNECTION = re.compile(
     r"after connection broken by|connection error|timed out|Could not fetch URL|ProxyError|SSLError", re.IGNORECASE
 )
@@ -73,12 +74,12 @@ def run_pip(requirement: str, place: Path, progress: Progress, *, raw: bool) -> 
     """Run `pip download` of REQUIREMENT into PLACE."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar", "raw" if raw else "off"]
-    command += ["--dest", str(place), requirement]
+    command += ["--log", str(place / DETAILS), "--dest", str(place), requirement]
     # pip unpacks in TMPDIR first: the disk that was checked for free space is the one to use
     env = os.environ | {"TMPDIR": str(place), "TEMP": str(place), "TMP": str(place), "PYTHONIOENCODING": "utf-8"}
     label = f"downloading {requirement}"
     progress(label, 0, None, "B")
-    with (place / "pip.log").open("w+", encoding="utf-8", errors="replace") as log:
+    with (place / ERRORS).open("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=env, text=True, errors="replace"
         )
@@ -91,7 +92,16 @@ def run_pip(requirement: str, place: Path, progress: Progress, *, raw: bool) -> 
                 process.stdout.close()
         log.seek(0)
         if process.returncode:
-            raise failure(requirement, log.read())
+            raise failure(requirement, log.read(), read_details(place / DETAILS))
+
+
+def read_details(path: Path) -> str:
+    """Return the end of pip's own log, which tells of connections that failed even where stderr does not."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 200_000))
+        return file.read().decode(errors="replace")
 
 
 def follow(process: subprocess.Popen[str], place: Path, label: str, progress: Progress, *, raw: bool) -> None:
@@ -122,13 +132,13 @@ def grown(place: Path) -> int:
     return total
 
 
-def failure(requirement: str, log: str) -> NetworkError | DoesNotFit:
-    """Return the error for a pip that failed with LOG on stderr."""
+def failure(requirement: str, log: str, details: str = "") -> NetworkError | DoesNotFit:
+    """Return the error for a pip that failed with LOG on stderr and DETAILS in its log file."""
     lines = [line.removeprefix("ERROR: ").strip() for line in log.splitlines() if line.startswith("ERROR:")]
     said = next((line for line in reversed(lines) if line), log.strip().rpartition("\n")[2] or "nothing")
     if NO_SPACE.search(log):
         return DoesNotFit(f"no space is left to download {requirement!r}: pip says {said!r}", hint="free some space")
-    if NO_CONNECTION.search(log):
+    if NO_CONNECTION.search(log) or NO_CONNECTION.search(details):
         return NetworkError(
             f"the package index cannot be reached for {requirement!r}: pip says {said!r}",
             hint="check the network, and pip's index and proxy: `pip config list`",
