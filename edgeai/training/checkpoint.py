@@ -30,8 +30,13 @@ def save(space: Workspace, step: int, model: Any, adamw: Any, facts: dict[str, A
     path = space.run / f"step-{step:09d}.pt"
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # torch's own file writer reports a full disk as a RuntimeError
-            torch.save(state, file)
+        with temporary.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's archive writer hides the reason, such as a full disk
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     write_whole(path, write)
     for old in space.checkpoints[:-KEEP]:
