@@ -7,6 +7,7 @@ interrupted file is kept; whole files of a model are.
 from __future__ import annotations
 
 import io
+import logging as logging
 import os
 import re
 import shutil
@@ -43,12 +44,12 @@ def download(repo: str, revision: str | None, name: str, work: Path, progress: P
     """Return the file NAME of REPO, downloaded into WORK; raises NetworkError."""
     import httpx2
     from huggingface_hub import errors, hf_hub_download
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as hub_logging
 
     label = f"downloading {name} of {repo}"
     progress(label, 0, None, "B")
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # its retries are not the user's business; the last error is told
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)  # its retries are not the user's business; the last error is told
     try:
         return Path(
             hf_hub_download(
@@ -69,7 +70,7 @@ def download(repo: str, revision: str | None, name: str, work: Path, progress: P
         hint = "check the network, HF_ENDPOINT and HF_TOKEN"
         raise NetworkError(f"the hub cannot give {name!r} of {repo!r}: {what}", hint=hint) from None
     finally:
-        logging.set_verbosity(level)
+        hub_logging.set_verbosity(level)
 
 
 def reason(error: BaseException) -> str:
