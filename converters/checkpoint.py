@@ -1,0 +1,264 @@
+"""Open a Hugging Face folder lazily: its configuration, its tokenizer and its tensors by name, with no tensor read.
+
+A checkpoint is untrusted input. The safetensors library checks each header (sizes, offsets, no overlap, no hole); the index is
+checked against the shards, names of files must stay inside the folder, and nothing is unpickled. Data is read in slabs of rows with
+plain file reads: memory stays bounded, and a file that shrinks meanwhile is an error instead of a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converters.errors import BrokenCheckpoint, UnsupportedModel
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    F32 = npt.NDArray[np.float32]
+
+__all__ = ["Checkpoint", "SourceTensor", "open_checkpoint"]
+
+MAX_JSON_BYTES = 256 << 20
+"""The largest tokenizer.json in use is about 35 MB."""
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    INDEX,
+)
+"""Files beside the weights that decide what the converted model is; their hashes are part of the lineage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTensor:
+    """One tensor of a checkpoint: where its bytes lie. `shape` is torch's order, (rows, columns)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    start: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one step of the first dimension."""
+        return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
+
+    def rows(self, first: int, last: int) -> F32:
+        """Return the rows FIRST to LAST (not included) as float32, shape (last - first, *shape[1:]).
+
+        Raises BrokenCheckpoint when the file has become shorter, UnsupportedModel when a float64 does not fit float32.
+        """
+        import numpy as np
+
+        size = (last - first) * self.row_bytes
+        raw = read_at(self.file, self.start + first * self.row_bytes, size)
+        if len(raw) != size:
+            raise BrokenCheckpoint(
+                f"{str(self.file)!r} ends inside the tensor {self.name!r}", hint="copy or download the model again"
+            )
+        shape = (last - first, *self.shape[1:])
+        if self.dtype == "BF16":  # numpy has no bfloat16: its 16 bits are the upper half of a float32
+            return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
+        kind = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}[self.dtype]
+        return np.frombuffer(raw, kind).astype(np.float32).reshape(shape)
+
+
+def read_at(path: Path, offset: int, size: int) -> bytes:
+    """Return up to SIZE bytes of PATH from OFFSET."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    except OSError as error:
+        raise BrokenCheckpoint(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A Hugging Face folder: what its small files say, and where its tensors are."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, SourceTensor]
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+    special_tokens: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer_json: str | None = None
+    chat_template_file: str | None = None
+
+    @property
+    def architecture(self) -> str:
+        """The first name in config.architectures, or the empty string."""
+        names = self.config.get("architectures")
+        return str(names[0]) if isinstance(names, list) and names else ""
+
+    @property
+    def model_type(self) -> str:
+        """The value of config.model_type, or the empty string."""
+        return str(self.config.get("model_type") or "")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the conversion depends on, in the order of their names."""
+        side = [self.path / name for name in SIDE_FILES if (self.path / name).is_file()]
+        return tuple(sorted({*side, *(tensor.file for tensor in self.tensors.values())}))
+
+    def hashes(self, progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
+        """Return file name → sha256 of every source file; PROGRESS gets bytes done and in all."""
+        total = sum(path.stat().st_size for path in self.files)
+        done, result = 0, {}
+        for path in self.files:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+                    done += len(block)
+                    if progress:
+                        progress(done, total)
+            result[path.name] = digest.hexdigest()
+        return result
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open the Hugging Face folder PATH, reading headers only.
+
+    Raises BrokenCheckpoint when something is missing or damaged, UnsupportedModel when the weights are in a format not read here.
+    """
+    if not path.is_dir():
+        hint = "name the folder that holds config.json and the .safetensors files"
+        if path.exists():
+            raise UnsupportedModel(f"{str(path)!r} is a file, and a model folder is needed", hint=hint)
+        raise BrokenCheckpoint(f"there is no folder {str(path)!r}", hint=hint)
+    config = read_json(path / "config.json")
+    if config is None:
+        raise BrokenCheckpoint(
+            f"{str(path)!r} has no config.json", hint="a Hugging Face model folder has one beside its weights"
+        )
+    template = path / "chat_template.jinja"
+    return Checkpoint(
+        path=path,
+        config=config,
+        tensors=find_tensors(path),
+        generation_config=read_json(path / "generation_config.json") or {},
+        tokenizer_config=read_json(path / "tokenizer_config.json") or {},
+        special_tokens=read_json(path / "special_tokens_map.json") or {},
+        tokenizer_json=read_text(path / "tokenizer.json") if (path / "tokenizer.json").exists() else None,
+        chat_template_file=read_text(template) if template.exists() else None,
+    )
+
+
+def read_text(path: Path) -> str:
+    """Return the text of PATH, which must be UTF-8 and not absurdly large."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise BrokenCheckpoint(f"{str(path)!r} has {path.stat().st_size} bytes, which cannot be right")
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BrokenCheckpoint(f"{str(path)!r} is not UTF-8 text: {error.reason}") from error
+    except OSError as error:
+        raise BrokenCheckpoint(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in PATH, or None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise BrokenCheckpoint(f"{str(path)!r} is not valid JSON: {error}", hint="copy or download it again") from error
+    if not isinstance(value, dict):
+        raise BrokenCheckpoint(f"{str(path)!r} holds {type(value).__name__}, and a JSON object is needed")
+    return value
+
+
+def find_tensors(path: Path) -> dict[str, SourceTensor]:
+    """Return every tensor of the folder; the single file comes before the index, as in transformers."""
+    if (path / SINGLE).exists():
+        return shard_tensors(path / SINGLE)
+    if (path / INDEX).exists():
+        return indexed_tensors(path)
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return shard_tensors(found[0])
+    if found:
+        raise BrokenCheckpoint(
+            f"{str(path)!r} has {len(found)} .safetensors files and no {INDEX}", hint="copy the index of the shards too"
+        )
+    pickled = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
+    if pickled:
+        raise UnsupportedModel(
+            f"{str(path)!r} has weights in {pickled[0].name!r} only, and .safetensors files are needed",
+            hint="load it with transformers and call save_pretrained(folder): that writes .safetensors",
+        )
+    raise BrokenCheckpoint(f"{str(path)!r} has no weights: no {SINGLE} and no {INDEX}")
+
+
+def indexed_tensors(path: Path) -> dict[str, SourceTensor]:
+    """Return the tensors of all shards, after checking index and shards against each other."""
+    weight_map = (read_json(path / INDEX) or {}).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BrokenCheckpoint(f"{str(path / INDEX)!r} has no weight_map")
+    shards: dict[str, dict[str, SourceTensor]] = {}
+    for name in sorted({str(value) for value in weight_map.values()}):
+        if os.path.basename(name) != name or name in {"", ".", ".."} or "\\" in name:  # noqa: PTH119 - on any system
+            raise BrokenCheckpoint(f"{INDEX} names the shard {name!r}, which is not a plain file name")
+        if not (path / name).is_file():
+            raise BrokenCheckpoint(
+                f"{INDEX} names the shard {name!r}, and it is not in {str(path)!r}", hint="copy or download it again"
+            )
+        shards[name] = shard_tensors(path / name)
+    listed = {(str(tensor), str(shard)) for tensor, shard in weight_map.items()}
+    present = {(tensor, shard) for shard, tensors in shards.items() for tensor in tensors}
+    if missing := sorted(listed - present):
+        raise BrokenCheckpoint(f"tensors of {INDEX} are not in their shards: {some(missing)}")
+    if extra := sorted(present - listed):
+        raise BrokenCheckpoint(f"shards hold tensors that {INDEX} does not list there: {some(extra)}")
+    return {name: tensor for tensors in shards.values() for name, tensor in tensors.items()}
+
+
+def some(items: list[tuple[str, str]]) -> str:
+    """Return the first few (tensor, shard) pairs as text."""
+    shown = ", ".join(f"{name!r} in {shard!r}" for name, shard in items[:4])
+    return shown + (f" and {len(items) - 4} more" if len(items) > 4 else "")
+
+
+def shard_tensors(path: Path) -> dict[str, SourceTensor]:
+    """Return the tensors in one safetensors file, whose header the safetensors library has checked."""
+    from safetensors import SafetensorError, safe_open
+
+    hint = "copy or download it again"
+    if not path.is_file():
+        raise BrokenCheckpoint(f"{str(path)!r} is not a file", hint=hint)
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+        size = int.from_bytes(read_at(path, 0, 8), "little")
+        header = json.loads(read_at(path, 8, size))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BrokenCheckpoint(f"{str(path)!r} is not a whole safetensors file: {error}", hint=hint) from error
+    header.pop("__metadata__", None)
+    return {
+        name: SourceTensor(
+            name=name,
+            shape=tuple(int(dim) for dim in facts["shape"]),
+            dtype=str(facts["dtype"]),
+            file=path,
+            start=8 + size + int(facts["data_offsets"][0]),
+        )
+        for name, facts in header.items()
+    }

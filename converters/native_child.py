@@ -1,0 +1,137 @@
+"""The child process that loads a GGUF file into libllama: tokenizes texts, or computes logits.
+
+Run by `converters.child` as a script: it imports nothing of this project, because an interpreter started with -P does not see it.
+argv[1] is a folder with request.json; the answer goes to answer.json beside it.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+LOG: collections.deque[str] = collections.deque(maxlen=12)
+
+
+class NotLoaded(Exception):
+    """libllama does not take the file."""
+
+
+def load_library() -> Any:
+    """Return the low-level binding, its log kept and not printed."""
+    import llama_cpp.llama_cpp as lib
+
+    @lib.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
+    def keep(level: int, text: bytes, _data: Any) -> None:
+        if level in (3, 4):  # warnings and errors
+            LOG.append(text.decode("utf-8", "replace").rstrip())
+
+    lib.llama_log_set(keep, ctypes.c_void_p(0))
+    lib.keep_log_callback = keep  # C holds only the address
+    lib.llama_backend_init()
+    return lib
+
+
+def load_model(lib: Any, path: str, *, vocab_only: bool) -> Any:
+    """Load PATH on the CPU, without the repacked weight formats: they are slower to load and some builds die in them."""
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = 0
+    params.vocab_only = vocab_only
+    params.use_extra_bufts = False
+    model = lib.llama_model_load_from_file(path.encode(), params)
+    if not model:
+        raise NotLoaded(LOG[-2] if len(LOG) > 1 else "libllama gave no reason")
+    return model
+
+
+def tokenize(lib: Any, vocab: Any, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    """Return the token ids of TEXT."""
+    raw = text.encode()
+    room = len(raw) + 8
+    ids = (lib.llama_token * room)()
+    count = lib.llama_tokenize(vocab, raw, len(raw), ids, room, add_special, parse_special)
+    return list(ids[:count])
+
+
+def answer_tokenize(lib: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Tokenize each set of texts; also say which tokens end a generation."""
+    model = load_model(lib, request["model"], vocab_only=True)
+    vocab = lib.llama_model_get_vocab(model)
+    count = lib.llama_vocab_n_tokens(vocab)
+    ids = [
+        [
+            tokenize(lib, vocab, text, add_special=item["add_special"], parse_special=item["parse_special"])
+            for text in item["texts"]
+        ]
+        for item in request["sets"]
+    ]
+    return {
+        "ids": ids,
+        "vocab": count,
+        "bos": lib.llama_vocab_bos(vocab),
+        "eos": lib.llama_vocab_eos(vocab),
+        "add_bos": bool(lib.llama_vocab_get_add_bos(vocab)),
+        "add_eos": bool(lib.llama_vocab_get_add_eos(vocab)),
+        "eog": [token for token in range(count) if lib.llama_vocab_is_eog(vocab, token)],
+    }
+
+
+def answer_score(lib: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Write the logits of every position of every prompt, (positions, vocab) float32, to request["logits"]."""
+    import numpy as np
+
+    prompts: list[list[int]] = request["prompts"]
+    model = load_model(lib, request["model"], vocab_only=False)
+    size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+    longest = max(map(len, prompts))
+    params = lib.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = longest
+    params.n_threads = params.n_threads_batch = request["threads"]
+    params.type_k = params.type_v = lib.GGML_TYPE_F32  # the file is measured here, not a cache format
+    params.flash_attn_type = 0
+    params.no_perf = True
+    context = lib.llama_init_from_model(model, params)
+    if not context:
+        raise NotLoaded(LOG[-1] if LOG else "libllama could not make a context")
+    logits = np.lib.format.open_memmap(request["logits"], "w+", np.float32, (sum(map(len, prompts)), size))
+    batch = lib.llama_batch_init(longest, 0, 1)
+    at = 0
+    for index, prompt in enumerate(prompts):
+        lib.llama_memory_clear(lib.llama_get_memory(context), True)
+        batch.n_tokens = len(prompt)
+        for position, token in enumerate(prompt):
+            batch.token[position], batch.pos[position] = token, position
+            batch.n_seq_id[position], batch.seq_id[position][0] = 1, 0
+            batch.logits[position] = 1
+        if code := lib.llama_decode(context, batch):
+            raise NotLoaded(f"llama_decode returned {code} for a prompt of {len(prompt)} tokens")
+        rows = np.ctypeslib.as_array(lib.llama_get_logits(context), (len(prompt), size))
+        logits[at : at + len(prompt)] = rows
+        at += len(prompt)
+        print(index + 1, len(prompts), flush=True)
+    logits.flush()
+    return {"positions": at, "vocab": size}
+
+
+def main() -> None:
+    """Answer the request in the folder argv[1]."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: a parent that was killed takes this process along
+    folder = Path(sys.argv[1])
+    request = json.loads((folder / "request.json").read_text())
+    try:
+        lib = load_library()
+        answer = {"tokenize": answer_tokenize, "score": answer_score}[request["op"]](lib, request)
+    except (NotLoaded, ImportError, RuntimeError, FileNotFoundError) as error:
+        answer = {"error": str(error), "log": list(LOG)[-6:]}
+    (folder / "answer.json").write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:  # the parent got the same Ctrl-C and says what there is to say
+        sys.exit(130)

@@ -1,0 +1,92 @@
+"""`edgeai convert`: a trained model → a file that runs, proved to be the same model."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeai.cli.output import Output, human_bytes, output_options
+
+if TYPE_CHECKING:
+    from edgeai.pipeline import Conversion
+
+__all__ = ["convert_command"]
+
+
+@click.command("convert")
+@click.argument("source", metavar="SOURCE")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="The file to write  [default: SOURCE.gguf]"
+)
+@click.option("--to", "target", type=click.Choice(["gguf"]), default="gguf", show_default=True, help="The file format.")
+@click.option(
+    "--quant",
+    default="q8_0",
+    show_default=True,
+    metavar="TYPE",
+    help="f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 iq4_nl q3_k_m q2_k …",
+)
+@click.option(
+    "--force", is_flag=True, help="Replace the output if it is there; the old file stays until the new one is proved."
+)
+@click.option("--keep-failed", is_flag=True, help="Keep a file that fails its proof, as OUT.failed.")
+@output_options
+def convert_command(
+    source: str, output: Path | None, target: str, quant: str, force: bool, keep_failed: bool, out: Output
+) -> None:
+    """Convert the Hugging Face folder SOURCE (a path, or a pulled model's name) to GGUF, and prove the result.
+
+    The file gets its name only when its token ids and logits are those of the source.
+
+    \b
+    edgeai convert out/tiny
+    edgeai convert out/tiny --quant q4_k_m -o out/tiny-q4.gguf
+    """
+    del target  # one format so far; the option is there so that scripts can say it
+    from edgeai import pipeline
+
+    quant = pipeline.parse_quant(quant)
+    path, default = find(source)
+    done = pipeline.convert(
+        path,
+        output or default,
+        quant=quant,
+        force=force,
+        keep_failed=keep_failed,
+        progress=out.progress,
+        notify=lambda notice: out.warn([notice]),
+    )
+    summarize(done, out)
+    if out.as_json:
+        out.json(done.to_dict())
+    else:
+        out.answer(str(done.path))
+
+
+def find(source: str) -> tuple[Path, Path | None]:
+    """Return the path of SOURCE, and where its output goes if that is not beside it: a pulled model's goes here."""
+    from edgeai.store import Store
+
+    store = Store.open()
+    path = store.find(source)
+    pulled = store.path_of(source) == path if not Path(source).exists() else False
+    return path, Path(f"{Path(source).name}.gguf") if pulled else None
+
+
+def summarize(done: Conversion, out: Output) -> None:
+    """Say on stderr what was checked, what came out, and what to do next."""
+    width = max(len(row.name) for row in done.report.rows)
+    for row in done.report.rows:
+        value = row.value if isinstance(row.value, str) else f"{row.value:.3g}"
+        limit = f"  (limit {row.limit})" if row.limit and not isinstance(row.value, str) else ""
+        out.note(f"  {'ok' if row.limit else '  '}  {row.name:<{width}}  {value}{limit}")
+    types = ", ".join(f"{count} {kind}" for kind, count in done.types.items())
+    out.note(
+        f"{done.quant} · {human_bytes(done.bytes)} · {done.bpw:.2f} bits per weight · {types} · {done.timings['total_s']:.1f} s"
+    )
+    if out.verbose:
+        out.note(" · ".join(f"{name.removesuffix('_s')} {value:.2f} s" for name, value in done.timings.items()))
+    out.note(f'next: edgeai run {shlex.quote(str(done.path))} "Hello"')

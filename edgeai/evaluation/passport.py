@@ -1,0 +1,333 @@
+"""The proof that a converted file still is the model it was made from.
+
+The unquantized export is compared with the source in torch, read by transformers' own code; a quantized file is compared with the same
+logits. Without torch the reference is the unquantized export in the runtime, and the report and a notice say so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from converters import tokenproof
+from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.child import Child, ChildFailed
+from converters.errors import InvalidModel, TokenizerMismatch
+from converters.families import ModelPlan, plan_model
+from converters.ggml_types import FILE_TYPES
+from converters.gguf import write_model
+from converters.header import read_header
+from converters.quantmap import QUANTS, plan_types
+from converters.stress import PROSE
+from converters.tokenizer import Vocabulary, read_vocabulary, source_tokenizer
+from edgeai import chat
+from edgeai.errors import ProofFailed, UsageError
+from edgeai.evaluation.score import compare, native_logits, threads
+from edgeai.types import Message, Notice, Progress, Report, Row, no_progress
+
+if TYPE_CHECKING:
+    from edgeai.evaluation.score import Logits
+
+__all__ = ["EXACT_NMSE", "LIMITS", "Limit", "Proof", "prove"]
+
+TORCH_CHILD = Path(__file__).with_name("torch_child.py")
+EXACT_NMSE = 1e-6
+"""Two correct float32 implementations are four to six orders below; a wrong row order or rope is five above."""
+TEXT_TOKENS, RANDOM_TOKENS = 48, 96
+MAX_LOGITS = 96_000_000
+"""Positions · vocabulary: 384 MB in each of the two files that are compared."""
+MEMORY_FACTOR = 1.3
+"""Memory of the torch reference, as a multiple of its float32 weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """How far a quantized file may be from its source: NMSE of the logits and mean KL in nats."""
+
+    nmse: float
+    mean_kl: float
+
+
+LIMITS: Mapping[str, Limit] = {
+    "F32": Limit(nmse=EXACT_NMSE, mean_kl=1e-5),
+    "F16": Limit(nmse=1e-4, mean_kl=1e-3),
+    "BF16": Limit(nmse=1e-3, mean_kl=1e-2),
+    "Q8_0": Limit(nmse=0.01, mean_kl=0.05),
+    "Q6_K": Limit(nmse=0.05, mean_kl=0.15),
+    "Q5_1": Limit(nmse=0.1, mean_kl=0.3),
+    "Q5_0": Limit(nmse=0.1, mean_kl=0.3),
+    "Q5_K": Limit(nmse=0.1, mean_kl=0.3),
+    "Q4_1": Limit(nmse=0.3, mean_kl=1.0),
+    "Q4_0": Limit(nmse=0.3, mean_kl=1.0),
+    "Q4_K": Limit(nmse=0.3, mean_kl=1.0),
+    "IQ4_NL": Limit(nmse=0.3, mean_kl=1.0),
+    "IQ4_XS": Limit(nmse=0.3, mean_kl=1.0),
+    "Q3_K": Limit(nmse=0.6, mean_kl=2.0),
+    "IQ3_S": Limit(nmse=0.6, mean_kl=2.0),
+    "Q2_K": Limit(nmse=0.9, mean_kl=4.0),
+}
+"""By base type: some ten times what published measurements find for models of 7 B, because small models lose more. They catch a broken
+file, not a poor one; the measured values are in the report."""
+
+CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
+    ({"role": "user", "content": "Hi"},),
+    ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?\n"}),
+    (
+        {"role": "user", "content": " Ünï 模型 'quoted' \"text\" "},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "{{ 1 + 1 }} {% raw %}"},
+    ),
+)
+
+
+@dataclass(slots=True)
+class Proof:
+    """One proof in the making. The torch reference starts in the background when the block is entered, and dies when it is left."""
+
+    checkpoint: Checkpoint
+    plan: ModelPlan
+    vocabulary: Vocabulary
+    progress: Progress = no_progress
+    notices: list[Notice] = field(default_factory=list)
+    _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
+    _torch: Child | None = field(default=None, init=False)
+    _reference: Logits | None = field(default=None, init=False)
+    _answer: dict[str, Any] = field(default_factory=dict, init=False)
+    _prompts: list[list[int]] = field(default_factory=list, init=False)
+    _text_positions: int = field(default=0, init=False)
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="edgeai-proof-")
+        self._choose_prompts()
+        reason = no_torch(self.plan)
+        if reason:
+            message = f"the reference of the proof is the unquantized export in the runtime, not torch: {reason}"
+            self.notices.append(Notice(code="no-torch-reference", message=message))
+        else:
+            self._torch = Child(TORCH_CHILD, self._request(), what="running the source model in torch")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._torch is not None:
+            self._torch.close()
+        self._reference = None  # a file in the folder, mapped into memory
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _choose_prompts(self) -> None:
+        """Take the prose first, then random ids of the whole vocabulary, as far as the room for logits goes."""
+        import numpy as np
+
+        tokenizer = source_tokenizer(self.vocabulary.spec)
+        bos = [self.vocabulary.bos] if self.vocabulary.add_bos and self.vocabulary.bos is not None else []
+        most = min(self.plan.context, TEXT_TOKENS)
+        texts = [[*bos, *tokenizer.encode(text, add_special_tokens=False).ids][:most] for text in PROSE]
+        draw = np.random.default_rng(20240229)
+        noise = draw.integers(0, self.plan.vocab_size, min(self.plan.context, RANDOM_TOKENS)).tolist()
+        room = max(2 * most, MAX_LOGITS // self.plan.vocab_size)
+        for ids in [*filter(None, texts), noise]:
+            if len(ids) <= room:
+                self._prompts.append(ids)
+                room -= len(ids)
+        self._text_positions = sum(map(len, self._prompts)) - (len(noise) if self._prompts[-1] is noise else 0)
+
+    def _request(self) -> dict[str, Any]:
+        return {
+            "source": str(self.checkpoint.path.resolve()),
+            "prompts": self._prompts,
+            "logits": str(self.file("torch.npy")),
+            "threads": threads(),
+            "conversations": CONVERSATIONS,
+            "texts": tokenproof.stress_texts(self.vocabulary),
+        }
+
+    def file(self, name: str) -> Path:
+        """Return the path of the temporary file NAME; it lives as long as the block."""
+        assert self._folder is not None  # noqa: S101 - the block has been entered
+        return Path(self._folder.name) / name
+
+    def export(self, path: Path) -> list[Row]:
+        """Return the rows that prove the unquantized export PATH: tokens, template, logits."""
+        rows = [*self.tokens(path), *self._logits_of_export(path)]
+        return [*rows, *self.template(path)]
+
+    def tokens(self, path: Path) -> list[Row]:
+        """Return the rows about token ids and end tokens of the file PATH."""
+        self.progress("proving tokens", 0, 1)
+        try:
+            proof = tokenproof.prove_file(path, self.vocabulary)
+        except TokenizerMismatch as error:
+            return [Row(name="token ids", value=error.message, limit="equal", ok=False)]
+        self.progress("proving tokens", 1, 1)
+        ends = ", ".join(repr(self.vocabulary.tokens[token]) for token in proof.end_tokens)
+        return [
+            Row(name="token ids", value=f"equal for {proof.texts} texts (pre {self.vocabulary.pre!r})", limit="equal"),
+            Row(name="end tokens", value=ends),
+        ]
+
+    def reference(self) -> Logits | None:
+        """Wait for torch and return its logits; None when torch is not the reference."""
+        if self._torch is not None and self._reference is None:
+            import numpy as np
+
+            try:
+                self._answer = self._torch.result(
+                    lambda done, total: self.progress("running the source in torch", done, total)
+                )
+            except ChildFailed as error:
+                raise ProofFailed(
+                    f"transformers cannot run the source, so nothing can be compared: {error.reason}", hint=error.hint
+                ) from error
+            self._reference = np.load(self.file("torch.npy"), mmap_mode="r")
+        return self._reference
+
+    def _logits_of_export(self, path: Path) -> list[Row]:
+        """Compare the export in the runtime with torch; without torch it becomes the reference."""
+        reference = self.reference()
+        if reference is None:
+            self._reference = self._native(path, "reference.npy")
+            return [Row(name="logits against torch", value="not compared")]
+        found = compare(reference, self._checked(self._native(path, "export.npy")))
+        return [
+            Row(
+                name="F32 logits against torch: NMSE",
+                value=found.nmse,
+                limit=f"< {EXACT_NMSE:g}",
+                ok=found.nmse < EXACT_NMSE,
+            ),
+            Row(name="F32 first choice as torch", value=found.top1, limit="= 1", ok=found.top1 == 1),
+            Row(name="positions compared", value=f"{found.positions} in {len(self._prompts)} prompts"),
+            *self._same_ids(),
+        ]
+
+    def _native(self, path: Path, name: str) -> Logits:
+        try:
+            return native_logits(path, self._prompts, self.file(name), self.progress, "running the file")
+        except ChildFailed as error:
+            raise ProofFailed(
+                f"the runtime does not load the converted file: {error.reason}", hint=error.hint
+            ) from error
+
+    def _checked(self, logits: Logits) -> Logits:
+        assert self._reference is not None  # noqa: S101 - the callers have set it
+        if logits.shape != self._reference.shape:
+            raise ProofFailed(f"the file gives logits of shape {logits.shape}, and the source {self._reference.shape}")
+        return logits
+
+    def quantized(self, path: Path, base: str) -> list[Row]:
+        """Return the rows that compare the quantized file PATH, of base type BASE, with the reference of `export`."""
+        assert self._reference is not None  # noqa: S101 - `export` comes first
+        logits = self._checked(self._native(path, "quantized.npy"))
+        whole = compare(self._reference, logits)
+        count = self._text_positions or whole.positions
+        text = compare(self._reference[:count], logits[:count])
+        limit, of = LIMITS[base], "torch" if self._torch else "the F32 export"
+        return [
+            Row(
+                name=f"logits against {of}: NMSE",
+                value=whole.nmse,
+                limit=f"< {limit.nmse:g}",
+                ok=whole.nmse < limit.nmse,
+            ),
+            Row(
+                name="mean KL on text, nats",
+                value=text.mean_kl,
+                limit=f"< {limit.mean_kl:g}",
+                ok=text.mean_kl < limit.mean_kl,
+            ),
+            Row(name=f"first choice as {of}", value=text.top1),
+        ]
+
+    def _same_ids(self) -> list[Row]:
+        """State whether the tokenizer class of transformers agrees with tokenizer.json, which the file is made from."""
+        expected = self._answer.get("ids")
+        if expected is None:
+            message = f"transformers cannot load the tokenizer ({self._answer.get('tokenizer_error')}); tokenizer.json is the reference"
+            self.notices.append(Notice(code="tokenizer-class", message=message))
+            return []
+        tokenizer, v = source_tokenizer(self.vocabulary.spec), self.vocabulary
+        texts = tokenproof.stress_texts(v)
+        plain = [item.ids for item in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        ours = [[*([v.bos] * v.add_bos), *ids, *([v.eos] * v.add_eos)] for ids in plain]
+        wrong = [text for text, left, right in zip(texts, ours, expected, strict=True) if left != right]
+        if wrong:
+            message = f"AutoTokenizer gives other ids than tokenizer.json for {len(wrong)} of {len(texts)} texts, such as {min(wrong, key=len)!r}"
+            self.notices.append(Notice(code="tokenizer-class", message=f"{message}; tokenizer.json is the reference"))
+            return []
+        return [Row(name="token ids as transformers", value=f"equal for {len(texts)} texts", limit="equal")]
+
+    def template(self, path: Path) -> list[Row]:
+        """Compare what the file's chat template gives here with what transformers makes of the source's."""
+        source = self.vocabulary.chat_template
+        if source is None:
+            return [Row(name="chat template", value="none")]
+        carried = read_header(path).kv.get("tokenizer.chat_template")
+        if carried != source:
+            return [Row(name="chat template", value="not that of the source", limit="equal", ok=False)]
+        expected = self._answer.get("rendered")
+        if not expected:
+            return [Row(name="chat template", value="the same text; not rendered with transformers", limit="equal")]
+        rendered = [self._render(source, messages) for messages in CONVERSATIONS]
+        pairs = [(want, have) for want, have in zip(expected, rendered, strict=True) if want is not None]
+        wrong = [(want, have) for want, have in pairs if want != have]
+        if wrong:
+            want, have = wrong[0]
+            return [Row(name="chat template", value=f"gives {have!r} instead of {want!r}", limit="equal", ok=False)]
+        return [
+            Row(name="chat template", value=f"renders {len(pairs)} conversations as transformers does", limit="equal")
+        ]
+
+    def _render(self, template: str, messages: Sequence[Message]) -> str | None:
+        v = self.vocabulary
+        named = {"bos_token": v.bos, "eos_token": v.eos, "unk_token": v.unk, "pad_token": v.pad}
+        special = {name: v.tokens[token] for name, token in named.items() if token is not None}
+        try:
+            parts = chat.render(template, messages, special=special, control=v.special_texts())
+        except (UsageError, InvalidModel) as error:
+            return f"an error: {error.message}"
+        return "".join(part.text for part in parts)
+
+
+def no_torch(plan: ModelPlan) -> str | None:
+    """Return why torch cannot be the reference here, or None when it can."""
+    absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if absent:
+        return f"{' and '.join(absent)} not installed (pip install 'edgeai[convert]')"
+    import psutil
+
+    need, free = int(plan.parameters * 4 * MEMORY_FACTOR), psutil.virtual_memory().available
+    if need > free:
+        return f"it needs {need / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+    return None
+
+
+def prove(source: Path, artifact: Path, *, progress: Progress = no_progress) -> Report:
+    """Check that the GGUF file ARTIFACT still is the model in the folder SOURCE.
+
+    Raises what opening them raises, and ProofFailed where one of the two does not run.
+    """
+    checkpoint = open_checkpoint(source)
+    plan = plan_model(checkpoint)
+    vocabulary = read_vocabulary(checkpoint, plan.vocab_size)
+    header = read_header(artifact)
+    name = FILE_TYPES.get(header.kv.get("general.file_type", -1), "")
+    if name not in QUANTS:
+        raise InvalidModel(
+            f"{str(artifact)!r} has the file type {name or header.kv.get('general.file_type')!r}, which is not known"
+        )
+    with Proof(checkpoint=checkpoint, plan=plan, vocabulary=vocabulary, progress=progress) as proof:
+        if name == "F32":
+            return Report(rows=tuple(proof.export(artifact)))
+        rows = [*proof.tokens(artifact), *proof.template(artifact)]
+        if proof.reference() is None:
+            export = proof.file("export.gguf")
+            write_model(export, plan, vocabulary, plan_types(plan, "F32"), {})
+            proof.export(export)
+        return Report(rows=(*rows, *proof.quantized(artifact, QUANTS[name])))
