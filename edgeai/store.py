@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeai.errors import InvalidModel, ModelNotFound
+from edgeai.paths import home
 from edgeai.shelf import Manifest, Shelf, StoredFile
 from edgeai.types import Progress, Report, Row, no_progress
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Manifest", "Store", "StoredFile"]
 
-PLAIN = re.compile(r"[a-z0-9][a-z0-9._-]*")
+PLAIN = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 PATH_SUFFIXES = (".gguf", ".safetensors", ".onnx")
 
 
@@ -37,12 +38,7 @@ class Store:
     @classmethod
     def open(cls) -> Store:
         """Return the user's store: in EDGEAI_HOME when it is set, else in the user's data folder."""
-        home = os.environ.get("EDGEAI_HOME")
-        if home:
-            return cls(Shelf(Path(home).absolute()))
-        import platformdirs
-
-        return cls(Shelf(platformdirs.user_data_path("edgeai", appauthor=False)))
+        return cls(Shelf(home().absolute()))
 
     @property
     def home(self) -> Path:

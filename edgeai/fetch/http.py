@@ -18,7 +18,6 @@ __all__ = ["fetch"]
 MAX_REDIRECTS = 5
 ATTEMPTS = 4
 TIMEOUT = httpx2.Timeout(60, connect=15)
-CHUNK = 1 << 18
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
@@ -40,8 +39,10 @@ def fetch(url: str, target: Path, want: Wanted, progress: Progress) -> None:
                     hint = "check the network and try again; what has come so far is kept"
                     raise NetworkError(f"{shown(url)} cannot be downloaded: {what}", hint=hint) from None
             else:
-                marks(target).unlink(missing_ok=True)
                 return
+            finally:
+                if size(target) in (0, want.size_bytes):  # there is nothing to go on with
+                    marks(target).unlink(missing_ok=True)
 
 
 def size(target: Path) -> int:
@@ -76,12 +77,20 @@ def transfer(client: httpx2.Client, url: str, target: Path, want: Wanted, progre
         write_mark(target, url, response)
         label = f"downloading {Path(httpx2.URL(url).path).name or shown(url)}"
         with Sink(target, want, shown(url), progress, label=label, resume=resume, keep=True) as sink:
-            for chunk in response.iter_raw(CHUNK):
+            check_length(response, sink, resume=resume)
+            for chunk in response.iter_raw():  # with a chunk size, a cut connection would lose what is buffered
                 sink.write(chunk)
             if sink.done < want.size_bytes:
                 raise httpx2.ReadError(f"the connection ended after {sink.done} of {want.size_bytes} bytes")
     finally:
         response.close()
+
+
+def check_length(response: httpx2.Response, sink: Sink, *, resume: bool) -> None:
+    """Raise HashMismatch when the server says that its file has another size, before it is downloaded."""
+    stated = response.headers.get("content-length", "")
+    if not resume and stated.isdigit() and int(stated) != sink.want.size_bytes:
+        raise sink.mismatch(f"{stated} bytes")
 
 
 def refused(url: str, status: int) -> NetworkError:
