@@ -40,7 +40,9 @@ def show_command(model: str, template: bool, out: Output) -> None:
     if template:
         if artifact.template is None:
             raise NoChatTemplate(f"{artifact.name!r} has no chat template", hint="`edgeai run --raw` completes text")
-        out.answer(printable(artifact.template, keep="\n\t") if sys.stdout.isatty() else artifact.template)
+        on_terminal = sys.stdout.isatty()
+        text = printable(artifact.template, keep="\n\t") if on_terminal else artifact.template
+        click.echo(text, color=True)  # otherwise click takes escape sequences out of what is piped
     elif out.as_json:
         out.json(to_json(artifact, manifest))
     else:
