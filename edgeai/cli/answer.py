@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import click
@@ -29,18 +32,29 @@ def answer_once(model: Model, prompt: Prompt, config: GenerationConfig, out: Out
 def print_stream(stream: Stream, *, show: bool) -> Completion:
     """Read STREAM to its end, printing each piece at once; Ctrl-C cancels it and keeps what came."""
     last = ""
-    while True:
-        try:
-            for chunk in stream:
-                if show and chunk.text:
-                    last = chunk.text
-                    click.echo(chunk.text, nl=False)
-            break
-        except KeyboardInterrupt:
-            stream.cancel()  # the loop goes on: the stream now ends with what was made and `cancelled`
+    with ctrl_c_calls(stream.cancel):
+        for chunk in stream:
+            if show and chunk.text:
+                last = chunk.text
+                click.echo(chunk.text, nl=False)
     if show and not last.endswith("\n"):
         click.echo()
     return stream.completion()
+
+
+@contextlib.contextmanager
+def ctrl_c_calls(action: Callable[[], None]) -> Iterator[None]:
+    """Make the first Ctrl-C call ACTION instead of raising in the middle of something; the second one raises."""
+
+    def first(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        action()
+
+    previous = signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def report(done: Completion, config: GenerationConfig, out: Output) -> None:

@@ -98,6 +98,8 @@ class Chat:
             self.say(f"error: {error.message}")
             if error.hint:
                 self.say(f"hint: {error.hint}")
+        except KeyboardInterrupt:  # before the answer began, or a second one
+            self.say("interrupted")
 
     def answer(self, text: str) -> None:
         """Answer TEXT and keep both in the history; a stopped answer is kept as far as it came."""
