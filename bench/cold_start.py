@@ -18,7 +18,16 @@ from pathlib import Path
 from measure import pairs, save, wall_s
 
 PROMPT = "Say hi in five words"
-SAMPLING = ("--temp", "0.2", "--top-p", "0.95", "--top-k", "40", "--min-p", "0.05")  # what `llm`'s plugin leaves at their defaults
+SAMPLING = (
+    "--temp",
+    "0.2",
+    "--top-p",
+    "0.95",
+    "--top-k",
+    "40",
+    "--min-p",
+    "0.05",
+)  # what `llm`'s plugin leaves at their defaults
 
 
 def peak_rss_mb(command: list[str]) -> float:

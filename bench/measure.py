@@ -20,7 +20,13 @@ def machine() -> dict[str, Any]:
     from edgeai.device import cpu_facts
 
     cpu = cpu_facts()
-    return {"cpu": cpu.name, "threads": cpu.threads, "isa": list(cpu.isa), "os": platform.platform(), "python": platform.python_version()}
+    return {
+        "cpu": cpu.name,
+        "threads": cpu.threads,
+        "isa": list(cpu.isa),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def commit() -> str:
@@ -49,7 +55,12 @@ def wall_s(command: Sequence[str]) -> float:
 def save(name: str, results: dict[str, Any]) -> None:
     """Write results/NAME.json with machine, commit and command, and print the figures."""
     RESULTS.mkdir(exist_ok=True)
-    record = {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "commit": commit(), "machine": machine(), **results}
+    record = {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit(),
+        "machine": machine(),
+        **results,
+    }
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     for key, value in results.items():
         if isinstance(value, dict) and "ratio" in value:

@@ -50,7 +50,10 @@ def theirs(program: str, model: str, threads: int) -> dict[str, float]:
     """Return llama-bench's tok/s."""
     command = [program, "-m", model, "-p", str(PROMPT), "-n", str(ANSWER), "-t", str(threads), "-r", "3", "-o", "json"]
     rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {"pp": next(row["avg_ts"] for row in rows if row["n_prompt"]), "tg": next(row["avg_ts"] for row in rows if row["n_gen"])}
+    return {
+        "pp": next(row["avg_ts"] for row in rows if row["n_prompt"]),
+        "tg": next(row["avg_ts"] for row in rows if row["n_gen"]),
+    }
 
 
 def main() -> None:
@@ -70,7 +73,10 @@ def main() -> None:
     model = str(arguments.model or Store.open().find("smollm2"))
     series: dict[str, dict[str, list[float]]] = {name: {"ours": [], "theirs": []} for name in ("pp", "tg")}
     for _ in range(arguments.rounds):
-        for side, figures in (("ours", ours(model)), ("theirs", theirs(arguments.llama_bench, model, cpu_facts().threads))):
+        for side, figures in (
+            ("ours", ours(model)),
+            ("theirs", theirs(arguments.llama_bench, model, cpu_facts().threads)),
+        ):
             for name in series:
                 series[name][side].append(figures[name])
     results = {f"{name}{size}_tok_s": _ratio(series[name]) for name, size in (("pp", PROMPT), ("tg", ANSWER))}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeai import native
-from edgeai.selftest import Verdict, native_verdict
 from edgeai.paths import home
+from edgeai.selftest import Verdict, native_verdict
 
 __all__ = [
     "CPU",
@@ -111,7 +110,9 @@ def probe(*, gpus: bool = True) -> Device:
     cpu = cpu_facts()
     library = library_facts(cpu)
     found, problem = nvidia_gpus() if gpus or _signs_of_nvidia() else ((), None)
-    return Device(system=system_name(), cpu=cpu, memory=memory_facts(), gpus=found, gpu_problem=problem, library=library)
+    return Device(
+        system=system_name(), cpu=cpu, memory=memory_facts(), gpus=found, gpu_problem=problem, library=library
+    )
 
 
 def system_name() -> str:
@@ -152,7 +153,19 @@ def cpu_facts(root: Path = Path("/")) -> CPU:
     return CPU(name=name, physical=physical, logical=logical, usable=usable, quota=quota, isa=isa)
 
 
-_ISA = ("avx", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16", "f16c", "fma")
+_ISA = (
+    "avx",
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx_vnni",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "f16c",
+    "fma",
+)
 _ISA_ARM = ("asimd", "asimddp", "i8mm", "sve", "sve2", "bf16", "sme")
 
 
@@ -247,9 +260,9 @@ def _read(path: Path) -> str | None:
 
 def _signs_of_nvidia() -> bool:
     """Whether a driver seems to be there; asking NVML costs a cold start 15 ms that a machine without one need not pay."""
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         return any(Path(path).exists() for path in ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg"))
-    return sys.platform == "win32"
+    return platform.system() == "Windows"
 
 
 def nvidia_gpus() -> tuple[tuple[GPU, ...], str | None]:

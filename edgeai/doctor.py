@@ -104,7 +104,9 @@ def _library_problems(library: NativeLibrary | None, gpus: tuple[GPU, ...]) -> l
         )
     if gpus and not library.gpu_offload:
         problems.append(
-            Problem(what=f"{gpus[0].name} stays unused: llama-cpp-python is built without CUDA", mend=cuda_install_command())
+            Problem(
+                what=f"{gpus[0].name} stays unused: llama-cpp-python is built without CUDA", mend=cuda_install_command()
+            )
         )
     elif gpus and not any(device.name.startswith("CUDA") for device in library.devices):
         problems.append(
@@ -126,10 +128,15 @@ def _store_problems() -> list[Problem]:
     problems = []
     if not os.access(folder, os.W_OK):
         problems.append(
-            Problem(what=f"{str(folder)!r} cannot be written: no model can be pulled", mend="set EDGEAI_HOME to a folder of yours")
+            Problem(
+                what=f"{str(folder)!r} cannot be written: no model can be pulled",
+                mend="set EDGEAI_HOME to a folder of yours",
+            )
         )
     if shutil.disk_usage(folder).free < LOW_DISK_BYTES:
-        problems.append(Problem(what=f"little disk is free in {str(folder)!r}", mend="edgeai rm MODEL, or set EDGEAI_HOME"))
+        problems.append(
+            Problem(what=f"little disk is free in {str(folder)!r}", mend="edgeai rm MODEL, or set EDGEAI_HOME")
+        )
     return problems
 
 

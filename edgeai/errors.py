@@ -1,21 +1,21 @@
 """Every error that edgeai raises on purpose, with its exit code.
 
-    EdgeAIError                 1
-    ├── UsageError              2   an argument, option or configuration value is wrong
-    │   └── RecipeError         2   a training recipe is wrong
-    ├── OutputError             2   the output path cannot be written, or is the input
-    ├── ModelNotFound           3   no such name, file or folder
-    ├── InvalidModel            3   damaged, truncated or not a model
-    │   ├── NoChatTemplate      3   a chat was asked of a file without a chat template
-    │   └── HashMismatch        3   bytes are not those that were promised
-    ├── ConvertError            3   see converters.errors
-    ├── ContextExceeded         4   prompt longer than the context
-    ├── DoesNotFit              5   not enough memory or disk
-    ├── DeviceUnavailable       6   the device asked for cannot run
-    ├── EngineCrashed           7   native code failed
-    ├── NetworkError            8   a download or an endpoint failed
-    ├── ProofFailed             9   the converted file is not the model
-    └── Interrupted           130   Ctrl-C
+EdgeAIError                 1
+├── UsageError              2   an argument, option or configuration value is wrong
+│   └── RecipeError         2   a training recipe is wrong
+├── OutputError             2   the output path cannot be written, or is the input
+├── ModelNotFound           3   no such name, file or folder
+├── InvalidModel            3   damaged, truncated or not a model
+│   ├── NoChatTemplate      3   a chat was asked of a file without a chat template
+│   └── HashMismatch        3   bytes are not those that were promised
+├── ConvertError            3   see converters.errors
+├── ContextExceeded         4   prompt longer than the context
+├── DoesNotFit              5   not enough memory or disk
+├── DeviceUnavailable       6   the device asked for cannot run
+├── EngineCrashed           7   native code failed
+├── NetworkError            8   a download or an endpoint failed
+├── ProofFailed             9   the converted file is not the model
+└── Interrupted           130   Ctrl-C
 """
 
 from converters.errors import (

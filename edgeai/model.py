@@ -33,7 +33,9 @@ def load(
     return Model(open_engine(path, ctx=ctx, threads=threads, device=device))
 
 
-def open_engine(path: Path, *, ctx: int | None = None, threads: int | None = None, device: DeviceChoice = "auto") -> Engine:
+def open_engine(
+    path: Path, *, ctx: int | None = None, threads: int | None = None, device: DeviceChoice = "auto"
+) -> Engine:
     """Check the file at PATH, plan it for this machine and load it."""
     from edgeai.device import probe
 
@@ -100,7 +102,9 @@ class Model:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -134,7 +138,9 @@ class Stream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def collect(self) -> Completion:

@@ -21,7 +21,15 @@ from typing import Any
 
 from edgeai.errors import DeviceUnavailable, EngineCrashed
 
-__all__ = ["BackendDevice", "backend_devices", "cuda_install_command", "fingerprint", "last_log", "library", "library_dir"]
+__all__ = [
+    "BackendDevice",
+    "backend_devices",
+    "cuda_install_command",
+    "fingerprint",
+    "last_log",
+    "library",
+    "library_dir",
+]
 
 Library = Any
 """The module `llama_cpp.llama_cpp`: ctypes declarations of llama.h, without type annotations that could be checked."""
@@ -67,7 +75,7 @@ def fingerprint() -> str:
 
 def library() -> Library:
     """Return the low-level binding with its backend initialised and its log kept away from the terminal."""
-    global _library, _log_callback  # noqa: PLW0603 - a C library is one per process, whatever Python would like
+    global _library, _log_callback
     with _lock:
         if _library is None:
             binding = _import_binding()

@@ -124,8 +124,8 @@ def parse_quant(name: str) -> str:
 def convert(
     source: Path,
     output: Path | None = None,
-    *,
     quant: str = DEFAULT_QUANT,
+    *,
     force: bool = False,
     keep_failed: bool = False,
     progress: Progress = no_progress,

@@ -100,7 +100,9 @@ def _choose_device(device: Device, choice: DeviceChoice) -> tuple[Literal["cpu",
     if choice == "cuda":
         raise DeviceUnavailable(f"device 'cuda' cannot run here: {problem[0]}", hint=problem[1])
     # A machine without an NVIDIA GPU loses nothing on the CPU; one with a GPU does, and must be told.
-    notices = [Notice(code="cpu-fallback", message=f"running on the CPU: {problem[0]} ({problem[1]})")] if device.gpus else []
+    notices = (
+        [Notice(code="cpu-fallback", message=f"running on the CPU: {problem[0]} ({problem[1]})")] if device.gpus else []
+    )
     return "cpu", [problem[0]], notices
 
 
@@ -141,7 +143,11 @@ def _check_memory(artifact: Artifact, device: Device, plan: Plan) -> None:
     if plan.memory_bytes <= free:
         return
     smaller = next((ctx for ctx in (4096, 2048, 1024, 512) if estimate_memory(artifact, ctx) <= free), None)
-    hint = f"use --ctx {smaller}" if smaller and smaller < plan.context else "use a smaller file of this model, or free memory"
+    hint = (
+        f"use --ctx {smaller}"
+        if smaller and smaller < plan.context
+        else "use a smaller file of this model, or free memory"
+    )
     raise DoesNotFit(
         f"{artifact.name!r} at context {plan.context} needs {plan.memory_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free",
         hint=hint,

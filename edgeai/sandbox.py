@@ -47,7 +47,7 @@ class Sandbox:
                 sandbox.check_operands(operator, left, right)
                 return super().call_binop(context, operator, left, right)
 
-            def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+            def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
                 owner = getattr(function, "__self__", None)
                 if isinstance(owner, str) and args:
                     sandbox.check_growth(function.__name__, owner, args)
@@ -71,6 +71,7 @@ class Sandbox:
         }
 
     def render(self, source: str, **variables: Any) -> str:
+        """Return what the template SOURCE makes of VARIABLES. Raises UsageError for what it refuses, InvalidModel."""
         if len(source) > MAX_TEMPLATE_CHARS:
             raise InvalidModel(
                 f"the model's chat template is {len(source)} characters long", hint=f"the limit is {MAX_TEMPLATE_CHARS}"
@@ -94,7 +95,15 @@ class Sandbox:
                 f"the model's chat template exceeds its limits: {error or type(error).__name__}",
                 hint="do not trust this file; a chat template needs milliseconds",
             ) from error
-        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            KeyError,
+            IndexError,
+            ArithmeticError,
+        ) as error:
             raise InvalidModel(
                 f"the model's chat template fails: {type(error).__name__}: {error}",
                 hint="edgeai show MODEL --template prints it; completion mode (--raw) does not need it",
@@ -187,7 +196,19 @@ _PADDING = frozenset({"center", "expandtabs", "format", "format_map", "ljust", "
 """String methods that pad to a width chosen by the template."""
 
 _UNBOUNDED_FILTERS = frozenset(
-    {"batch", "center", "filesizeformat", "format", "indent", "pprint", "random", "slice", "urlize", "wordwrap", "xmlattr"}
+    {
+        "batch",
+        "center",
+        "filesizeformat",
+        "format",
+        "indent",
+        "pprint",
+        "random",
+        "slice",
+        "urlize",
+        "wordwrap",
+        "xmlattr",
+    }
 )
 
 

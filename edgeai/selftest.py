@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from edgeai import native
 from edgeai.errors import EngineCrashed
@@ -82,7 +83,7 @@ def _run_child(extra_bufts: bool) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", f"no answer in {TIMEOUT_S:.0f} s")
 
 
-def _read_cache(path: Path) -> dict[str, dict[str, object]]:
+def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -90,7 +91,7 @@ def _read_cache(path: Path) -> dict[str, dict[str, object]]:
     return known if isinstance(known, dict) else {}
 
 
-def _write_cache(path: Path, known: dict[str, dict[str, object]]) -> None:
+def _write_cache(path: Path, known: dict[str, dict[str, Any]]) -> None:
     """Remember the verdict; where nothing can be written the next process asks again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

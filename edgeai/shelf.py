@@ -1,11 +1,11 @@
 """The store's folder on disk: what is where, who may change it, and how a model appears and goes as a whole.
 
-    EDGEAI_HOME (default: the user's data folder)
-    ├── blobs/sha256-<hex>         the bytes, once, however many names share them
-    ├── manifests/<name>.json      what a pulled model is made of; a model is pulled when this file is there
-    ├── models/<name>/<file>       hard links to blobs (symbolic links or copies where those are not possible)
-    ├── tmp/<name>/                a download under way; belongs to whoever holds the lock of that name
-    └── locks/                     <name>.lock for a download, .store.lock for changes of manifests, models and blobs
+EDGEAI_HOME (default: the user's data folder)
+├── blobs/sha256-<hex>         the bytes, once, however many names share them
+├── manifests/<name>.json      what a pulled model is made of; a model is pulled when this file is there
+├── models/<name>/<file>       hard links to blobs (symbolic links or copies where those are not possible)
+├── tmp/<name>/                a download under way; belongs to whoever holds the lock of that name
+└── locks/                     <name>.lock for a download, .store.lock for changes of manifests, models and blobs
 """
 
 from __future__ import annotations
@@ -179,21 +179,24 @@ class Shelf:
             path.unlink(missing_ok=True)
         return freed
 
-    def sweep(self) -> None:
-        """Delete what killed downloads left: wheels at once, what can be resumed after a week."""
+    def sweep(self, held: str) -> None:
+        """Delete what killed downloads left: wheels at once, what can be resumed after a week.
+
+        The lock of the model HELD is held by the caller; a folder whose lock somebody else holds is left alone.
+        """
         from filelock import FileLock, Timeout
 
         for folder in (self.home / "tmp").glob("*"):
+            if folder.name == held:
+                drop_stale(folder)
+                continue
             guard = FileLock(self.lock_path(folder.name))
             try:
                 guard.acquire(timeout=0)
-            except Timeout:  # under way
+            except Timeout:
                 continue
             try:
-                for path in folder.glob("wheel-*"):
-                    shutil.rmtree(path, ignore_errors=True)
-                if time.time() - newest(folder) > STALE_S:
-                    shutil.rmtree(folder, ignore_errors=True)
+                drop_stale(folder)
             finally:
                 guard.release()
 
@@ -223,6 +226,14 @@ def size_of(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
+
+
+def drop_stale(folder: Path) -> None:
+    """Delete the wheels in the download folder FOLDER, and all of it when nothing in it is recent."""
+    for path in folder.glob("wheel-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    if time.time() - newest(folder) > STALE_S:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def newest(folder: Path) -> float:

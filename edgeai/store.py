@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -121,6 +119,8 @@ class Store:
 
     def unknown(self, name: str) -> ModelNotFound:
         """Return the error for a name that is neither pulled nor in the catalogue, with the closest that is."""
+        import difflib
+
         words = set(self.shelf.names())
         for entry in self.entries().values():
             words |= {entry.name, *entry.aliases}
@@ -141,7 +141,7 @@ class Store:
             with self.shelf.lock(entry.name, progress):
                 manifest = self.shelf.manifest(entry.name)
                 if manifest is None or not describes(entry, manifest) or not self.shelf.is_whole(manifest):
-                    self.shelf.sweep()
+                    self.shelf.sweep(entry.name)
                     manifest = self.download(entry, progress)
             return self.shelf.main_path(manifest)
 
@@ -198,6 +198,8 @@ class Store:
 
     def describe(self, entry: Entry, sources: dict[str, str]) -> Manifest:
         """Return the manifest of ENTRY, whose files came from SOURCES or were here already."""
+        import datetime
+
         known = {file.sha256: file.source for other in self.list() for file in other.files}
         known |= sources
         files = tuple(
@@ -277,6 +279,8 @@ def exists(path: Path) -> bool:
 
 def near(path: Path) -> str:
     """Return a hint for a path that is not there: the file beside it with the closest name."""
+    import difflib
+
     try:
         names = [item.name for item in path.parent.iterdir()]
     except (OSError, ValueError):

@@ -50,7 +50,6 @@ def no_progress(label: str, done: float, total: float | None, unit: Literal["", 
     """Take a progress report and show nothing."""
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """Something that is less than was asked for: a fallback, a substitution, an unproved step."""

@@ -28,7 +28,10 @@ def render_text(template: str, text: str = "hi") -> str:
 def test_rendering_equals_transformers() -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    messages: list[Message] = [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "ünï\n\n```x```"}]
+    messages: list[Message] = [
+        {"role": "system", "content": " Be brief. "},
+        {"role": "user", "content": "ünï\n\n```x```"},
+    ]
     expected, _ = render_jinja_template(conversations=[messages], chat_template=CHATML, add_generation_prompt=True)
     got = render(CHATML, messages, special={}, control=CONTROL)
     assert "".join(segment.text for segment in got) == expected[0]
@@ -42,7 +45,11 @@ def test_special_text_of_a_user_stays_text() -> None:
 
 
 def test_the_longest_special_token_wins() -> None:
-    assert split_segments("x<a><b>y", ("<a>", "<a><b>")) == [Segment("x", False), Segment("<a><b>", True), Segment("y", False)]
+    assert split_segments("x<a><b>y", ("<a>", "<a><b>")) == [
+        Segment("x", False),
+        Segment("<a><b>", True),
+        Segment("y", False),
+    ]
 
 
 def test_no_template_is_an_error_that_names_completion() -> None:

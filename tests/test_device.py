@@ -28,7 +28,10 @@ def test_quota_of_a_parent_group_counts(tmp_path: Path) -> None:
 
 
 def test_quota_of_version_one_is_read(tmp_path: Path) -> None:
-    files = {"sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us": "50000", "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us": "100000"}
+    files = {
+        "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us": "50000",
+        "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us": "100000",
+    }
     assert device.cpu_quota(make_root(tmp_path, "3:cpu,cpuacct:/x\n", files)) == 0.5
 
 
@@ -39,7 +42,11 @@ def test_no_limit_is_none(tmp_path: Path) -> None:
 
 def test_page_cache_is_not_counted_as_used(tmp_path: Path) -> None:
     folder = "sys/fs/cgroup/job"
-    files = {f"{folder}/memory.max": "4000", f"{folder}/memory.current": "3000", f"{folder}/memory.stat": "anon 500\ninactive_file 2000"}
+    files = {
+        f"{folder}/memory.max": "4000",
+        f"{folder}/memory.current": "3000",
+        f"{folder}/memory.stat": "anon 500\ninactive_file 2000",
+    }
     assert device.memory_cgroup(make_root(tmp_path, "0::/job\n", files)) == (4000, 1000)
 
 

@@ -26,7 +26,9 @@ LLAMA = Artifact(
 )  # fmt: skip
 
 
-def machine(*, gpus: tuple[GPU, ...] = (), offload: bool = False, cuda: bool = False, free: int = 8 << 30, bufts: bool = True) -> Device:
+def machine(
+    *, gpus: tuple[GPU, ...] = (), offload: bool = False, cuda: bool = False, free: int = 8 << 30, bufts: bool = True
+) -> Device:
     return Device(
         system="test",
         cpu=CPU(name="x", physical=4, logical=8, usable=8, quota=None, isa=()),

@@ -150,7 +150,9 @@ class Chat:
         path = named_file(rest, "/save")
         temporary = path.with_name(f".{path.name}.part")
         try:
-            temporary.write_text(json.dumps([*self.head(), *self.messages], ensure_ascii=False, indent=1), encoding="utf-8")
+            temporary.write_text(
+                json.dumps([*self.head(), *self.messages], ensure_ascii=False, indent=1), encoding="utf-8"
+            )
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)

@@ -13,10 +13,11 @@ from edgeai.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeai.model import Model
-    from edgeai.types import GenerationConfig, Prompt
+    from edgeai.types import Prompt
 
 __all__ = ["run_command"]
 
+READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 DEFAULT_MAX_TOKENS = 1024
 """An answer ends here unless --max-tokens says otherwise: a small model that repeats itself must not run for ever."""
 
@@ -25,7 +26,9 @@ DEFAULT_MAX_TOKENS = 1024
 @click.argument("model")
 @click.argument("prompt", required=False)
 @click.option("-s", "--system", help="System message.")
-@click.option("-f", "--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Add a text file to the prompt; may be repeated.")  # fmt: skip
+@click.option(
+    "-f", "--file", "files", multiple=True, type=READABLE, help="Add a text file to the prompt; may be repeated."
+)
 @click.option("--raw", is_flag=True, help="Complete the prompt as it is, without a chat template.")
 @click.option("-n", "--max-tokens", type=int, default=DEFAULT_MAX_TOKENS, show_default=True, help="Longest answer.")
 @click.option("--temp", type=float, help="Temperature; 0 always takes the likeliest token.  [default: 0.8]")
@@ -89,7 +92,9 @@ def gather_prompt(prompt: str | None, files: tuple[Path, ...]) -> str | None:
         try:
             parts.append(sys.stdin.read())
         except UnicodeDecodeError as error:
-            raise UsageError("what is piped in is not UTF-8 text", hint=f"byte {error.start}: {error.reason}") from error
+            raise UsageError(
+                "what is piped in is not UTF-8 text", hint=f"byte {error.start}: {error.reason}"
+            ) from error
     text = "\n\n".join(part.strip("\n") for part in parts if part.strip())
     if text:
         return text
@@ -157,7 +162,9 @@ def make_prompt(loaded: Model, text: str, system: str | None, raw: bool, out: Ou
     if raw:
         return text
     if loaded.artifact.template is None and system is None:
-        message = f"{loaded.artifact.name} has no chat template: completing the prompt as it is (--raw says so beforehand)"
+        message = (
+            f"{loaded.artifact.name} has no chat template: completing the prompt as it is (--raw says so beforehand)"
+        )
         out.warn([Notice(code="completion-mode", message=message)])
         return text
     messages: list[Message] = [{"role": "system", "content": system}] if system else []

@@ -42,7 +42,9 @@ def test_set_changes_the_sampling(chat: Chat) -> None:
     assert chat.config == GenerationConfig(temperature=0.1, max_tokens=5, seed=7, stop=("END",))
 
 
-@pytest.mark.parametrize("line", ["/set heat 3", "/set temp hot", "/set temp -1", "/nothing", "/save", "/load /nowhere.json"])
+@pytest.mark.parametrize(
+    "line", ["/set heat 3", "/set temp hot", "/set temp -1", "/nothing", "/save", "/load /nowhere.json"]
+)
 def test_a_wrong_command_says_so_and_changes_nothing(chat: Chat, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     chat.react(line)
     assert "error: " in capsys.readouterr().err

@@ -20,7 +20,9 @@ HEAVY = {"torch", "transformers", "numpy", "llama_cpp", "jinja2", "rich", "gguf"
 
 def imported_by(code: str) -> set[str]:
     program = f"import sys\n{code}\nprint(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def test_importing_edgeai_imports_nothing_heavy() -> None:
@@ -100,7 +102,12 @@ def test_progress_is_never_on_stdout(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_bytes_are_shown_as_hubs_show_them() -> None:
-    assert [human_bytes(count) for count in (0, 999, 98_362_432, 2_500_000_000)] == ["0 B", "999 B", "98.4 MB", "2.5 GB"]
+    assert [human_bytes(count) for count in (0, 999, 98_362_432, 2_500_000_000)] == [
+        "0 B",
+        "999 B",
+        "98.4 MB",
+        "2.5 GB",
+    ]
 
 
 def test_public_names_are_importable() -> None:

@@ -202,7 +202,9 @@ def read_until(fd: int, text: str, seconds: float = 60) -> str:
 
 
 def test_ctrl_c_keeps_what_came_and_exits_130(smollm2_path: Path) -> None:
-    process, _ = start(str(smollm2_path), "Count from one to a thousand in words.", "--seed", "1", "--max-tokens", "4000")
+    process, _ = start(
+        str(smollm2_path), "Count from one to a thousand in words.", "--seed", "1", "--max-tokens", "4000"
+    )
     assert process.stdout is not None
     first = process.stdout.read(8)
     process.send_signal(signal.SIGINT)

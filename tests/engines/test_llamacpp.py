@@ -107,9 +107,7 @@ def test_special_tokens_in_user_text_are_text(smollm2: Model) -> None:
 def test_prompt_ids_are_those_of_the_rendered_text(smollm2: Model) -> None:
     engine = smollm2.engine
     assert isinstance(engine, LlamaCppEngine)
-    text = (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
     messages: list[Message] = [{"role": "system", "content": "Be brief."}, *SKY]
     assert engine.prompt_ids(messages) == engine.tokenize(text, parse_special=True)
 

@@ -75,7 +75,9 @@ class LlamaCppEngine:
         """Return the text of IDS. Raises UsageError for an id outside the vocabulary."""
         self._check_open()
         if wrong := [token for token in ids if not 0 <= token < self._handle.n_vocab]:
-            raise UsageError(f"token id {wrong[0]} is not in the vocabulary", hint=f"ids go from 0 to {self._handle.n_vocab - 1}")
+            raise UsageError(
+                f"token id {wrong[0]} is not in the vocabulary", hint=f"ids go from 0 to {self._handle.n_vocab - 1}"
+            )
         return self._vocab.detokenize(ids)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
@@ -277,7 +279,9 @@ class _Run:
         decode = self._last_sampled - self._first_sampled
         notices: tuple[Notice, ...] = ()
         if context is not None:
-            notices = (Notice(code="context-full", message=f"the answer ends because the context of {context} tokens is full"),)
+            notices = (
+                Notice(code="context-full", message=f"the answer ends because the context of {context} tokens is full"),
+            )
         return Chunk(
             finish_reason=finish,
             usage=Usage(prompt_tokens=prompt, completion_tokens=self.tokens),

@@ -55,7 +55,9 @@ class Handle:
 
     def _check_offload(self) -> None:
         """Read back from the library what it really put on the GPU: an explicit or planned device is never swapped silently."""
-        offloaded = [match for line in native.last_log(400) if (match := re.search(r"offloaded (\d+)/(\d+) layers to GPU", line))]
+        offloaded = [
+            match for line in native.last_log(400) if (match := re.search(r"offloaded (\d+)/(\d+) layers to GPU", line))
+        ]
         if not offloaded or int(offloaded[-1].group(1)) == 0:
             raise DeviceUnavailable(
                 "the model was planned for CUDA and the native library put no layer there", hint="edgeai doctor"
@@ -98,7 +100,9 @@ class Handle:
         if code == 2:
             raise Aborted
         if code != 0:
-            raise EngineCrashed(f"the native library failed to decode (code {code}): {_log_tail()}", hint="edgeai doctor")
+            raise EngineCrashed(
+                f"the native library failed to decode (code {code}): {_log_tail()}", hint="edgeai doctor"
+            )
 
     def logits_of_all(self, ids: Sequence[int]) -> Any:
         """Return a ctypes view (n, n_vocab) of the logits at each of IDS (n ≤ n_batch), valid until the next decode."""
@@ -151,7 +155,9 @@ def _log_tail() -> str:
 def _load_error(artifact: Artifact) -> InvalidModel | DoesNotFit:
     reason = _log_tail()
     if re.search(r"failed to allocate|out of memory|unable to allocate", reason):
-        return DoesNotFit(f"{artifact.name!r} does not fit in memory: {reason}", hint="use a smaller file of this model")
+        return DoesNotFit(
+            f"{artifact.name!r} does not fit in memory: {reason}", hint="use a smaller file of this model"
+        )
     return InvalidModel(
         f"the native library cannot load {str(artifact.path)!r}: {reason}",
         hint="edgeai verify PATH checks the file; a newer model family may need a newer llama-cpp-python",
