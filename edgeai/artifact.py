@@ -27,6 +27,7 @@ MAX_CONFIG_BYTES = 4_000_000
 NO_TOKEN = 0xFFFFFFFF
 """-1 as u32: how some converters write "there is no such token"."""
 UNNAMED = {"model", "ggml-model", "pytorch_model", ""}
+PARENT_KEYS = ("general.base_model.0.repo_url", "general.base_model.0.name", "edgeai.source.sha256")
 EMBEDDINGS = ("token_embd.", "output.", "token_types.", "position_embd.")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
 QUANT_SUFFIX = re.compile(r"[.\-_](?:(?:I?Q\d|TQ\d|MXFP4|NVFP4)\w*|F16|FP16|BF16|F32|FP32)$", re.IGNORECASE)
@@ -39,7 +40,7 @@ class Artifact:
     `context` is the trained context in tokens, `quant` what most of the block weights really are (see
     `claimed_quant`), `bpw` bits per weight over all tensors, `types` tensor type → number of tensors. `sha256` is
     None unless it is known without hashing. `metadata` has the scalar values and short arrays of the header, and the
-    length of longer arrays.
+    length of longer arrays. `parent` names what it was made from: a repository, or the sha256 of the source.
     """
 
     path: Path
@@ -88,7 +89,7 @@ def open_gguf(header: GGUFHeader) -> Artifact:
     tokens = header.kv.get("tokenizer.ggml.tokens", ())
     vocab = tokens.length if isinstance(tokens, GGUFArray) else len(tokens)
     template = header.kv.get("tokenizer.chat_template")
-    parent = header.kv.get("general.base_model.0.repo_url") or header.kv.get("general.base_model.0.name")
+    parent = next((header.kv[key] for key in PARENT_KEYS if header.kv.get(key)), None)
     return Artifact(
         path=header.path,
         name=display_name(header),

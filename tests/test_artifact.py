@@ -129,6 +129,11 @@ def test_gguf_with_impossible_facts_is_refused(place: Path, keys: dict[str, Any]
         open_artifact(write_gguf(place / "m.gguf", **keys))
 
 
+@pytest.mark.parametrize("key", ["general__base_model__0__name", "edgeai__source__sha256"])
+def test_parent_is_what_the_file_was_made_from(place: Path, key: str) -> None:
+    assert open_artifact(write_gguf(place / "m.gguf", **{key: "the source"})).parent == "the source"
+
+
 def test_absent_token_written_as_minus_one_is_none(place: Path) -> None:
     assert open_artifact(write_gguf(place / "m.gguf", bos=0xFFFFFFFF)).bos is None
 
