@@ -34,9 +34,14 @@ def load(
 
 
 def open_engine(
-    path: Path, *, ctx: int | None = None, threads: int | None = None, device: DeviceChoice = "auto"
+    path: Path,
+    *,
+    ctx: int | None = None,
+    needed: int | None = None,
+    threads: int | None = None,
+    device: DeviceChoice = "auto",
 ) -> Engine:
-    """Check the file at PATH, plan it for this machine and load it."""
+    """Check the file at PATH, plan it for this machine (see plan.make_plan) and load it."""
     from edgeai.device import probe
 
     artifact = open_artifact(path)
@@ -45,7 +50,7 @@ def open_engine(
             f"{str(path)!r} is a {artifact.format} folder of full-precision weights, which the runtime does not run",
             hint=f"convert it first: edgeai convert {str(path)!r}",
         )
-    plan = make_plan(artifact, probe(gpus=device == "cuda"), ctx=ctx, threads=threads, choice=device)
+    plan = make_plan(artifact, probe(gpus=device == "cuda"), ctx=ctx, needed=needed, threads=threads, choice=device)
     from edgeai.engines.llamacpp import LlamaCppEngine
 
     return LlamaCppEngine(artifact, plan)

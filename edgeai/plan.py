@@ -47,10 +47,14 @@ def make_plan(
     device: Device,
     *,
     ctx: int | None = None,
+    needed: int | None = None,
     threads: int | None = None,
     choice: DeviceChoice = "auto",
 ) -> Plan:
     """Decide how ARTIFACT runs on DEVICE.
+
+    `needed` is an upper bound of the tokens that will ever be in the context, for callers that know it: without `ctx` the context is
+    then no larger than that, which saves the time and memory of a cache that stays empty.
 
     Raises DeviceUnavailable when CUDA is asked for and cannot run, DoesNotFit when memory is short, UsageError for impossible values.
     """
@@ -59,7 +63,7 @@ def make_plan(
     if threads is not None and not 1 <= threads <= 512:
         raise UsageError(f"{threads} threads are not possible", hint="--threads must be between 1 and 512")
     where, why, notices = _choose_device(device, choice)
-    context = ctx or min(artifact.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    context = ctx or default_context(artifact, needed)
     if artifact.context and context > artifact.context:
         notices.append(
             Notice(
@@ -90,6 +94,15 @@ def make_plan(
     return plan
 
 
+def default_context(artifact: Artifact, needed: int | None) -> int:
+    """Return the context when none is asked for: the trained one up to DEFAULT_CONTEXT, less when less can be needed."""
+    context = min(artifact.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if needed is None:
+        return context
+    bound = needed + len(artifact.template or "")  # a template adds at most its own text to a message or two
+    return min(context, max(512, -(-bound // 256) * 256))
+
+
 def _choose_device(device: Device, choice: DeviceChoice) -> tuple[Literal["cpu", "cuda"], list[str], list[Notice]]:
     if choice == "cpu":
         return "cpu", ["the CPU was asked for"], []
@@ -109,8 +122,8 @@ def _choose_device(device: Device, choice: DeviceChoice) -> tuple[Literal["cpu",
 def cuda_problem(device: Device) -> tuple[str, str] | None:
     """Return why CUDA cannot run and what to do about it, or None when it can."""
     if not device.gpus:
-        reason = device.gpu_problem or "no NVIDIA GPU"
-        return f"no usable NVIDIA GPU: {reason}", "use --device cpu; edgeai doctor shows what is here"
+        reason = f": {device.gpu_problem}" if device.gpu_problem else ""
+        return f"no usable NVIDIA GPU{reason}", "use --device cpu; edgeai doctor shows what is here"
     if not device.library.gpu_offload:
         return (
             f"llama-cpp-python is built without CUDA, and {device.gpus[0].name} stays unused",

@@ -120,6 +120,11 @@ def test_the_trained_context_is_the_default_when_it_is_small() -> None:
     assert make_plan(replace(LLAMA, context=256), machine()).context == 256
 
 
+def test_a_context_is_no_larger_than_what_can_be_needed() -> None:
+    assert [plan(machine(), needed=needed).context for needed in (10, 1100, 100_000)] == [512, 1280, 8192]
+    assert plan(machine(), needed=10, ctx=4096).context == 4096
+
+
 @pytest.mark.parametrize("options", [{"ctx": 0}, {"ctx": -5}, {"threads": 0}, {"threads": 100_000}])
 def test_impossible_values_are_usage_errors(options: dict[str, int]) -> None:
     with pytest.raises(UsageError):

@@ -76,7 +76,9 @@ def run_command(
     if text is None and out.as_json:
         raise UsageError("--json needs a prompt", hint=f'edgeai run {model} "PROMPT" --json')
     path = locate(model, pull=pull, out=out)
-    with load_model(path, ctx=ctx, threads=threads, device=device, out=out) as loaded:
+    # Every token is at least one byte, so an answer to this prompt can never need more than this.
+    needed = None if text is None else len(text.encode()) + len((system or "").encode()) + max_tokens
+    with load_model(path, ctx=ctx, needed=needed, threads=threads, device=device, out=out) as loaded:
         if text is None:
             Chat(loaded, config, system, out).loop()
         else:
@@ -130,11 +132,14 @@ def locate(model: str, *, pull: bool, out: Output) -> Path:
     return store.find(model)
 
 
-def load_model(path: Path, *, ctx: int | None, threads: int | None, device: str, out: Output) -> Model:
+def load_model(
+    path: Path, *, ctx: int | None, needed: int | None, threads: int | None, device: str, out: Output
+) -> Model:
     """Load the model at PATH and say in one line how it runs."""
     from edgeai.model import Model, open_engine
 
-    loaded = Model(open_engine(path, ctx=ctx, threads=threads, device=device))  # type: ignore[arg-type]
+    engine = open_engine(path, ctx=ctx, needed=needed, threads=threads, device=device)  # type: ignore[arg-type]
+    loaded = Model(engine)
     try:
         out.warn(loaded.plan.notices)
         if sys.stderr.isatty() or out.verbose:
