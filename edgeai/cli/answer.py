@@ -36,7 +36,7 @@ def print_stream(stream: Stream, *, show: bool) -> Completion:
         for chunk in stream:
             if show and chunk.text:
                 last = chunk.text
-                click.echo(chunk.text, nl=False)
+                click.echo(chunk.text, nl=False, color=True)  # color: else click takes escape sequences out
     if show and not last.endswith("\n"):
         click.echo()
     return stream.completion()

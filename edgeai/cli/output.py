@@ -39,7 +39,7 @@ class Output:
     def answer(self, text: str) -> None:
         """Print the answer of a command on stdout."""
         self.end_progress()
-        click.echo(text)
+        click.echo(text, color=True)  # without it click takes escape sequences out of piped text
 
     def json(self, value: Any) -> None:
         """Print VALUE as one JSON document on stdout."""

@@ -120,9 +120,8 @@ def locate(model: str, *, pull: bool, out: Output) -> Path:
     from edgeai.store import Store
 
     store = Store.open()
-    entry = store.entry(model)
-    if entry is None or store.path_of(model) is not None or Path(model).exists():
-        return store.find(model)
+    if store.path_of(model) is not None or Path(model).exists() or (entry := store.entry(model)) is None:
+        return store.find(model)  # what is here needs no look into the catalogue
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     question = f"{entry.name} is not here; pull {human_bytes(entry.size_bytes)} now?"
     if pull or (on_terminal and click.confirm(question, default=True, err=True)):

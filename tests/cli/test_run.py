@@ -88,6 +88,11 @@ def test_an_answer_that_is_cut_says_so_on_stderr(engine: FakeEngine, model: str)
     assert (result.stdout, result.stderr) == ("one two\n", "[cut after 2 tokens: --max-tokens]\n")
 
 
+def test_escape_sequences_in_an_answer_are_not_changed(engine: FakeEngine, model: str) -> None:
+    engine.answer = "a \x1b[31mred\x1b[0m word"
+    assert run(model, "hi").stdout == engine.answer + "\n"
+
+
 def test_quiet_says_nothing_on_stderr(engine: FakeEngine, model: str) -> None:
     assert run(model, "hi", "--max-tokens", "2", "--quiet").stderr == ""
 
