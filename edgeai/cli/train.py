@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import click
 
@@ -59,11 +59,10 @@ def train_command(
     again = ["edgeai", "train", str(recipe), "-o", str(folder), "--resume"]
     again += ["--steps", str(steps)] if steps is not None else []
     again += [word for override in overrides for word in ("--set", override)]
-    live = LiveLine(out)
-    trained = training.train(
-        settings, folder, steps=steps, resume=resume, device=device, observe=live, resume_command=shlex.join(again)
-    )
-    live.close()
+    with LiveLine(out) as live:
+        trained = training.train(
+            settings, folder, steps=steps, resume=resume, device=device, observe=live, resume_command=shlex.join(again)
+        )
     out.warn(trained.notices)
     if out.as_json:
         out.json(trained.to_dict())
@@ -134,9 +133,11 @@ class LiveLine:
             parts.append(f"ETA {_duration(event.eta_s)}")
         return " · ".join(parts)
 
-    def close(self) -> None:
-        """End the live line, so that other text starts on a line of its own."""
-        if self._open:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open:  # whatever comes next, an error too, starts on a line of its own
             click.echo(err=True)
             self._open = False
 

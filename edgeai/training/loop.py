@@ -18,7 +18,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from edgeai.errors import EdgeAIError, Interrupted, UsageError
-from edgeai.training import accelerator, checkpoint, data, export, model, step, workspace
+from edgeai.training import accelerator, checkpoint, data, export, footprint, model, step, workspace
 from edgeai.training import tokenizer as bpe
 from edgeai.training.accelerator import Accelerator
 from edgeai.training.baseline import bigram_loss
@@ -96,9 +96,9 @@ def train(
     chosen = accelerator.choose(device)
     documents = data.read(recipe.data, recipe.folder)
     with workspace.open_workspace(folder, resume=resume) as space, _torch_settings(chosen):
-        corpus = _prepare(recipe, documents, space)
-        run = _Run(recipe, space, chosen, corpus, stop)
-        workspace.check_space(folder, _disk_bytes(run.params))
+        footprint.check_memory(recipe, chosen)
+        workspace.check_space(folder, footprint.disk_bytes(recipe))
+        run = _Run(recipe, space, chosen, _prepare(recipe, documents, space), stop)
         if resume:
             run.restore()
         observe(Event(text=run.describe()))
@@ -256,11 +256,6 @@ class _Run:
             horizon=settings.steps,
             notices=self.chosen.notices,
         )
-
-
-def _disk_bytes(params: int) -> int:
-    """Return what a run writes at most: three checkpoints (two kept, one new; weights and two moments), an export."""
-    return params * 4 * 3 * 3 + params * 4 + 2**20
 
 
 @contextlib.contextmanager

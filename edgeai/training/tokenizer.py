@@ -103,6 +103,7 @@ def config(*, context: int) -> dict[str, Any]:
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
+        "model_input_names": ["input_ids", "attention_mask"],  # a Llama refuses the token_type_ids of the default
     }
 
 

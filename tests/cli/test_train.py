@@ -159,8 +159,7 @@ def test_live_line_is_redrawn_in_place_and_ended(recipe: Path, monkeypatch: pyte
 
     monkeypatch.setattr(train_cli.sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    live = train_cli.LiveLine(Output())
-    live(Event(step=300, steps=900, loss=3.41, lr=2.8e-3, tok_s=41_000, eval_loss=3.55, eta_s=48))
-    live.close()
+    with train_cli.LiveLine(Output()) as live:
+        live(Event(step=300, steps=900, loss=3.41, lr=2.8e-3, tok_s=41_000, eval_loss=3.55, eta_s=48))
     line = "step 300/900 · loss 3.410 · lr 2.8e-3 · 41.0k tok/s · eval 3.550 · ETA 0:48"
     assert capsys.readouterr().err == f"\r\x1b[2K{line}\n"

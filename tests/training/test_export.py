@@ -39,6 +39,7 @@ def test_transformers_loads_the_folder_and_gets_the_reported_loss(
 def test_transformers_loads_the_tokenizer_with_bos_and_another_pad_than_eos(mini_file: Path, tmp_path: Path) -> None:
     trained = training.train(recipes.load(mini_file), tmp_path / "out", steps=1)
     tokenizer = AutoTokenizer.from_pretrained(trained.path)
+    assert set(tokenizer("the model")) == {"input_ids", "attention_mask"}
     ids = tokenizer("the model").input_ids
     assert ids[0] == tokenizer.bos_token_id
     assert tokenizer.decode(ids[1:]) == "the model"

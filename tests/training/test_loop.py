@@ -11,7 +11,7 @@ import torch
 
 from edgeai import training
 from edgeai.errors import DoesNotFit, Interrupted, InvalidModel, OutputError, RecipeError, UsageError
-from edgeai.training import checkpoint, loop, recipe, workspace
+from edgeai.training import checkpoint, footprint, loop, recipe, workspace
 from edgeai.training.monitor import Event
 from edgeai.training.recipe import Recipe
 from edgeai.training.workspace import EXPORT_FILES
@@ -226,7 +226,7 @@ def test_two_checkpoints_are_kept(mini: Recipe, tmp_path: Path) -> None:
 def test_disk_too_small_is_an_error_before_the_first_step(
     mini: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_disk_bytes", lambda _: 10**18)
+    monkeypatch.setattr(footprint, "disk_bytes", lambda _: 10**18)
     events: list[Event] = []
     with pytest.raises(DoesNotFit):
         training.train(mini, tmp_path / "a", observe=events.append)
