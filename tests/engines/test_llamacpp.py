@@ -49,7 +49,7 @@ def test_scores_are_torchs_log_probabilities(tiny: Model) -> None:
     with torch.no_grad():
         logits = model(ids).logits[0, :-1].log_softmax(-1)
     expected = logits[range(len(logits)), ids[0, 1:]].tolist()
-    assert tiny.score(text) == pytest.approx(expected, abs=2e-3)
+    assert tiny.score(text) == pytest.approx(expected, abs=1e-2)  # the KV cache is f16
 
 
 def test_chat_with_a_base_model_is_an_error(tiny: Model) -> None:
