@@ -63,7 +63,6 @@ def train_command(
         trained = training.train(
             settings, folder, steps=steps, resume=resume, device=device, observe=live, resume_command=shlex.join(again)
         )
-    out.warn(trained.notices)
     if out.as_json:
         out.json(trained.to_dict())
     else:
@@ -99,6 +98,7 @@ class LiveLine:
         self._open = False
 
     def __call__(self, event: Event) -> None:
+        self._out.warn(event.notices)  # before the first step, so that --strict costs no training
         if self._out.quiet:
             return
         if event.text is not None:

@@ -101,7 +101,7 @@ def train(
         run = _Run(recipe, space, chosen, _prepare(recipe, documents, space), stop)
         if resume:
             run.restore()
-        observe(Event(text=run.describe()))
+        observe(Event(text=run.describe(), notices=chosen.notices))
         with _interruptible() as interrupted:
             run.train(observe, interrupted, resume_command)
         return replace(run.finish(), seconds=time.monotonic() - began)

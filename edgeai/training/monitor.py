@@ -9,14 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeai.types import Notice
+
 __all__ = ["Event", "Meter", "Metrics"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something to tell: a line of text before the first step, or the state after a step."""
+    """Something to tell: a line of text and the notices before the first step, or the state after a step."""
 
     text: str | None = None
+    notices: tuple[Notice, ...] = ()
     step: int = 0
     steps: int = 0
     loss: float = 0.0
@@ -70,7 +73,7 @@ class Metrics:
     def write(self, event: Event) -> None:
         """Append EVENT."""
         values: dict[str, Any] = asdict(event)
-        for key in ("text", "steps", "eta_s"):
+        for key in ("text", "notices", "steps", "eta_s"):
             del values[key]
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()

@@ -140,6 +140,22 @@ def test_interrupt_is_exit_130_and_the_hint_is_a_command_that_goes_on(
     assert json.loads(again.stdout)["steps"] == 9
 
 
+def test_fallback_is_a_warning_and_under_strict_an_error_before_the_first_step(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr("edgeai.training.accelerator._nvidia_gpu", lambda: "GeForce 256")
+    strict = run(recipe, "--strict")
+    assert strict.exit_code != 0
+    assert "step " not in strict.stderr
+    assert not (recipe.parent / "out").exists()
+    relaxed = run(recipe, "--json")
+    assert "warning: training on the CPU although there is a GeForce 256" in relaxed.stderr
+    assert [warning["code"] for warning in json.loads(relaxed.stdout)["warnings"]] == ["cpu_fallback"]
+
+
 def test_missing_torch_is_a_usage_error_with_the_install_command(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
