@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["convert_command"]
 
 
-@click.command("convert")
+@click.command("convert", short_help="Turn a Hugging Face folder into GGUF, with proof.")
 @click.argument("source", metavar="SOURCE")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="The file to write  [default: SOURCE.gguf]"

@@ -9,7 +9,7 @@ from edgeai.cli.output import Output, output_options
 __all__ = ["doctor_command"]
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Find out what is wrong on this machine.")
 @output_options
 def doctor_command(out: Output) -> None:
     """Look at this machine and say what is wrong, with the command that mends it."""

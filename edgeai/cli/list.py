@@ -14,7 +14,7 @@ __all__ = ["list_command"]
 COLUMNS = ("NAME", "SIZE", "QUANT", "LICENCE", "PULLED")
 
 
-@click.command("list")
+@click.command("list", short_help="List the models that are here.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Add the models that can be pulled.")
 @output_options
 def list_command(everything: bool, out: Output) -> None:

@@ -127,7 +127,7 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
     @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr.")
-    @click.option("-v", "--verbose", is_flag=True, help="More on stderr: timings, plan, native log.")
+    @click.option("-v", "--verbose", is_flag=True, help="More on stderr: how it runs, how long it takes.")
     @click.option("--strict", is_flag=True, help="Make every warning an error.")
     @functools.wraps(command)
     def wrapped(*args: Any, as_json: bool, quiet: bool, verbose: bool, strict: bool, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ from edgeai.cli.output import Output, human_bytes, output_options
 __all__ = ["pull_command"]
 
 
-@click.command("pull")
+@click.command("pull", short_help="Download models by name.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @output_options
 def pull_command(names: tuple[str, ...], out: Output) -> None:

@@ -9,7 +9,7 @@ from edgeai.cli.output import Output, human_bytes, output_options
 __all__ = ["rm_command"]
 
 
-@click.command("rm")
+@click.command("rm", short_help="Delete pulled models.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @output_options
 def rm_command(names: tuple[str, ...], out: Output) -> None:

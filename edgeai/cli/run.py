@@ -22,7 +22,7 @@ DEFAULT_MAX_TOKENS = 1024
 """An answer ends here unless --max-tokens says otherwise: a small model that repeats itself must not run for ever."""
 
 
-@click.command("run")
+@click.command("run", short_help="Answer a prompt, or chat.")
 @click.argument("model")
 @click.argument("prompt", required=False)
 @click.option("-s", "--system", help="System message.")

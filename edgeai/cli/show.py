@@ -22,7 +22,7 @@ __all__ = ["show_command"]
 Section = tuple[str, list[tuple[str, str]]]
 
 
-@click.command("show")
+@click.command("show", short_help="Show what a model is.")
 @click.argument("model")
 @click.option("--template", is_flag=True, help="Print the chat template alone.")
 @output_options

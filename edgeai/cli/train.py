@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["train_command"]
 
 
-@click.command("train")
+@click.command("train", short_help="Train a small model from a recipe.")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the model  [default: out/NAME]"

@@ -10,7 +10,7 @@ from edgeai.errors import InvalidModel
 __all__ = ["verify_command"]
 
 
-@click.command("verify")
+@click.command("verify", short_help="Check the bytes of models.")
 @click.argument("models", metavar="[NAME|PATH]...", nargs=-1)
 @output_options
 def verify_command(models: tuple[str, ...], out: Output) -> None:
