@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import importlib
+import importlib.util
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ class NotLoaded(Exception):
 
 def load_library() -> Any:
     """Return the low-level binding, its log kept and not printed."""
-    import llama_cpp.llama_cpp as lib
+    lib = import_binding()
 
     @lib.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
     def keep(level: int, text: bytes, _data: Any) -> None:
@@ -33,6 +36,17 @@ def load_library() -> Any:
     lib.keep_log_callback = keep  # C holds only the address
     lib.llama_backend_init()
     return lib
+
+
+def import_binding() -> Any:
+    """Import the low-level module without the package around it, whose classes and their imports take 0.1 s."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None:
+        raise ImportError("llama-cpp-python is not installed")
+    shell = types.ModuleType("llama_cpp")
+    shell.__path__ = list(spec.submodule_search_locations or ())
+    sys.modules["llama_cpp"] = shell
+    return importlib.import_module("llama_cpp.llama_cpp")
 
 
 def load_model(lib: Any, path: str, *, vocab_only: bool) -> Any:
@@ -56,9 +70,9 @@ def tokenize(lib: Any, vocab: Any, text: str, *, add_special: bool, parse_specia
     return list(ids[:count])
 
 
-def answer_tokenize(lib: Any, request: dict[str, Any]) -> dict[str, Any]:
+def tokenize_job(lib: Any, job: dict[str, Any]) -> dict[str, Any]:
     """Tokenize each set of texts; also say which tokens end a generation."""
-    model = load_model(lib, request["model"], vocab_only=True)
+    model = load_model(lib, job["model"], vocab_only=True)
     vocab = lib.llama_model_get_vocab(model)
     count = lib.llama_vocab_n_tokens(vocab)
     ids = [
@@ -66,20 +80,14 @@ def answer_tokenize(lib: Any, request: dict[str, Any]) -> dict[str, Any]:
             tokenize(lib, vocab, text, add_special=item["add_special"], parse_special=item["parse_special"])
             for text in item["texts"]
         ]
-        for item in request["sets"]
+        for item in job["sets"]
     ]
-    return {
-        "ids": ids,
-        "vocab": count,
-        "bos": lib.llama_vocab_bos(vocab),
-        "eos": lib.llama_vocab_eos(vocab),
-        "add_bos": bool(lib.llama_vocab_get_add_bos(vocab)),
-        "add_eos": bool(lib.llama_vocab_get_add_eos(vocab)),
-        "eog": [token for token in range(count) if lib.llama_vocab_is_eog(vocab, token)],
-    }
+    ends = [token for token in range(count) if lib.llama_vocab_is_eog(vocab, token)]
+    lib.llama_model_free(model)
+    return {"ids": ids, "vocab": count, "eog": ends}
 
 
-def answer_score(lib: Any, request: dict[str, Any]) -> dict[str, Any]:
+def score(lib: Any, request: dict[str, Any]) -> None:
     """Write the logits of every position of every prompt, (positions, vocab) float32, to request["logits"]."""
     import numpy as np
 
@@ -113,7 +121,6 @@ def answer_score(lib: Any, request: dict[str, Any]) -> dict[str, Any]:
         at += len(prompt)
         print(index + 1, len(prompts), flush=True)
     logits.flush()
-    return {"positions": at, "vocab": size}
 
 
 def main() -> None:
@@ -124,7 +131,9 @@ def main() -> None:
     request = json.loads((folder / "request.json").read_text())
     try:
         lib = load_library()
-        answer = {"tokenize": answer_tokenize, "score": answer_score}[request["op"]](lib, request)
+        answer: dict[str, Any] = {"jobs": [tokenize_job(lib, job) for job in request["jobs"]]}
+        if "score" in request:
+            score(lib, request["score"])
     except (NotLoaded, ImportError, RuntimeError, FileNotFoundError) as error:
         answer = {"error": str(error), "log": list(LOG)[-6:]}
     (folder / "answer.json").write_text(json.dumps(answer))

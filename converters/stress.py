@@ -95,18 +95,30 @@ STRESS: tuple[str, ...] = (
     "The quick brown fox jumps over the lazy dog. 'Twas brillig, and the slithy toves.",
 )
 
-PROSE: tuple[str, ...] = (
-    "The sea was calm when the small boat left the harbour. Nobody spoke. The old man looked at the sky, counted the gulls, and said "
-    "that it would rain before noon. His daughter laughed, because he had said the same thing every morning for eleven years.",
-    "To install the program, open a terminal and type the command below. It copies two files, asks one question, and starts the "
-    "service. If the service does not start, read the last lines of the log: they name the file that is missing.",
-    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    return total / len(values)\n\n"
-    "print(mean([1, 2, 3]))  # 2.0\n",
-    "User: What is the capital of France?\nAssistant: The capital of France is Paris. It lies on the river Seine and has about two "
-    "million people.\nUser: And of Italy?\nAssistant:",
-    "Once upon a time there was a little girl named Lily. She had a red ball. One day the ball rolled into the garden, and a big dog "
-    "came and picked it up. Lily was sad, but the dog brought the ball back to her.",
-)
+TEXTS = """
+The sea was calm when the small boat left the harbour. Nobody spoke. The old man looked at the sky, counted the gulls,
+and said that it would rain before noon. His daughter laughed, because he had said the same thing every morning.
+~
+To install the program, open a terminal and type the command below. It copies two files, asks one question, and starts
+the service. If the service does not start, read the last lines of the log: they name the file that is missing.
+~
+def mean(values):
+    total = 0.0
+    for value in values:
+        total += value
+    return total / len(values)
+
+print(mean([1, 2, 3]))  # 2.0
+~
+User: What is the capital of France?
+Assistant: The capital of France is Paris. It lies on the river Seine and has about two million people.
+User: And of Italy?
+Assistant:
+~
+Once upon a time there was a little girl named Lily. She had a red ball. One day the ball rolled into the garden, and a
+big dog came and picked it up. Lily was sad, but the dog brought the ball back to her.
+"""
+PROSE: tuple[str, ...] = tuple(text.strip() for text in TEXTS.split("~"))
 
 
 def from_vocabulary(pieces: Sequence[str], count: int = 48, length: int = 24) -> list[str]:

@@ -23,6 +23,18 @@ __all__ = ["CONTROL", "NORMAL", "UNUSED", "USER_DEFINED", "Vocabulary", "read_vo
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """`enum llama_token_type` in llama.h."""
+KNOWN_ENDS = {
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<EOT>",
+}
+"""Texts that libllama takes for the end of a generation wherever they are (llama-vocab.cpp, `special_eog_ids`)."""
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -65,6 +77,11 @@ class Vocabulary:
                     continue  # half of a character: nothing that could be written as text
         return found
 
+    def with_ends(self, ids: list[int]) -> list[int]:
+        """Return IDS with BOS before and EOS after them, as far as the tokenizer adds these."""
+        before = [self.bos] if self.add_bos and self.bos is not None else []
+        return [*before, *ids, *([self.eos] if self.add_eos else [])]
+
     def special_texts(self) -> list[str]:
         """Return the texts of the added tokens."""
         return [token for token, kind in zip(self.tokens, self.types, strict=True) if kind in (CONTROL, USER_DEFINED)]
@@ -91,17 +108,14 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> Vocabulary:
     check_model(model)
     warnings: list[tuple[str, str]] = []
     if normalizer:
-        warnings.append(
-            (
-                "tokenizer-normalizer",
-                f"the tokenizer brings text into {normalizer} first and the file cannot say so: "
-                "text in decomposed Unicode gets other token ids from runtimes that do not",
-            )
-        )
+        message = f"the tokenizer brings text into {normalizer} first, which runtimes do not know of: "
+        message += "text in decomposed Unicode gets other token ids there"
+        warnings.append(("tokenizer-normalizer", message))
     special = {name: special_id(checkpoint, spec, name, warnings) for name in NAMED}
     tokens, types, real_size = token_table(spec, vocab_size)
     eos, eot, eom, stops = stop_tokens(checkpoint, special["eos_token"], tokens, types, warnings)
     add_bos, add_eos = added_ends(checkpoint, spec, special["bos_token"], eos)
+    check_ids(spec)
     default, named = chat_templates(checkpoint)
     return Vocabulary(
         pre=choose(spec, choices).name,
@@ -134,7 +148,7 @@ def source_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
         raise ConvertError("the package 'tokenizers' is not installed", hint="pip install tokenizers") from error
     try:
         tokenizer = Tokenizer.from_str(json.dumps(spec))
-    except Exception as error:  # noqa: BLE001 - the library raises Exception itself
+    except Exception as error:  # the library raises Exception itself
         raise BrokenCheckpoint(f"tokenizer.json does not load: {error}", hint="copy or download it again") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -268,6 +282,18 @@ def check_added(item: Any, table: Mapping[int, tuple[str, int]]) -> int:
     return token
 
 
+def check_ids(spec: Mapping[str, Any]) -> None:
+    """Raise BrokenCheckpoint where the tokenizers library gives an added token another id than the file says: it leaves no gaps."""
+    tokenizer = source_tokenizer(spec)
+    for item in spec["added_tokens"]:
+        found = tokenizer.token_to_id(str(item["content"]))
+        if found != item["id"]:
+            raise BrokenCheckpoint(
+                f"the added token {item['content']!r} has the id {item['id']} in the file, and the tokenizers library gives it {found}",
+                hint="there is a gap in the ids before it: load and save the tokenizer again",
+            )
+
+
 def special_text(checkpoint: Checkpoint, name: str) -> str | None:
     """Return the text of a named special token."""
     for source in (checkpoint.tokenizer_config, checkpoint.special_tokens):
@@ -328,8 +354,9 @@ def stop_tokens(
         )
     eos = listed[0] if eos is None else eos
     extra = [token for token in dict.fromkeys(listed) if token != eos]
-    eom = next((token for token in extra if "eom" in tokens[token]), None)
-    eot = next((token for token in extra if token != eom), None)
+    # The two further slots go to ends that the runtime does not know by their text; the rest it finds itself, or the proof says no.
+    slots = sorted(extra, key=lambda token: tokens[token] in KNOWN_ENDS)
+    eot, eom = (*slots, None, None)[:2]
     return eos, eot, eom, (eos, *extra)
 
 

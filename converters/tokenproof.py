@@ -21,7 +21,7 @@ from converters.gguf import write_vocabulary
 from converters.stress import PROSE, STRESS, from_vocabulary
 from converters.tokenizer import NORMAL, Vocabulary, byte_alphabet, source_tokenizer
 
-__all__ = ["TokenProof", "prove_file", "prove_vocabulary", "stress_texts"]
+__all__ = ["Question", "TokenProof", "ids_question", "prove_vocabulary", "stress_texts"]
 
 PROBE_KEYS: Mapping[str, int | float | str | bool] = {
     "context_length": 64,
@@ -52,50 +52,114 @@ def stress_texts(vocabulary: Vocabulary) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Texts for one vocabulary file, and what each way of reading them must give."""
+
+    path: Path
+    vocabulary: Vocabulary
+    texts: list[str]
+    readings: tuple[Reading, ...]
+
+    def request(self) -> dict[str, Any]:
+        """Return the job for the child."""
+        sets = [
+            {"texts": self.texts, "add_special": item.add_special, "parse_special": item.parse_special}
+            for item in self.readings
+        ]
+        return {"model": str(self.path), "sets": sets}
+
+    def check(self, answer: Mapping[str, Any]) -> None:
+        """Raise TokenizerMismatch unless ANSWER is right."""
+        for item, found in zip(self.readings, answer["ids"], strict=True):
+            compare(self.texts, item.expected, found, item.name)
+        if answer["vocab"] != len(self.vocabulary.tokens):
+            count = len(self.vocabulary.tokens)
+            raise TokenizerMismatch(f"the file has {answer['vocab']} tokens, and {count} are expected")
+        if unknown := sorted(set(self.vocabulary.stop_ids) - set(answer["eog"])):
+            shown = ", ".join(repr(self.vocabulary.tokens[token]) for token in unknown)
+            raise TokenizerMismatch(
+                f"the runtime would not stop at the end tokens {shown}", hint="name fewer in generation_config.json"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One way of reading the texts, and the ids that it must give."""
+
+    name: str
+    add_special: bool
+    parse_special: bool
+    expected: list[list[int]]
+
+
 def prove_vocabulary(vocabulary: Vocabulary, architecture: str = "llama") -> TokenProof:
     """Prove VOCABULARY before any tensor is read: ids and places of the cuts. Raises TokenizerMismatch."""
-    with tempfile.TemporaryDirectory(prefix="edgeai-") as folder:
-        path = Path(folder) / "vocabulary.gguf"
+    with tempfile.TemporaryDirectory(prefix="edgeai-") as name:
+        folder = Path(name)
+        path = folder / "vocabulary.gguf"
         write_vocabulary(path, architecture, vocabulary, {**PROBE_KEYS, "vocab_size": len(vocabulary.tokens)})
-        proof = prove_file(path, vocabulary)
-        return replace(proof, splits=prove_splits(Path(folder), vocabulary, architecture))
+        cuts = cut_questions(folder, vocabulary, architecture)
+        answers = ask([ids_question(path, vocabulary), *cuts])
+        return TokenProof(
+            texts=len(stress_texts(vocabulary)), splits=len(cuts[0].texts), end_tokens=tuple(answers[0]["eog"])
+        )
 
 
-def prove_file(path: Path, vocabulary: Vocabulary) -> TokenProof:
-    """Prove that the GGUF file PATH gives the ids of VOCABULARY's source. Raises TokenizerMismatch with an example."""
+def prove_splits(folder: Path, vocabulary: Vocabulary, architecture: str) -> None:
+    """Prove that the pre-tokenizer cuts where the source's does. Raises TokenizerMismatch with an example."""
+    ask(cut_questions(folder, vocabulary, architecture))
+
+
+def ids_question(path: Path, vocabulary: Vocabulary) -> Question:
+    """Return the question whether PATH reads the stress list as the source does."""
     texts = stress_texts(vocabulary)
     tokenizer = source_tokenizer(vocabulary.spec)
     control = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     tokenizer.encode_special_tokens = True
     plain = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    bos, eos = [vocabulary.bos] * vocabulary.add_bos, [vocabulary.eos] * vocabulary.add_eos
-    ends = [[*bos, *ids, *eos] for ids in control]
-    sets = [
-        {"texts": texts, "add_special": False, "parse_special": True},
-        {"texts": texts, "add_special": False, "parse_special": False},
-        {"texts": texts, "add_special": True, "parse_special": True},
-    ]
-    answer = ask(path, sets)
-    compare(texts, control, answer["ids"][0], "special tokens read as control")
-    compare(texts, plain, answer["ids"][1], "special tokens read as text")
-    compare(texts, ends, answer["ids"][2], "BOS and EOS added")
-    if answer["vocab"] != len(vocabulary.tokens):
-        raise TokenizerMismatch(f"the file has {answer['vocab']} tokens, and {len(vocabulary.tokens)} are expected")
-    if unknown := sorted(set(vocabulary.stop_ids) - set(answer["eog"])):
-        shown = ", ".join(repr(vocabulary.tokens[token]) for token in unknown)
-        raise TokenizerMismatch(
-            f"the runtime would not stop at the end tokens {shown}", hint="name fewer in generation_config.json"
-        )
-    return TokenProof(texts=len(texts), splits=0, end_tokens=tuple(answer["eog"]))
+    whole = [vocabulary.with_ends(ids) for ids in control]
+    readings = (
+        Reading(name="special tokens read as control", add_special=False, parse_special=True, expected=control),
+        Reading(name="special tokens read as text", add_special=False, parse_special=False, expected=plain),
+        Reading(name="BOS and EOS added", add_special=True, parse_special=True, expected=whole),
+    )
+    return Question(path=path, vocabulary=vocabulary, texts=texts, readings=readings)
 
 
-def ask(path: Path, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return libllama's answer for SETS of texts."""
-    request = {"op": "tokenize", "model": str(path), "sets": list(sets)}
+def cut_questions(folder: Path, vocabulary: Vocabulary, architecture: str) -> list[Question]:
+    """Return the questions whether the pre-tokenizer cuts where the source's does.
+
+    The vocabulary of the probe is the 256 bytes and every pair of neighbours in the texts: a pair merges unless there is
+    a cut. Once with the pairs ranked in order and once reversed, because a pair also stays apart when one of its bytes
+    has merged elsewhere.
+    """
+    texts = stress_texts(vocabulary)
+    alphabet = byte_alphabet()
+    encoded = ["".join(alphabet[byte] for byte in text.encode()) for text in texts]
+    pairs = sorted({line[at : at + 2] for line in encoded for at in range(len(line) - 1)})
+    questions = []
+    for name, order in (("ascending", pairs), ("descending", pairs[::-1])):
+        probe = probe_vocabulary(vocabulary, [*alphabet.values()], order)
+        path = folder / f"{name}.gguf"
+        write_vocabulary(path, architecture, probe, {**PROBE_KEYS, "vocab_size": len(probe.tokens)})
+        expected = [item.ids for item in source_tokenizer(probe.spec).encode_batch(texts, add_special_tokens=False)]
+        how = f"places of the cuts of {vocabulary.pre!r}"
+        reading = Reading(name=how, add_special=False, parse_special=False, expected=expected)
+        questions.append(Question(path=path, vocabulary=probe, texts=texts, readings=(reading,)))
+    return questions
+
+
+def ask(questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """Put QUESTIONS to libllama in one child and check the answers."""
+    request = {"jobs": [question.request() for question in questions]}
     try:
-        return run_native(request, what="checking the tokenizer")
+        answers: list[dict[str, Any]] = run_native(request, what="checking the tokenizer")["jobs"]
     except ChildFailed as error:
         raise TokenizerMismatch(f"libllama does not load the vocabulary: {error.reason}", hint=error.hint) from error
+    for question, answer in zip(questions, answers, strict=True):
+        question.check(answer)
+    return answers
 
 
 def compare(texts: Sequence[str], expected: Sequence[Sequence[int]], found: Sequence[Sequence[int]], how: str) -> None:
@@ -113,28 +177,6 @@ def compare(texts: Sequence[str], expected: Sequence[Sequence[int]], found: Sequ
 def short(ids: Sequence[int]) -> str:
     """Return the first ids as text."""
     return f"[{', '.join(map(str, ids[:12]))}{', …' if len(ids) > 12 else ''}]"
-
-
-def prove_splits(folder: Path, vocabulary: Vocabulary, architecture: str) -> int:
-    """Prove that the pre-tokenizer cuts where the source's does; return the number of texts.
-
-    The vocabulary of the probe is the 256 bytes and every pair of neighbours in the texts: a pair merges unless there is a cut. Once
-    with the pairs ranked in order and once reversed, because a pair also stays apart when one of its bytes has merged elsewhere.
-    """
-    texts = stress_texts(vocabulary)
-    alphabet = byte_alphabet()
-    encoded = ["".join(alphabet[byte] for byte in text.encode()) for text in texts]
-    pairs = sorted({line[at : at + 2] for line in encoded for at in range(len(line) - 1)})
-    for name, order in (("ascending", pairs), ("descending", pairs[::-1])):
-        probe = probe_vocabulary(vocabulary, [*alphabet.values()], order)
-        path = folder / f"{name}.gguf"
-        write_vocabulary(path, architecture, probe, {**PROBE_KEYS, "vocab_size": len(probe.tokens)})
-        expected = [
-            encoding.ids for encoding in source_tokenizer(probe.spec).encode_batch(texts, add_special_tokens=False)
-        ]
-        found = ask(path, [{"texts": texts, "add_special": False, "parse_special": False}])["ids"][0]
-        compare(texts, expected, found, f"places of the cuts of {vocabulary.pre!r}")
-    return len(texts)
 
 
 def probe_vocabulary(vocabulary: Vocabulary, letters: list[str], pairs: list[str]) -> Vocabulary:
@@ -159,6 +201,7 @@ def probe_vocabulary(vocabulary: Vocabulary, letters: list[str], pairs: list[str
         real_size=len(tokens),
         bos=None,
         eos=0,
+        stop_ids=(),
         unk=None,
         pad=None,
         eot=None,

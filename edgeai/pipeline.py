@@ -141,6 +141,7 @@ def convert(
     try:
         with OutputFile(job.output) as out:
             probe = out.temporary()  # a folder that cannot be written is found here, before any tensor is read
+            check_disk(job.output, job.plan, job.quantmap)
             with job.step("tokenizer"):
                 job.progress("proving the tokenizer", 0, 1)
                 splits = tokenproof.prove_vocabulary(job.vocabulary, job.plan.architecture).splits
@@ -182,7 +183,6 @@ def preflight(source: Path, output: Path | None, quant: str, *, force: bool, pro
     target = output or place.with_name(f"{place.name}.gguf")
     check_output(target, source, checkpoint.files, force=force)
     quantmap = plan_types(plan, quant)
-    check_disk(target, plan, quantmap)
     job = Job(
         checkpoint=checkpoint,
         plan=plan,
@@ -228,18 +228,15 @@ def write_and_prove(job: Job, out: OutputFile, path: Path) -> tuple[Path, Report
             job.say(notice.code, notice.message)
         if job.quantmap.quant == "F32" or not report.ok:
             return path, report, hashes
+        said_before = {row.name for row in report.rows}
         out.discard(path)
         path = out.temporary()
         with job.step("quantize"):
             write(job, path, job.quantmap, extra)
         with job.step("prove"):
-            report = report.plus([*quantized_tokens(proof, path), *proof.quantized(path, QUANTS[job.quantmap.quant])])
+            rows = proof.quantized(path, QUANTS[job.quantmap.quant])
+            report = report.plus(row for row in rows if not row.ok or row.name not in said_before)
         return path, report.plus([share(job.quantmap)]), hashes
-
-
-def quantized_tokens(proof: Proof, path: Path) -> list[Row]:
-    """Return the rows about tokens of the file that is kept, which are those of the export unless one fails."""
-    return [row for row in proof.tokens(path) if not row.ok]
 
 
 def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, str]) -> None:

@@ -58,6 +58,7 @@ PER_LAYER = (
     Rule(target="blk.{i}.ffn_down.bias", source=f"{MLP}.down_proj.bias", shape=("hidden",), when="mlp_bias"),
 )
 
+Keys = dict[str, int | float | str | bool]
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 
 
@@ -153,52 +154,68 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             f"config.json has partial_rotary_factor {partial!r}, and the llama family rotates all of a head"
         )
     theta = number(settings, "rope_theta", number(config, "rope_theta", 10000.0))
+    if theta <= 1:
+        raise BrokenCheckpoint(f"config.json has rope_theta {theta}, and more than 1 is needed")
     return settings | {"kind": kind, "rope_theta": theta}
 
 
-def rope(
-    config: Mapping[str, Any], head_dim: int, context: int
-) -> tuple[dict[str, int | float | str | bool], tuple[TensorPlan, ...]]:
+def rope(config: Mapping[str, Any], head_dim: int, context: int) -> tuple[Keys, tuple[TensorPlan, ...]]:
     """Return the keys and computed tensors that carry the rotary embedding."""
     settings = rope_settings(config)
-    keys: dict[str, int | float | str | bool] = {"rope.freq_base": settings["rope_theta"]}
+    keys: Keys = {"rope.freq_base": settings["rope_theta"]}
     if settings["kind"] == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": number(settings, "factor")}
     if settings["kind"] == "yarn":
-        keys |= yarn_keys(settings, context)
+        return yarn(settings, head_dim, context)
     if settings["kind"] == "llama3":
         return keys, (llama3_divisors(settings, head_dim, context),)
     return keys, ()
 
 
-def yarn_keys(settings: Mapping[str, Any], context: int) -> dict[str, int | float | str | bool]:
-    """Return the keys of YaRN scaling (https://arxiv.org/abs/2309.00071).
+def yarn(settings: Mapping[str, Any], head_dim: int, context: int) -> tuple[Keys, tuple[TensorPlan, ...]]:
+    """Return what carries YaRN scaling (https://arxiv.org/abs/2309.00071, `_compute_yarn_parameters` in transformers).
 
-    ggml multiplies cosine and sine by attn_factor · (0.1 ln factor + 1); transformers takes `attention_factor` as the whole product.
+    The runtime knows it by name, with correction bounds of 32 and 1 rotations that its llama architecture cannot change. Other
+    bounds are written out as divisors of the frequencies, and the factor of cosine and sine beside them.
     """
-    if settings.get("truncate", True) is not True:
-        raise UnsupportedModel(
-            "config.json has yarn with truncate false", hint="the runtime always rounds the correction range"
-        )
     factor = number(settings, "factor")
+    original = integer(settings, "original_max_position_embeddings", context)
     usual = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
     wanted = settings.get("attention_factor")
     if wanted is None and settings.get("mscale") and settings.get("mscale_all_dim"):
+        logarithm = math.log(max(factor, 1.0))
         scale, scale_all = number(settings, "mscale"), number(settings, "mscale_all_dim")
-        wanted = (
-            (0.1 * scale * math.log(factor) + 1.0) / (0.1 * scale_all * math.log(factor) + 1.0) if factor > 1 else 1.0
-        )
-    keys: dict[str, int | float | str | bool] = {
+        wanted = (0.1 * scale * logarithm + 1.0) / (0.1 * scale_all * logarithm + 1.0)
+    attention = usual if wanted is None else number({"attention_factor": wanted}, "attention_factor")
+    fast, slow = number(settings, "beta_fast", 32.0), number(settings, "beta_slow", 1.0)
+    keys: Keys = {"rope.freq_base": settings["rope_theta"]}
+    if (fast, slow, settings.get("truncate", True)) != (32.0, 1.0, True):
+        keys["rope.scaling.attn_factor"] = attention
+        return keys, (yarn_divisors(settings, head_dim, factor, original, (fast, slow)),)
+    keys |= {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
-        "rope.scaling.original_context_length": integer(settings, "original_max_position_embeddings", context),
+        "rope.scaling.original_context_length": original,
     }
-    if wanted is not None and not math.isclose(float(wanted), usual, rel_tol=1e-9):
-        keys["rope.scaling.attn_factor"] = float(wanted) / usual
-    for name in ("beta_fast", "beta_slow"):
-        if settings.get(name) is not None:
-            keys[f"rope.scaling.yarn_{name}"] = number(settings, name)
-    return keys
+    if not math.isclose(attention, usual, rel_tol=1e-9):  # ggml multiplies by the usual factor itself
+        keys["rope.scaling.attn_factor"] = attention / usual
+    return keys, ()
+
+
+def yarn_divisors(
+    settings: Mapping[str, Any], head_dim: int, factor: float, original: int, rotations: tuple[float, float]
+) -> TensorPlan:
+    """Return `rope_freqs.weight` for YaRN: 1 where a dimension turns often enough, FACTOR where it does not, blended between."""
+    import numpy as np
+
+    theta = settings["rope_theta"]
+    low, high = (head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in rotations)
+    if settings.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low if high != low else 0.001), 0.0, 1.0)
+    divisors = 1.0 / (ramp / factor + (1.0 - ramp))
+    return TensorPlan(name="rope_freqs.weight", shape=(head_dim // 2,), constant=divisors.astype(np.float32))
 
 
 def llama3_divisors(settings: Mapping[str, Any], head_dim: int, context: int) -> TensorPlan:

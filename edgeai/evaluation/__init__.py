@@ -1,0 +1,1 @@
+"""What a model file is worth: logits against its source, the passport, benchmarks."""

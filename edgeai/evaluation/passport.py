@@ -27,11 +27,11 @@ from converters.stress import PROSE
 from converters.tokenizer import Vocabulary, read_vocabulary, source_tokenizer
 from edgeai import chat
 from edgeai.errors import ProofFailed, UsageError
-from edgeai.evaluation.score import compare, native_logits, threads
+from edgeai.evaluation.score import compare, native_logits, usable_cores
 from edgeai.types import Message, Notice, Progress, Report, Row, no_progress
 
 if TYPE_CHECKING:
-    from edgeai.evaluation.score import Logits
+    from edgeai.evaluation.score import Agreement, Logits
 
 __all__ = ["EXACT_NMSE", "LIMITS", "Limit", "Proof", "prove"]
 
@@ -143,7 +143,7 @@ class Proof:
             "source": str(self.checkpoint.path.resolve()),
             "prompts": self._prompts,
             "logits": str(self.file("torch.npy")),
-            "threads": threads(),
+            "threads": usable_cores(),
             "conversations": CONVERSATIONS,
             "texts": tokenproof.stress_texts(self.vocabulary),
         }
@@ -154,22 +154,30 @@ class Proof:
         return Path(self._folder.name) / name
 
     def export(self, path: Path) -> list[Row]:
-        """Return the rows that prove the unquantized export PATH: tokens, template, logits."""
-        rows = [*self.tokens(path), *self._logits_of_export(path)]
+        """Return the rows that prove the unquantized export PATH: tokens, logits, template."""
+        reference = self.reference()
+        rows, logits = self._run(path, "export.npy")
+        if reference is None:
+            self._reference = logits
+            rows.append(Row(name="logits against torch", value="not compared"))
+        else:
+            rows += self._exact(compare(reference, self._checked(logits)))
         return [*rows, *self.template(path)]
 
-    def tokens(self, path: Path) -> list[Row]:
-        """Return the rows about token ids and end tokens of the file PATH."""
-        self.progress("proving tokens", 0, 1)
-        try:
-            proof = tokenproof.prove_file(path, self.vocabulary)
-        except TokenizerMismatch as error:
-            return [Row(name="token ids", value=error.message, limit="equal", ok=False)]
-        self.progress("proving tokens", 1, 1)
-        ends = ", ".join(repr(self.vocabulary.tokens[token]) for token in proof.end_tokens)
+    def quantized(self, path: Path, base: str) -> list[Row]:
+        """Return the rows that compare the quantized file PATH, of base type BASE, with the reference; `export` comes first."""
+        reference = self._reference
+        assert reference is not None  # noqa: S101 - `export` or `reference` has set it
+        rows, logits = self._run(path, "quantized.npy")
+        whole = compare(reference, self._checked(logits))
+        count = self._text_positions or whole.positions
+        text = compare(reference[:count], logits[:count])
+        limit, of = LIMITS[base], "torch" if self._torch else "the F32 export"
         return [
-            Row(name="token ids", value=f"equal for {proof.texts} texts (pre {self.vocabulary.pre!r})", limit="equal"),
-            Row(name="end tokens", value=ends),
+            *rows,
+            at_most(f"logits against {of}: NMSE", whole.nmse, limit.nmse),
+            at_most("mean KL on text, nats", text.mean_kl, limit.mean_kl),
+            Row(name=f"first choice as {of}", value=text.top1),
         ]
 
     def reference(self) -> Logits | None:
@@ -188,62 +196,39 @@ class Proof:
             self._reference = np.load(self.file("torch.npy"), mmap_mode="r")
         return self._reference
 
-    def _logits_of_export(self, path: Path) -> list[Row]:
-        """Compare the export in the runtime with torch; without torch it becomes the reference."""
-        reference = self.reference()
-        if reference is None:
-            self._reference = self._native(path, "reference.npy")
-            return [Row(name="logits against torch", value="not compared")]
-        found = compare(reference, self._checked(self._native(path, "export.npy")))
+    def _exact(self, found: Agreement) -> list[Row]:
+        """Return the rows about an export that must be torch's equal."""
         return [
-            Row(
-                name="F32 logits against torch: NMSE",
-                value=found.nmse,
-                limit=f"< {EXACT_NMSE:g}",
-                ok=found.nmse < EXACT_NMSE,
-            ),
+            at_most("F32 logits against torch: NMSE", found.nmse, EXACT_NMSE),
             Row(name="F32 first choice as torch", value=found.top1, limit="= 1", ok=found.top1 == 1),
             Row(name="positions compared", value=f"{found.positions} in {len(self._prompts)} prompts"),
             *self._same_ids(),
         ]
 
-    def _native(self, path: Path, name: str) -> Logits:
+    def _run(self, path: Path, name: str) -> tuple[list[Row], Logits]:
+        """Load the file PATH in the runtime; return the rows about its tokens, and its logits, kept in the file NAME."""
+        question = tokenproof.ids_question(path, self.vocabulary)
         try:
-            return native_logits(path, self._prompts, self.file(name), self.progress, "running the file")
+            logits, answers = native_logits(
+                path, self._prompts, self.file(name), self.progress, jobs=[question.request()]
+            )
         except ChildFailed as error:
             raise ProofFailed(
                 f"the runtime does not load the converted file: {error.reason}", hint=error.hint
             ) from error
+        try:
+            question.check(answers[0])
+        except TokenizerMismatch as error:
+            return [Row(name="token ids", value=error.message, limit="equal", ok=False)], logits
+        ends = ", ".join(repr(self.vocabulary.tokens[token]) for token in answers[0]["eog"])
+        ids = f"equal for {len(question.texts)} texts (pre {self.vocabulary.pre!r})"
+        return [Row(name="token ids", value=ids, limit="equal"), Row(name="end tokens", value=ends)], logits
 
     def _checked(self, logits: Logits) -> Logits:
         assert self._reference is not None  # noqa: S101 - the callers have set it
         if logits.shape != self._reference.shape:
             raise ProofFailed(f"the file gives logits of shape {logits.shape}, and the source {self._reference.shape}")
         return logits
-
-    def quantized(self, path: Path, base: str) -> list[Row]:
-        """Return the rows that compare the quantized file PATH, of base type BASE, with the reference of `export`."""
-        assert self._reference is not None  # noqa: S101 - `export` comes first
-        logits = self._checked(self._native(path, "quantized.npy"))
-        whole = compare(self._reference, logits)
-        count = self._text_positions or whole.positions
-        text = compare(self._reference[:count], logits[:count])
-        limit, of = LIMITS[base], "torch" if self._torch else "the F32 export"
-        return [
-            Row(
-                name=f"logits against {of}: NMSE",
-                value=whole.nmse,
-                limit=f"< {limit.nmse:g}",
-                ok=whole.nmse < limit.nmse,
-            ),
-            Row(
-                name="mean KL on text, nats",
-                value=text.mean_kl,
-                limit=f"< {limit.mean_kl:g}",
-                ok=text.mean_kl < limit.mean_kl,
-            ),
-            Row(name=f"first choice as {of}", value=text.top1),
-        ]
 
     def _same_ids(self) -> list[Row]:
         """State whether the tokenizer class of transformers agrees with tokenizer.json, which the file is made from."""
@@ -252,14 +237,17 @@ class Proof:
             message = f"transformers cannot load the tokenizer ({self._answer.get('tokenizer_error')}); tokenizer.json is the reference"
             self.notices.append(Notice(code="tokenizer-class", message=message))
             return []
-        tokenizer, v = source_tokenizer(self.vocabulary.spec), self.vocabulary
-        texts = tokenproof.stress_texts(v)
+        tokenizer = source_tokenizer(self.vocabulary.spec)
+        texts = tokenproof.stress_texts(self.vocabulary)
         plain = [item.ids for item in tokenizer.encode_batch(texts, add_special_tokens=False)]
-        ours = [[*([v.bos] * v.add_bos), *ids, *([v.eos] * v.add_eos)] for ids in plain]
+        ours = [self.vocabulary.with_ends(ids) for ids in plain]
         wrong = [text for text, left, right in zip(texts, ours, expected, strict=True) if left != right]
         if wrong:
-            message = f"AutoTokenizer gives other ids than tokenizer.json for {len(wrong)} of {len(texts)} texts, such as {min(wrong, key=len)!r}"
-            self.notices.append(Notice(code="tokenizer-class", message=f"{message}; tokenizer.json is the reference"))
+            message = (
+                f"AutoTokenizer gives other ids than tokenizer.json for {len(wrong)} of {len(texts)} texts, such as "
+            )
+            message += f"{min(wrong, key=len)!r}; tokenizer.json is the reference"
+            self.notices.append(Notice(code="tokenizer-class", message=message))
             return []
         return [Row(name="token ids as transformers", value=f"equal for {len(texts)} texts", limit="equal")]
 
@@ -295,6 +283,11 @@ class Proof:
         return "".join(part.text for part in parts)
 
 
+def at_most(name: str, value: float, limit: float) -> Row:
+    """Return the row of a value that must be below LIMIT; one that is not a number is not."""
+    return Row(name=name, value=value, limit=f"< {limit:g}", ok=value < limit)
+
+
 def no_torch(plan: ModelPlan) -> str | None:
     """Return why torch cannot be the reference here, or None when it can."""
     absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
@@ -325,9 +318,9 @@ def prove(source: Path, artifact: Path, *, progress: Progress = no_progress) -> 
     with Proof(checkpoint=checkpoint, plan=plan, vocabulary=vocabulary, progress=progress) as proof:
         if name == "F32":
             return Report(rows=tuple(proof.export(artifact)))
-        rows = [*proof.tokens(artifact), *proof.template(artifact)]
+        rows = proof.template(artifact)
         if proof.reference() is None:
             export = proof.file("export.gguf")
             write_model(export, plan, vocabulary, plan_types(plan, "F32"), {})
             proof.export(export)
-        return Report(rows=(*rows, *proof.quantized(artifact, QUANTS[name])))
+        return Report(rows=(*proof.quantized(artifact, QUANTS[name]), *rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
-__all__ = ["Agreement", "compare", "native_logits"]
+__all__ = ["Agreement", "compare", "native_logits", "usable_cores"]
 
 CHUNK = 64
 """Positions compared at once: memory stays at a few times CHUNK · vocabulary · 8 bytes."""
+SMALL_BYTES = 64 << 20
 TIE = 1e-4
 """Two logits closer than this part of their position's spread are the same first choice: rounding decides between them."""
 
@@ -36,29 +37,44 @@ class Agreement:
 
 
 def native_logits(
-    model: Path, prompts: Sequence[Sequence[int]], out: Path, progress: Progress = no_progress, label: str = ""
-) -> Logits:
+    model: Path,
+    prompts: Sequence[Sequence[int]],
+    out: Path,
+    progress: Progress = no_progress,
+    *,
+    jobs: Sequence[Mapping[str, Any]] = (),
+) -> tuple[Logits, list[dict[str, Any]]]:
     """Return libllama's logits for every position of PROMPTS, (positions, vocab) float32, kept in the file OUT.
 
-    Runs in a child process. Raises ChildFailed where libllama refuses the file, ChildDied where it crashes.
+    JOBS are texts to tokenize on the way (`tokenproof.Question.request`); their answers come second. Runs in a child
+    process. Raises ChildFailed where libllama refuses the file, ChildDied where it crashes.
     """
     import numpy as np
 
-    request = {
-        "op": "score",
+    score = {
         "model": str(model),
         "prompts": [list(ids) for ids in prompts],
         "logits": str(out),
-        "threads": threads(),
+        "threads": threads(model),
     }
-    with Child(NATIVE, request, what=f"running {model.name!r}") as child:
-        child.result(lambda done, total: progress(label or "running", done, total))
+    with Child(NATIVE, {"jobs": list(jobs), "score": score}, what=f"running {model.name!r}") as child:
+        answer = child.result(lambda done, total: progress("running the file", done, total))
     logits: Logits = np.load(out, mmap_mode="r")
-    return logits
+    return logits, list(answer["jobs"])
 
 
-def threads() -> int:
-    """Return how many threads this process may use."""
+def threads(model: Path) -> int:
+    """Return how many threads to run MODEL with: all that this process may use, but one for a small file.
+
+    ggml's threads wait for each other by spinning; where the cores are shared, that costs a small model ten times its work.
+    """
+    if model.stat().st_size < SMALL_BYTES:
+        return 1
+    return usable_cores()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on this system

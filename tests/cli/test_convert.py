@@ -1,0 +1,235 @@
+"""`edgeai convert` as a user meets it: what it prints, its exit codes, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from converters.checkpoint import SINGLE
+from converters.header import read_header
+from edgeai import pipeline
+from edgeai.cli import cli
+from edgeai.evaluation import passport
+from tests.checkpoints import edit_json, make
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama in a folder with a difficult name."""
+    return make(tmp_path_factory.mktemp("source") / "a model é 模型")
+
+
+@pytest.fixture
+def folder(source: Path, tmp_path: Path) -> Path:
+    """A copy of the model, with an empty folder around it."""
+    return Path(shutil.copytree(source, tmp_path / "models" / source.name))
+
+
+@pytest.fixture
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prove against the unquantized export, which is quicker; tests/evaluation has torch."""
+    monkeypatch.setattr(passport, "no_torch", lambda _plan: "not wanted in this test")
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["convert", *map(str, args)])
+
+
+def names(folder: Path) -> set[str]:
+    return {item.name for item in folder.parent.iterdir()}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {item.name: item.read_bytes() for item in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_stdout_is_the_path_and_nothing_else(folder: Path) -> None:
+    before = snapshot(folder)
+    result = run(folder)
+    assert (result.exit_code, result.stdout) == (0, f"{folder}.gguf\n")
+    assert "next: edgeai run" in result.stderr
+    assert names(folder) == {folder.name, f"{folder.name}.gguf", f"{folder.name}.gguf.passport.json"}
+    assert snapshot(folder) == before
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_json_is_one_object_with_the_promised_keys(folder: Path) -> None:
+    result = run(folder, "--quant", "Q4_0", "--json")
+    done = json.loads(result.stdout)
+    keys = {
+        "path",
+        "format",
+        "bytes",
+        "bpw",
+        "quant",
+        "types",
+        "sha256",
+        "report",
+        "timings",
+        "peak_rss_bytes",
+        "warnings",
+    }
+    assert done.keys() == keys
+    assert done["report"]["ok"]
+    assert (done["format"], done["quant"]) == ("gguf", "Q4_0")
+    assert done["bytes"] == Path(done["path"]).stat().st_size
+    assert sum(done["types"].values()) == len(read_header(Path(done["path"])).tensors)
+    assert done["peak_rss_bytes"] > 1 << 20
+    assert {notice["code"] for notice in done["warnings"]} == {"quant-fallback", "no-torch-reference"}
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_the_same_source_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
+    first, second = (pipeline.convert(path, None, "q8_0").sha256 for path in (folder, other))
+    assert first == second
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_the_file_says_what_it_was_made_from(folder: Path) -> None:
+    pipeline.convert(folder, None, "q8_0")
+    kv = read_header(Path(f"{folder}.gguf")).kv
+    facts = json.loads(Path(f"{folder}.gguf.passport.json").read_text())
+    assert kv["edgeai.source.sha256"] == facts["source"]["sha256"]
+    assert set(facts["source"]["files"]) >= {"config.json", "tokenizer.json", SINGLE}
+    assert kv["edgeai.quant"] == "Q8_0"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("q4-km", "did you mean 'q4_k_m'"), ("zzz", "known: f32"), ("iq2_xs", "importance matrix")]
+)
+def test_an_unknown_type_is_a_usage_error_that_helps(folder: Path, name: str, expected: str) -> None:
+    result = run(folder, "--quant", name)
+    assert result.exit_code == 2
+    assert expected in result.stderr
+    assert names(folder) == {folder.name}
+
+
+def test_strict_makes_a_warning_an_error_before_any_work(folder: Path) -> None:
+    result = run(folder, "--quant", "q4_k_m", "--strict")
+    assert result.exit_code == 1
+    assert "Q4_K → Q5_0" in result.stderr
+    assert names(folder) == {folder.name}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), 3, "no config.json"),
+        (lambda folder: (folder / SINGLE).unlink(), 3, "no weights"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), 3, "no tokenizer.json"),
+        (lambda folder: (folder / SINGLE).write_bytes(b"\x00" * 100), 3, "not a whole safetensors file"),
+        (lambda folder: edit_json(folder / "config.json", lambda c: c.update(architectures=["XNet"])), 3, "XNet"),
+        (
+            lambda folder: edit_json(folder / "config.json", lambda c: c.update(num_hidden_layers=3)),
+            3,
+            "9 of 30 tensors",
+        ),
+    ],
+    ids=["no config", "no weights", "no tokenizer", "garbage", "family", "tensors"],
+)
+def test_a_bad_source_is_one_clear_error(folder: Path, change: Any, code: int, said: str) -> None:
+    change(folder)
+    result = run(folder)
+    assert result.exit_code == code
+    assert result.stderr.startswith("error: ")
+    assert said in result.stderr
+    assert names(folder) == {folder.name}
+
+
+def test_a_source_that_is_not_there_is_exit_3(tmp_path: Path) -> None:
+    assert run(tmp_path / "nowhere").exit_code == 3
+    assert run("no-such-model").exit_code == 3
+
+
+def test_an_output_that_is_the_input_is_refused(folder: Path) -> None:
+    before = snapshot(folder)
+    result = run(folder, "-o", folder / SINGLE, "--force")
+    assert (result.exit_code, snapshot(folder) == before) == (2, True)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(folder: Path) -> None:
+    assert run(folder, "-o", "/proc/x.gguf").exit_code == 2
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_an_existing_file_survives_until_the_new_one_is_proved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = Path(f"{folder}.gguf")
+    output.write_bytes(b"old")
+    assert run(folder).exit_code == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(passport, "LIMITS", {"Q8_0": passport.Limit(nmse=0, mean_kl=0)})
+        failed = run(folder, "--force")
+    assert (failed.exit_code, output.read_bytes()) == (9, b"old")
+    assert names(folder) == {folder.name, output.name}
+    assert run(folder, "--force").exit_code == 0
+    assert output.read_bytes() != b"old"
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_a_failed_file_is_kept_only_when_asked_and_under_another_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passport, "LIMITS", {"Q8_0": passport.Limit(nmse=0, mean_kl=0)})
+    result = run(folder, "--keep-failed")
+    assert result.exit_code == 9
+    assert "NMSE" in result.stderr
+    assert names(folder) == {folder.name, f"{folder.name}.gguf.failed"}
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize(
+    "label",
+    [
+        "proving the tokenizer",
+        "hashing the source",
+        "writing F32",
+        "proving tokens",
+        "running the file",
+        "writing Q8_0",
+    ],
+)
+def test_an_interrupt_in_any_step_leaves_nothing(folder: Path, tmp_path: Path, label: str) -> None:
+    def interrupt(step: str, done: float, total: float | None, unit: str = "") -> None:
+        if step == label:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.convert(folder, None, "q8_0", progress=interrupt)
+    assert names(folder) == {folder.name}
+
+
+def test_a_full_disk_is_exit_5(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
+    assert run(folder).exit_code == 5
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_signal_ends_the_program_without_a_final_file(folder: Path, number: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-m", "edgeai", "convert", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("running the source"):  # children are at work now
+                process.send_signal(number)
+                break
+        said = process.stderr.read()
+        assert process.wait(30) == code
+    time.sleep(0.05)
+    assert not Path(f"{folder}.gguf").exists()
+    if number == signal.SIGINT:
+        assert said.strip().endswith("interrupted")
+        assert names(folder) == {folder.name}

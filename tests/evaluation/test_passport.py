@@ -1,0 +1,234 @@
+"""Parity with torch for every layout of a Llama that is converted, and a mutation for each thing that could go wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from converters.errors import EdgeAIError
+from converters.families import ModelPlan
+from converters.families import llama as family
+from converters.tokenizer import Vocabulary
+from edgeai import pipeline
+from edgeai.errors import ProofFailed
+from edgeai.evaluation import passport
+from edgeai.pipeline import convert
+from edgeai.types import Report
+from tests.checkpoints import edit_json, make
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tied, one head each": {"tie_word_embeddings": True, "num_key_value_heads": 4},
+    "biases and a head size of its own": {"attention_bias": True, "mlp_bias": True, "head_dim": 24},
+    "bfloat16, another theta": {
+        "dtype": "bfloat16",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    },
+    "float16, linear rope": {
+        "dtype": "float16",
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    },
+    "llama3 rope": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "yarn rope": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "attention_factor": 1.3,
+        },
+    },
+    "yarn rope with bounds of its own": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 100.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 4.0,
+            "beta_slow": 2.0,
+            "truncate": False,
+        },
+    },
+}
+
+
+def value(report: Report, name: str) -> float | str:
+    return next(row.value for row in report.rows if name in row.name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_export_has_the_logits_of_torch(tmp_path: Path, layout: str) -> None:
+    done = convert(make(tmp_path / "m é", **LAYOUTS[layout]), None, "f32")
+    assert done.report.ok
+    assert float(value(done.report, "against torch: NMSE")) < 1e-9
+    assert value(done.report, "first choice") == 1
+
+
+def without_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = tuple(replace(rule, transform=None) for rule in family.PER_LAYER)
+    monkeypatch.setattr(family, "FAMILY", replace(family.FAMILY, per_layer=rules))
+
+
+def swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"gate_proj": "up_proj", "up_proj": "gate_proj"}
+    rules = []
+    for rule in family.PER_LAYER:
+        part = rule.source.split(".")[-2]
+        rules.append(replace(rule, source=rule.source.replace(part, other.get(part, part))))
+    monkeypatch.setattr(family, "FAMILY", replace(family.FAMILY, per_layer=tuple(rules)))
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, change: Callable[[ModelPlan], ModelPlan]) -> None:
+    original = pipeline.plan_model
+    monkeypatch.setattr(pipeline, "plan_model", lambda checkpoint: change(original(checkpoint)))
+
+
+def worded(monkeypatch: pytest.MonkeyPatch, change: Callable[[Vocabulary], Vocabulary]) -> None:
+    original = pipeline.read_vocabulary
+    monkeypatch.setattr(pipeline, "read_vocabulary", lambda checkpoint, size: change(original(checkpoint, size)))
+
+
+def norm_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned(
+        monkeypatch,
+        lambda plan: replace(plan, tensors=tuple(t for t in plan.tensors if t.name != "blk.1.ffn_norm.weight")),
+    )
+
+
+def norm_of_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(plan: ModelPlan) -> ModelPlan:
+        ones = np.ones(64, np.float32)
+        made = [replace(t, source=None, constant=ones) if t.name == "output_norm.weight" else t for t in plan.tensors]
+        return replace(plan, tensors=tuple(made))
+
+    planned(monkeypatch, change)
+
+
+def keys(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    def mutate(monkeypatch: pytest.MonkeyPatch) -> None:
+        changed = {name.replace("__", "."): item for name, item in changes.items()}
+        planned(monkeypatch, lambda plan: replace(plan, keys={**plan.keys, **changed}))
+
+    return mutate
+
+
+def token_ids_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    worded(monkeypatch, lambda v: replace(v, tokens=(*v.tokens[1:], v.tokens[0]), types=(*v.types[1:], v.types[0])))
+
+
+def other_pre(monkeypatch: pytest.MonkeyPatch) -> None:
+    worded(monkeypatch, lambda v: replace(v, pre="gpt-2"))
+
+
+def template_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> Any:
+        header = header_of(path)
+        return replace(header, kv={**header.kv, "tokenizer.chat_template": "x"})
+
+    header_of = passport.read_header
+    monkeypatch.setattr(passport, "read_header", read)
+
+
+MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "no permutation": without_permutation,
+    "two tensors swapped": swapped,
+    "a norm dropped": norm_dropped,
+    "a norm of ones": norm_of_ones,
+    "wrong theta": keys(rope__freq_base=20000.0),
+    "wrong epsilon": keys(attention__layer_norm_rms_epsilon=1e-2),
+    "token ids shifted": token_ids_shifted,
+    "wrong pre": other_pre,
+    "wrong template": template_shortened,
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_conversion_gone_wrong_is_found_and_leaves_nothing(
+    llama: Path, tmp_path: Path, mutation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MUTATIONS[mutation](monkeypatch)
+    with pytest.raises(EdgeAIError) as caught:
+        convert(llama, tmp_path / "out.gguf", "f32")
+    assert caught.value.exit_code == 9, caught.value
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_quantizer_is_found(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from converters import quantize
+
+    encode = quantize.encode
+    monkeypatch.setattr(quantize, "encode", lambda rows, kind: encode(rows * (1 if kind == "F32" else -0.5), kind))
+    with pytest.raises(ProofFailed, match="NMSE"):
+        convert(llama, tmp_path / "out.gguf", "q8_0")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("quant", ["f16", "bf16", "q8_0", "q4_k_m"])
+def test_a_quantized_file_passes_and_says_how_far_it_is(llama: Path, tmp_path: Path, quant: str) -> None:
+    done = convert(llama, tmp_path / "out.gguf", quant)
+    assert done.report.ok
+    assert 0 < float(value(done.report, "logits against torch")) < passport.LIMITS["Q2_K"].nmse
+
+
+def test_prove_takes_a_finished_file(llama: Path, tmp_path: Path) -> None:
+    convert(llama, tmp_path / "out.gguf", "q2_k")
+    assert passport.prove(llama, tmp_path / "out.gguf").ok
+
+
+def test_prove_finds_a_file_of_another_model(llama: Path, tmp_path: Path) -> None:
+    convert(llama, tmp_path / "out.gguf", "q8_0")
+    other = Path(shutil.copytree(llama, tmp_path / "other"))
+    edit_json(other / "config.json", lambda config: config["rope_parameters"].update(rope_theta=77.0))
+    assert not passport.prove(other, tmp_path / "out.gguf").ok
+
+
+def test_without_torch_the_report_and_a_notice_say_so(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passport, "no_torch", lambda _plan: "torch is not installed")
+    done = convert(llama, tmp_path / "out.gguf", "q8_0")
+    assert "no-torch-reference" in [notice.code for notice in done.warnings]
+    assert value(done.report, "logits against torch") == "not compared"
+    assert float(value(done.report, "logits against the F32 export")) > 0
+
+
+def test_without_torch_a_broken_quantizer_is_still_found(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from converters import quantize
+
+    monkeypatch.setattr(passport, "no_torch", lambda _plan: "torch is not installed")
+    encode = quantize.encode
+    monkeypatch.setattr(quantize, "encode", lambda rows, kind: encode(rows * (1 if kind == "F32" else -0.5), kind))
+    with pytest.raises(ProofFailed):
+        convert(llama, tmp_path / "out.gguf", "q8_0")
+
+
+def test_limits_are_there_for_every_type_that_can_be_asked_for() -> None:
+    from converters.quantmap import QUANTS
+
+    assert set(QUANTS.values()) <= passport.LIMITS.keys()
+
+
+def test_a_crash_of_the_runtime_is_an_error_and_not_the_end(tmp_path: Path) -> None:
+    from converters.child import Child, ChildDied
+
+    script = tmp_path / "crash.py"
+    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(ChildDied, match="SIGSEGV") as caught, Child(script, {}, what="running 'x.gguf'") as child:
+        child.result()
+    assert caught.value.exit_code == 7
