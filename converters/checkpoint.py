@@ -179,6 +179,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(read_text(path))
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text, and no file can hold it
     except (ValueError, RecursionError) as error:
         raise BrokenCheckpoint(f"{str(path)!r} is not valid JSON: {error}", hint="copy or download it again") from error
     if not isinstance(value, dict):

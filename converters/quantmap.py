@@ -176,16 +176,24 @@ class QuantMap:
         return [(name, choice.type, choice.why) for name, choice in self.choices.items()]
 
     def warning(self) -> tuple[str, str] | None:
-        """Return (code, message) when shapes have changed the meaning of the file's name."""
-        fallen = Counter((choice.wanted, choice.type) for choice in self.choices.values() if choice.fell_back)
+        """Return (code, message) when shapes have changed the meaning of the file's name.
+
+        The output matrix of a type with blocks of 32 may fall back from Q6_K to Q8_0: that is not what the name says.
+        """
+        base = QUANTS[self.quant]
+        fallen = Counter(
+            (choice.wanted, choice.type)
+            for choice in self.choices.values()
+            if choice.fell_back
+            and (choice.wanted == base or BLOCK[base] == BLOCK[choice.wanted] or choice.type == "F16")
+        )
         if not fallen:
             return None
-        parts = ", ".join(f"{count} tensors {wanted} → {found}" for (wanted, found), count in fallen.most_common())
-        small = "Q4_0, Q5_0 or Q8_0" if not any(found == "F16" for _, found in fallen) else "F16"
-        message = (
-            f"{self.fallback_share():.0%} of the tensor bytes are not what {self.quant} says, because rows are not whole blocks: {parts}; "
-            f"{small} would be what the name says"
-        )
+        parts = ", ".join(f"{count} x {wanted} → {found}" for (wanted, found), count in fallen.most_common())
+        message = f"{self.quant} does not fit the shapes of this model: {self.fallback_share():.0%} of the tensor bytes are of other "
+        message += f"types, because rows are not whole blocks ({parts})"
+        if BLOCK[base] > 32 and not any(found == "F16" for _, found in fallen):
+            message += "; Q4_0, IQ4_NL, Q5_0 and Q8_0 keep their meaning here"
         return "quant-fallback", message
 
 

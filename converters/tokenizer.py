@@ -114,7 +114,7 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> Vocabulary:
     special = {name: special_id(checkpoint, spec, name, warnings) for name in NAMED}
     tokens, types, real_size = token_table(spec, vocab_size)
     eos, eot, eom, stops = stop_tokens(checkpoint, special["eos_token"], tokens, types, warnings)
-    add_bos, add_eos = added_ends(checkpoint, spec, special["bos_token"], eos)
+    add_bos, add_eos = added_ends(checkpoint, spec, special["bos_token"], eos, warnings)
     check_ids(spec)
     default, named = chat_templates(checkpoint)
     return Vocabulary(
@@ -360,21 +360,24 @@ def stop_tokens(
     return eos, eot, eom, (eos, *extra)
 
 
-def added_ends(checkpoint: Checkpoint, spec: Mapping[str, Any], bos: int | None, eos: int) -> tuple[bool, bool]:
-    """Return whether the tokenizer puts BOS before and EOS after a text.
+def added_ends(
+    checkpoint: Checkpoint, spec: Mapping[str, Any], bos: int | None, eos: int, warnings: list[tuple[str, str]]
+) -> tuple[bool, bool]:
+    """Return whether the tokenizer puts BOS before and EOS after a text, found by running it.
 
-    Found by running it. As in transformers 5, `add_bos_token` and `add_eos_token` of tokenizer_config.json come first where they are
-    written down.
+    Where tokenizer_config.json has other flags, tokenizer.json holds, as it does in transformers 5, and a warning says so.
     """
-    config = checkpoint.tokenizer_config
-    if "add_bos_token" in config or "add_eos_token" in config:
-        return bool(config.get("add_bos_token")) and bos is not None, bool(config.get("add_eos_token"))
     tokenizer = source_tokenizer(spec)
     plain, full = (tokenizer.encode("a b", add_special_tokens=flag).ids for flag in (False, True))
-    for add_bos in (False, True):
-        for add_eos in (False, True):
-            if full == [*([bos] * add_bos), *plain, *([eos] * add_eos)]:
-                return add_bos, add_eos
+    for found in ((False, False), (True, False), (False, True), (True, True)):
+        if full != [*([bos] * found[0]), *plain, *([eos] * found[1])]:
+            continue
+        for name, added in zip(("add_bos_token", "add_eos_token"), found, strict=True):
+            flag = checkpoint.tokenizer_config.get(name)
+            if isinstance(flag, bool) and flag != added:
+                message = f"tokenizer_config.json has {name} {flag}, and tokenizer.json does otherwise: the file does as tokenizer.json"
+                warnings.append(("tokenizer-ends", message))
+        return found
     raise UnsupportedModel(
         f"the tokenizer's post_processor turns {plain} into {full}, which is not BOS {bos} before or EOS {eos} after it",
         hint="known: nothing, BOS before, EOS after",

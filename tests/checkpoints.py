@@ -106,10 +106,11 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 class InProcessTorch(Child):
     """The torch child without the child: its functions in this process, where torch and transformers are imported once."""
 
-    def __init__(self, script: Path, request: Mapping[str, Any], *, what: str) -> None:
+    def __init__(self, _script: Path, request: Mapping[str, Any], *, what: str) -> None:
+        self.what = what
         self.request = {**request, "threads": 1}
 
-    def result(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    def result(self, _progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         from edgeai.evaluation import torch_child
 
         answer: dict[str, Any] = {}

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from converters.checkpoint import Checkpoint
+from converters.checkpoint import ITEM_BYTES, Checkpoint, SourceTensor
 from converters.errors import BrokenCheckpoint, UnsupportedModel
 from converters.families import Facts, Family, Rule, TensorPlan, integer, interleave_halves, number
 
@@ -87,12 +87,11 @@ def read(checkpoint: Checkpoint) -> Facts:
         "q": heads * head_dim,
         "kv": kv_heads * head_dim,
     }
-    tied = bool(config.get("tie_word_embeddings", False))
+    tied, warnings = ties(checkpoint)
     facts = {name for name in ("attention_bias", "mlp_bias") if config.get(name)} | (set() if tied else {"untied"})
     rope_keys, constants = rope(config, head_dim, context)
-    context, warnings = window(config, context)
-    if tied and "lm_head.weight" in checkpoint.tensors:
-        warnings += (("unused-tensor", "lm_head.weight is left out: config.json ties it to the embeddings"),)
+    context, shortened = window(config, context)
+    warnings += shortened
     return Facts(
         sizes=sizes,
         facts=frozenset(facts),
@@ -118,6 +117,31 @@ def read(checkpoint: Checkpoint) -> Facts:
         constants=constants,
         skip=("lm_head.weight",) if tied else (),
         warnings=warnings,
+    )
+
+
+def ties(checkpoint: Checkpoint) -> tuple[bool, tuple[tuple[str, str], ...]]:
+    """Return whether the output matrix is the embedding.
+
+    A folder may say so and hold an lm_head.weight all the same: if it is another matrix it is kept, as transformers 5 does.
+    """
+    tied = bool(checkpoint.config.get("tie_word_embeddings", False))
+    tensors = [checkpoint.tensors.get(name) for name in ("model.embed_tokens.weight", "lm_head.weight")]
+    embedding, head = tensors
+    if not tied or embedding is None or head is None or same_values(embedding, head):
+        return tied, ()
+    message = "config.json ties lm_head.weight to the embeddings, and the two differ: the file keeps both"
+    return False, (("untied", message),)
+
+
+def same_values(left: SourceTensor, right: SourceTensor, step: int = 1024) -> bool:
+    """Whether two tensors hold the same numbers, read a slab at a time."""
+    if left.shape != right.shape or not {left.dtype, right.dtype} <= ITEM_BYTES.keys():
+        return False
+    starts = range(0, left.shape[0], step)
+    return all(
+        bool((left.rows(at, min(at + step, left.shape[0])) == right.rows(at, min(at + step, left.shape[0]))).all())
+        for at in starts
     )
 
 

@@ -103,7 +103,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(copy: Path) -> None:
         last.rows(0, last.shape[0])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": ' * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": "\\ud800"}', '{"a": ' * 100_000])
 def test_a_broken_config_is_refused(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
     with pytest.raises(BrokenCheckpoint, match=r"config\.json"):

@@ -186,6 +186,13 @@ def test_bos_is_added_when_the_tokenizer_adds_it(copy: Path) -> None:
     assert prove_vocabulary(found).texts > 100
 
 
+def test_a_flag_that_tokenizer_json_does_not_follow_is_said(copy: Path) -> None:
+    edit_json(copy / "tokenizer_config.json", lambda config: config.update(add_bos_token=True))
+    found = vocabulary_of(copy)
+    assert not found.add_bos
+    assert [code for code, _ in found.warnings] == ["tokenizer-ends"]
+
+
 def test_merges_that_do_not_reach_a_token_are_noticed(llama: Path) -> None:
     spec = json.loads(tokenizer_json())
     assert merges_reach_every_token(spec)

@@ -78,6 +78,19 @@ def test_the_export_has_the_logits_of_torch(tmp_path: Path, layout: str) -> None
     assert value(done.report, "first choice") == 1
 
 
+def test_an_output_matrix_of_its_own_is_kept_although_config_ties_it(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = make(tmp_path / "m", tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    for scale, codes in ((1, []), (2, ["untied"])):
+        head = tensors["model.embed_tokens.weight"] * np.float32(scale)
+        save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors", metadata={"format": "pt"})
+        done = convert(folder, tmp_path / f"{scale}.gguf", "f32")
+        assert done.report.ok
+        assert [notice.code for notice in done.warnings] == codes
+
+
 def without_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = tuple(replace(rule, transform=None) for rule in family.PER_LAYER)
     monkeypatch.setattr(family, "FAMILY", replace(family.FAMILY, per_layer=rules))
