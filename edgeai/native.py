@@ -7,6 +7,7 @@ numpy, jinja2 and the high-level classes: 0.1 s that a cold start does not have.
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import hashlib
 import importlib
@@ -15,6 +16,7 @@ import os
 import sys
 import threading
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ __all__ = [
     "last_log",
     "library",
     "library_dir",
+    "logging_here",
 ]
 
 Library = Any
@@ -108,6 +111,19 @@ def _import_binding() -> Library:
 
 def _keep_log(level: int, text: bytes, _data: object) -> None:
     _log.append(f"{level}|{text.decode('utf-8', 'replace')}")
+
+
+@contextlib.contextmanager
+def logging_here() -> Iterator[None]:
+    """Have the native log kept here for a while, whoever has taken it over since: importing all of llama_cpp does so."""
+    lib = library()
+    callback, data = lib.llama_log_callback(), ctypes.c_void_p()
+    lib.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+    lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    try:
+        yield
+    finally:
+        lib.llama_log_set(callback, data)
 
 
 def last_log(lines: int = 8, *, errors_only: bool = False) -> list[str]:

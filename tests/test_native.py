@@ -10,6 +10,7 @@ import pytest
 
 from edgeai import native
 from edgeai.errors import DeviceUnavailable, EngineCrashed
+from edgeai.selftest import write_probe_model
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,6 +41,19 @@ def test_loading_a_model_prints_nothing(tiny_gguf: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tiny_gguf)], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_reasons_are_kept_when_the_whole_package_has_taken_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    write_probe_model(path, types=("F16",))
+    path.write_bytes(path.read_bytes().replace(b"blk.0.ffn_up.weight", b"blk.0.ffn_xx.weight"))
+    code = (
+        "import sys; from pathlib import Path; from edgeai.model import open_engine\nimport llama_cpp\n"
+        "try: open_engine(Path(sys.argv[1]))\nexcept Exception as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert "ffn_up" in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_missing_package_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,10 +27,12 @@ class Handle:
     def __init__(self, artifact: Artifact, plan: Plan) -> None:
         self.lib = native.library()
         self._abort = _AbortFlag(self.lib)
-        self.model = self._load(artifact, plan)
+        self.model: Any = None
         self.context: Any = None
         try:
-            self.context = self._new_context(artifact, plan)
+            with native.logging_here():  # the log is where the library says why it cannot
+                self.model = self._load(artifact, plan)
+                self.context = self._new_context(artifact, plan)
         except BaseException:
             self.free()
             raise
