@@ -86,7 +86,8 @@ class Handle:
     def reset(self) -> None:
         """Forget every token and a pending abort."""
         self._abort.clear()
-        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
+        # False: the cells are marked empty; overwriting them all would cost a long context tens of milliseconds per request
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), False)
 
     def decode(self, ids: Sequence[int]) -> None:
         """Append IDS, at most n_batch of them, to the sequence; logits are those of the last. Raises Aborted, EngineCrashed."""
