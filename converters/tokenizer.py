@@ -108,8 +108,8 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> Vocabulary:
     check_model(model)
     warnings: list[tuple[str, str]] = []
     if normalizer:
-        message = f"the tokenizer brings text into {normalizer} first, which runtimes do not know of: "
-        message += "text in decomposed Unicode gets other token ids there"
+        message = f"the tokenizer brings text into {normalizer} first, which llama.cpp does not know of: "
+        message += "edgeai does so, and other runtimes give text in decomposed Unicode other token ids"
         warnings.append(("tokenizer-normalizer", message))
     special = {name: special_id(checkpoint, spec, name, warnings) for name in NAMED}
     tokens, types, real_size = token_table(spec, vocab_size)

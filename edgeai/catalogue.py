@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from edgeai.errors import UsageError
+from edgeai.types import SAMPLING, GenerationConfig
 
 __all__ = ["Entry", "FileSpec", "Part", "load_catalogue"]
 
@@ -25,7 +26,7 @@ SOURCES: Mapping[str, re.Pattern[str]] = {
     "https": re.compile(r"https://[^/\s]+/\S*"),
     "http": re.compile(r"http://[^/\s]+/\S*"),
 }
-MODEL_KEYS = {"aliases", "description", "licence", "quant", "sources", "files"}
+MODEL_KEYS = {"aliases", "description", "licence", "quant", "sampling", "sources", "files"}
 FILE_KEYS = {"path", "size_bytes", "sha256", "sources", "parts"}
 PART_KEYS = {"source", "size_bytes", "sha256"}
 
@@ -60,6 +61,7 @@ class Entry:
     licence: str
     quant: str
     files: tuple[FileSpec, ...]
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -178,7 +180,19 @@ def read_entry(path: Path, name: str, raw: Mapping[str, Any]) -> Entry:
         licence=text(path, name, raw, "licence"),
         quant=text(path, name, raw, "quant"),
         files=files,
+        sampling=sampling(path, name, raw.get("sampling", {})),
     )
+
+
+def sampling(path: Path, name: str, raw: object) -> dict[str, float]:
+    """Return what the makers of a model recommend to sample with, checked as GenerationConfig checks it."""
+    values = dict(table(path, f"sampling of {name}", raw))
+    known(path, f"sampling of {name}", values, set(SAMPLING))
+    try:
+        GenerationConfig(**values)
+    except (UsageError, TypeError) as error:
+        fail(path, f"has sampling for {name} that is not possible: {error}")
+    return values
 
 
 def read_file(path: Path, name: str, raw: Mapping[str, Any], shared: tuple[str, ...]) -> FileSpec:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from edgeai.artifact import Artifact, open_artifact
 from edgeai.engines.base import Engine
-from edgeai.errors import InvalidModel
+from edgeai.errors import InvalidModel, UsageError
 from edgeai.plan import DeviceChoice, Plan, make_plan
 from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice, Prompt
 
@@ -29,8 +30,9 @@ def load(
     """
     from edgeai.store import Store
 
-    path = Store.open().find(os.fspath(model))
-    return Model(open_engine(path, ctx=ctx, threads=threads, device=device))
+    store, ref = Store.open(), os.fspath(model)
+    engine = open_engine(store.find(ref), ctx=ctx, threads=threads, device=device)
+    return Model(engine, sampling=store.sampling(ref))
 
 
 def open_engine(
@@ -57,10 +59,15 @@ def open_engine(
 
 
 class Model:
-    """A loaded model. One `Model` may be used from many threads at once; `close` it, or use it in a `with` block."""
+    """A loaded model. One `Model` may be used from many threads at once; `close` it, or use it in a `with` block.
 
-    def __init__(self, engine: Engine) -> None:
+    `sampling` is what answers are sampled with unless a call says otherwise: what the catalogue says of the model, else what its file
+    says, else the defaults of GenerationConfig.
+    """
+
+    def __init__(self, engine: Engine, *, sampling: Mapping[str, float] | None = None) -> None:
         self.engine = engine
+        self.sampling = {**file_sampling(engine.artifact), **(sampling or {})}
 
     @property
     def artifact(self) -> Artifact:
@@ -74,7 +81,11 @@ class Model:
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
         """Answer PROMPT (messages, or a text to be continued) piece by piece; OPTIONS are those of GenerationConfig."""
-        return self.stream_config(prompt, GenerationConfig(**options))
+        return self.stream_config(prompt, self.config(**options))
+
+    def config(self, **options: Any) -> GenerationConfig:
+        """Return OPTIONS with this model's own sampling for what they leave open. Raises UsageError for impossible values."""
+        return GenerationConfig(**{**self.sampling, **options})
 
     def stream_config(self, prompt: Prompt, config: GenerationConfig) -> Stream:
         """Answer PROMPT piece by piece with a CONFIG that is already made."""
@@ -111,6 +122,28 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_FILE_KEYS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repeat_penalty",
+}
+"""`general.sampling.*` of a GGUF file (llama.cpp, llama-arch.cpp) → fields of GenerationConfig."""
+
+
+def file_sampling(artifact: Artifact) -> dict[str, float]:
+    """Return what the model file recommends to sample with; a value that is not possible is as good as none."""
+    found: dict[str, float] = {}
+    for key, name in _FILE_KEYS.items():
+        value = artifact.metadata.get(f"general.sampling.{key}")
+        if isinstance(value, (int, float)):
+            with contextlib.suppress(UsageError):
+                GenerationConfig(**{name: value})  # type: ignore[arg-type]
+                found[name] = value
+    return found
 
 
 class Stream:

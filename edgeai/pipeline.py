@@ -162,7 +162,7 @@ def convert(
     return Conversion(
         path=job.output,
         bytes=size,
-        bpw=size * 8 / job.plan.parameters,
+        bpw=job.quantmap.nbytes * 8 / job.plan.parameters,
         quant=job.quantmap.quant,
         types=job.quantmap.counts(),
         sha256=digest,

@@ -16,8 +16,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -70,6 +70,7 @@ class Manifest:
     quant: str
     pulled_at: str
     files: tuple[StoredFile, ...]
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,6 +101,11 @@ class Store:
             raise self.unknown(ref)
         state = "is not complete" if self.pulled(ref) else "is not on this machine yet"
         raise ModelNotFound(f"the model {ref!r} {state}", hint=f"edgeai pull {entry.name}")
+
+    def sampling(self, ref: str) -> Mapping[str, float]:
+        """Return what the makers of the pulled model REF recommend to sample with; nothing for a path."""
+        manifest = None if looks_like_path(ref) else self.pulled(ref)
+        return manifest.sampling if manifest else {}
 
     def need(self, name: str) -> Entry:
         """Return what the catalogue has under NAME; raises ModelNotFound with the closest name."""
@@ -218,6 +223,7 @@ class Store:
             quant=entry.quant,
             pulled_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             files=files,
+            sampling=entry.sampling,
         )
 
     def remove(self, name: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypedDict
 from edgeai.errors import UsageError
 
 __all__ = [
+    "SAMPLING",
     "Chunk",
     "Completion",
     "FinishReason",
@@ -56,6 +57,10 @@ class Notice:
 
     code: str
     message: str
+
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+"""The fields of GenerationConfig that the makers of a model recommend values for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,10 +31,18 @@ DEFAULT_MAX_TOKENS = 1024
 )
 @click.option("--raw", is_flag=True, help="Complete the prompt as it is, without a chat template.")
 @click.option("-n", "--max-tokens", type=int, default=DEFAULT_MAX_TOKENS, show_default=True, help="Longest answer.")
-@click.option("--temp", type=float, help="Temperature; 0 always takes the likeliest token.  [default: 0.8]")
-@click.option("--top-p", type=float, help="Keep the likeliest tokens up to this probability.  [default: 0.95]")
-@click.option("--top-k", type=int, help="Keep this many tokens, 0 for all.  [default: 40]")
-@click.option("--min-p", type=float, help="Keep tokens this likely relative to the likeliest.  [default: 0.05]")
+@click.option(
+    "--temp", type=float, help="Temperature; 0 always takes the likeliest token.  [default: the model's own, or 0.8]"
+)
+@click.option(
+    "--top-p", type=float, help="Keep the likeliest tokens up to this probability.  [default: the model's own, or 0.95]"
+)
+@click.option("--top-k", type=int, help="Keep this many tokens, 0 for all.  [default: the model's own, or 40]")
+@click.option(
+    "--min-p",
+    type=float,
+    help="Keep tokens this likely relative to the likeliest.  [default: the model's own, or 0.05]",
+)
 @click.option("--seed", type=int, help="Same seed, same answer.")
 @click.option("--stop", multiple=True, help="End the answer before this text; may be repeated.")
 @click.option("--ctx", type=int, help="Context in tokens, the answer included.")
@@ -67,11 +75,12 @@ def run_command(
     """
     from edgeai.cli.answer import answer_once
     from edgeai.cli.chat import Chat
+    from edgeai.store import Store
     from edgeai.types import GenerationConfig
 
     sampling = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     given = {key: value for key, value in sampling.items() if value is not None}
-    config = GenerationConfig(max_tokens=max_tokens, seed=seed, stop=stop, **given)  # type: ignore[arg-type]
+    GenerationConfig(max_tokens=max_tokens, seed=seed, stop=stop, **given)  # type: ignore[arg-type]  # fails before the model loads
     text = gather_prompt(prompt, files)
     if text is None and out.as_json:
         raise UsageError("--json needs a prompt", hint=f'edgeai run {model} "PROMPT" --json')
@@ -79,6 +88,8 @@ def run_command(
     # Every token is at least one byte, so an answer to this prompt can never need more than this.
     needed = None if text is None else len(text.encode()) + len((system or "").encode()) + max_tokens
     with load_model(path, ctx=ctx, needed=needed, threads=threads, device=device, out=out) as loaded:
+        loaded.sampling |= Store.open().sampling(model)
+        config = loaded.config(max_tokens=max_tokens, seed=seed, stop=stop, **given)
         if text is None:
             Chat(loaded, config, system, out).loop()
         else:

@@ -81,6 +81,7 @@ def licence(artifact: Artifact, manifest: Manifest | None) -> str | None:
 def sections(artifact: Artifact, manifest: Manifest | None) -> Iterable[Section]:
     """Yield the sections of the page: Model, Tokenizer, Tensors, Lineage, Licence."""
     from edgeai.artifact import claimed_quant
+    from edgeai.model import file_sampling
 
     claim = claimed_quant(artifact)
     quant = artifact.quant if claim in (None, artifact.quant) else f"{artifact.quant} (the file says {claim})"
@@ -107,6 +108,9 @@ def sections(artifact: Artifact, manifest: Manifest | None) -> Iterable[Section]
     yield "Tokenizer", rows(tokenizer)
     yield "Tensors", rows(dict(sorted(artifact.types.items(), key=lambda item: -item[1])))
     yield "Lineage", list(lineage(artifact, manifest)) or [("", "not stated")]
+    sampling = {**file_sampling(artifact), **(manifest.sampling if manifest else {})}
+    if sampling:
+        yield "Sampling", rows(sampling)
     yield "Licence", [("", printable(licence(artifact, manifest) or "not stated"))]
 
 

@@ -209,6 +209,17 @@ def test_what_only_the_native_library_refuses_is_an_invalid_model(tmp_path: Path
         open_engine(path)
 
 
+def test_text_is_normalized_when_the_file_says_so(tiny_gguf: Path) -> None:
+    artifact = open_artifact(tiny_gguf)
+    plan = make_plan(artifact, probe(gpus=False))
+    ids = {}
+    for normalizer in ("NFC", None):
+        metadata = {**artifact.metadata, "edgeai.tokenizer.normalizer": normalizer}
+        with Model(LlamaCppEngine(replace(artifact, metadata=metadata), plan)) as model:
+            ids[normalizer] = [model.tokenize(text) for text in ("cafe\u0301", "caf\u00e9")]
+    assert ids["NFC"][0] == ids["NFC"][1] == ids[None][1] != ids[None][0]
+
+
 def test_engines_keep_the_protocol(smollm2: Model) -> None:
     assert isinstance(smollm2.engine, Engine)
     assert isinstance(FakeEngine(), Engine)

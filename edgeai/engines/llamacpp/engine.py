@@ -53,7 +53,8 @@ class LlamaCppEngine:
         began = time.perf_counter()
         self.artifact = artifact
         self._handle = Handle(artifact, plan)
-        self._vocab = Vocab(self._handle)
+        # libllama knows no normalizers; our converter notes in the file when the tokenizer has one.
+        self._vocab = Vocab(self._handle, normalizer=artifact.metadata.get("edgeai.tokenizer.normalizer"))
         self.plan = plan
         self.backend = self._handle.backend
         self._work: queue.SimpleQueue[_Request | _Score | None] = queue.SimpleQueue()

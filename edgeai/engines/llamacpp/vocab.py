@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from edgeai.chat import Segment
 from edgeai.engines.llamacpp.handle import Handle
-from edgeai.errors import UsageError
+from edgeai.errors import InvalidModel, UsageError
 
 __all__ = ["Vocab"]
 
@@ -20,7 +21,12 @@ _UNKNOWN, _CONTROL, _LSTRIP, _RSTRIP = 1 << 0, 1 << 3, 1 << 7, 1 << 8
 class Vocab:
     """The vocabulary of a loaded model. Its native calls only read, so any thread may use it."""
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, *, normalizer: str | None = None) -> None:
+        if normalizer not in (None, "NFC"):
+            raise InvalidModel(
+                f"the file's tokenizer needs the text normalizer {normalizer!r}, which is not known here"
+            )
+        self._normalizer: Literal["NFC"] | None = "NFC" if normalizer else None
         self._lib: Any = handle.lib
         self._vocab = handle.vocab
         self._size = handle.n_vocab
@@ -29,7 +35,7 @@ class Vocab:
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Return the ids of TEXT, with the model's BOS/EOS if `add_special`."""
         try:
-            data = text.encode()
+            data = (text if self._normalizer is None else unicodedata.normalize(self._normalizer, text)).encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"the text is not valid Unicode: {error.reason} at position {error.start}") from error
         room = len(data) + 8
