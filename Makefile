@@ -21,7 +21,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.base ## install, pull a small model, answer a question
-	$(BIN)/edgeai run smollm2 "Why is the sky blue? Answer in one sentence." --pull --seed 1
+	$(BIN)/edgeai run smollm2 "What is the sun? Answer in one sentence." --pull --seed 1
 
 test: $(VENV)/.dev ## run the whole test suite
 	$(BIN)/python -m pytest
