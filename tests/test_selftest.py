@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -87,3 +89,38 @@ def test_the_child_finds_the_package_where_the_parent_did(monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.devnull)
     assert selftest._run_child(True).returncode == 0
+
+
+CRASHING_LIBRARY = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <string.h>
+/* libllama asks for extra buffer types through this function: one that dies stands for kernels that do. */
+void *ggml_backend_reg_get_proc_address(void *reg, const char *name) {
+    void *(*real)(void *, const char *) = dlsym(RTLD_NEXT, "ggml_backend_reg_get_proc_address");
+    if (strcmp(name, "ggml_backend_dev_get_extra_bufts") == 0) raise(SIGSEGV);
+    return real(reg, name);
+}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler")
+def test_a_library_that_really_crashes_is_run_without_extra_buffer_types(tiny_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "crash.c").write_text(CRASHING_LIBRARY)
+    shim = tmp_path / "crash.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, tmp_path / "crash.c", "-ldl"], check=True)
+    command = [sys.executable, "-m", "edgeai", "run", str(tiny_gguf), "The", "--raw", "--max-tokens", "4", "--json"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "LD_PRELOAD": str(shim)},
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [warning["code"] for warning in answer["warnings"]] == ["no-extra-buffer-types"]
+    assert answer["plan"]["extra_bufts"] is False
+    assert "SIGSEGV" in done.stderr
