@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edgeai.model import Model, open_engine
+
+# A suite that runs in the background inherits an ignored Ctrl-C, and the tests of Ctrl-C need the usual one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 USER_HOME = os.environ.get("EDGEAI_HOME")

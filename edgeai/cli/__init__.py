@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 import traceback
 from typing import Any
@@ -82,6 +83,8 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; the entry point of the `edgeai` program."""
+    # A job that a script starts in the background inherits an ignored Ctrl-C. `kill -INT` is still how to end a long step in order.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         cli.main(prog_name="edgeai")
     except KeyboardInterrupt:  # before a command has begun

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -217,6 +218,18 @@ def test_ctrl_c_keeps_what_came_and_exits_130(smollm2_path: Path) -> None:
     assert process.returncode == 130
     assert len(first + rest) >= 8
     assert errors.decode().strip() == "interrupted"
+
+
+def test_kill_int_stops_a_background_job_too(smollm2_path: Path) -> None:
+    """A shell without job control starts background jobs with Ctrl-C ignored."""
+    run = shlex.join([sys.executable, "-m", "edgeai", "run", str(smollm2_path), "Hello", "--max-tokens", "4000"])
+    with subprocess.Popen(
+        ["/bin/sh", "-c", f"trap '' INT; exec {run}"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.read(4)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
 
 
 def test_a_reader_that_goes_away_is_no_error(smollm2_path: Path) -> None:
