@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -183,12 +186,79 @@ def test_extra_buffer_types_can_be_left_out(smollm2_path: Path) -> None:
 
 def test_a_closed_engine_refuses(tiny_gguf: Path) -> None:
     model = Model(open_engine(tiny_gguf))
-    waiting = model.stream("a", max_tokens=100)
     model.close()
     model.close()
-    with pytest.raises(EngineCrashed, match="closed"):
-        model.complete("x")
-    waiting.close()
+    for use in (model.complete, model.tokenize, model.score):
+        with pytest.raises(EngineCrashed, match="closed"):
+            use("x")
+
+
+def test_what_runs_and_what_waits_ends_as_cancelled_when_the_engine_closes(smollm2_path: Path) -> None:
+    model = Model(open_engine(smollm2_path, ctx=2048))
+    streams = [model.stream(" word" * 1500) for _ in range(3)]
+    model.close()
+    assert [stream.collect().finish_reason for stream in streams] == ["cancelled"] * 3
+
+
+def test_a_request_cancelled_in_the_queue_ends_as_cancelled(smollm2: Model) -> None:
+    with smollm2.stream(SKY, max_tokens=200, seed=1) as first:
+        second = smollm2.stream(SKY, max_tokens=5)
+        second.cancel()
+        first.cancel()
+        assert second.collect().finish_reason == "cancelled"
+
+
+def test_closing_beside_tokenizing_threads_is_safe(tiny_gguf: Path) -> None:
+    code = (
+        "import sys, threading; from pathlib import Path\n"
+        "from edgeai.errors import EngineCrashed\nfrom edgeai.model import Model, open_engine\n"
+        "def use(m):\n"
+        "  try:\n"
+        "    while True: m.tokenize('some words ' * 20000)\n"
+        "  except EngineCrashed: pass\n"
+        "for _ in range(4):\n"
+        "  m = Model(open_engine(Path(sys.argv[1])))\n"
+        "  threads = [threading.Thread(target=use, args=(m,)) for _ in range(3)]\n"
+        "  [t.start() for t in threads]; m.close(); [t.join() for t in threads]\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tiny_gguf)], check=False).returncode == 0
+
+
+def test_a_forgotten_engine_ends_its_thread(tiny_gguf: Path) -> None:
+    model = Model(open_engine(tiny_gguf))
+    engine = model.engine
+    assert isinstance(engine, LlamaCppEngine)
+    thread = engine._core._thread
+    del model, engine
+    gc.collect()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+
+
+def test_a_failure_while_scoring_reaches_the_caller_and_the_engine_goes_on(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeai.engines.llamacpp.engine._log_probabilities", fail)
+        with pytest.raises(MemoryError):
+            tiny.score("The for statement")
+    assert len(tiny.score("The for statement")) > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_is_told_and_does_not_hang(tiny_gguf: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from edgeai.model import Model, open_engine\n"
+        "m = Model(open_engine(Path(sys.argv[1]))); child = os.fork()\n"
+        "if child == 0:\n"
+        "  try: m.complete('x', max_tokens=1)\n"
+        "  except Exception as error: os._exit(7 if 'forked' in str(error) else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tiny_gguf)], check=False, timeout=60).returncode == 7
 
 
 def test_a_path_with_spaces_and_other_alphabets_loads(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +19,7 @@ from edgeai.engines.llamacpp.handle import Aborted, Handle
 from edgeai.engines.llamacpp.sampler import Sampler
 from edgeai.engines.llamacpp.vocab import Vocab
 from edgeai.engines.streaming import ChunkStream, StopFilter, Utf8Decoder
-from edgeai.errors import ContextExceeded, EdgeAIError, EngineCrashed, UsageError
+from edgeai.errors import ContextExceeded, EngineCrashed, UsageError
 from edgeai.plan import Plan
 from edgeai.types import Chunk, FinishReason, GenerationConfig, Notice, Prompt, Timings, Usage
 
@@ -47,49 +50,43 @@ class _Score:
 
 
 class LlamaCppEngine:
-    """A GGUF model in this process. See engines.base.Engine for what the methods promise."""
+    """A GGUF model in this process. See engines.base.Engine for what the methods promise.
+
+    An engine that is forgotten frees its model, as one that is closed does.
+    """
 
     def __init__(self, artifact: Artifact, plan: Plan) -> None:
         began = time.perf_counter()
         self.artifact = artifact
-        self._handle = Handle(artifact, plan)
-        # libllama knows no normalizers; our converter notes in the file when the tokenizer has one.
-        self._vocab = Vocab(self._handle, normalizer=artifact.metadata.get("edgeai.tokenizer.normalizer"))
         self.plan = plan
-        self.backend = self._handle.backend
-        self._work: queue.SimpleQueue[_Request | _Score | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards _closed and _current
-        self._closed = False
-        self._current: _Request | None = None
-        self._thread = threading.Thread(target=self._loop, name=f"edgeai {artifact.name}", daemon=True)
-        self._thread.start()
-        self.load_s = time.perf_counter() - began
-
-    # ---- called from any thread
+        self._core = _Core(artifact, plan)
+        self._vocab = self._core.vocab
+        self.backend = self._core.handle.backend
+        self.load_s = self._core.load_s = time.perf_counter() - began
+        weakref.finalize(self, self._core.shut)
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Return the token ids of TEXT."""
-        self._check_open()
-        return self._vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
+        with self._core.in_use():
+            return self._vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of IDS. Raises UsageError for an id outside the vocabulary."""
-        self._check_open()
-        if wrong := [token for token in ids if not 0 <= token < self._handle.n_vocab]:
-            raise UsageError(
-                f"token id {wrong[0]} is not in the vocabulary", hint=f"ids go from 0 to {self._handle.n_vocab - 1}"
-            )
-        return self._vocab.detokenize(ids)
+        size = self._core.handle.n_vocab
+        if wrong := [token for token in ids if not 0 <= token < size]:
+            raise UsageError(f"token id {wrong[0]} is not in the vocabulary", hint=f"ids go from 0 to {size - 1}")
+        with self._core.in_use():
+            return self._vocab.detokenize(ids)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the token ids that PROMPT becomes: text with the model's BOS, messages through its chat template."""
-        self._check_open()
-        if isinstance(prompt, str):
-            return self._vocab.tokenize(prompt, add_special=True)
-        segments = chat.render(
-            self.artifact.template, prompt, special=self._vocab.named, control=tuple(self._vocab.control)
-        )
-        return self._vocab.tokenize_segments(segments)
+        with self._core.in_use():
+            if isinstance(prompt, str):
+                return self._vocab.tokenize(prompt, add_special=True)
+            named, control = self._vocab.named, tuple(self._vocab.control)
+            return self._vocab.tokenize_segments(
+                chat.render(self.artifact.template, prompt, special=named, control=control)
+            )
 
     def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
         """Answer PROMPT; closing the stream stops the work within one graph node, in prefill too."""
@@ -97,43 +94,42 @@ class LlamaCppEngine:
         ids = self.prompt_ids(prompt)
         self._check_length(ids)
         request = _Request(ids=ids, config=config, submitted=submitted)
-        self._submit(request)
-        return ChunkStream(request.chunks, lambda: self._cancel(request))
+        core = self._core
+        core.submit(request)
+        return ChunkStream(request.chunks, lambda: core.cancel(request))
 
     def _check_length(self, ids: Sequence[int]) -> None:
+        n_ctx = self._core.handle.n_ctx
         if not ids:
             raise UsageError("the prompt is empty", hint="give at least one character")
-        if len(ids) >= self._handle.n_ctx:
+        if len(ids) >= n_ctx:
             raise ContextExceeded(
-                f"the prompt has {len(ids)} tokens and the context holds {self._handle.n_ctx}, the answer included",
+                f"the prompt has {len(ids)} tokens and the context holds {n_ctx}, the answer included",
                 hint=self._longer_context_hint(len(ids)),
             )
 
     def _longer_context_hint(self, tokens: int) -> str:
         trained = self.artifact.context
         if trained is None or trained > tokens:
-            return f"use --ctx {min(trained or tokens + 1024, max(tokens + 1024, 2 * self._handle.n_ctx))}"
+            wish = max(tokens + 1024, 2 * self._core.handle.n_ctx)
+            return f"use --ctx {min(trained or wish, wish)}"
         return f"the model was trained for {trained} tokens: shorten the prompt"
-
-    def _cancel(self, request: _Request) -> None:
-        with self._lock:
-            request.cancelled = True
-            if self._current is request:
-                self._handle.abort()
 
     def score(self, text: str) -> list[float]:
         """Return the log-probability (nats) of each token of TEXT after the first.
 
-        Raises ContextExceeded when the text has more tokens than the context.
+        Raises ContextExceeded when the text has more tokens than one batch or the context, UsageError for no tokens.
         """
         ids = self.prompt_ids(text)
-        if len(ids) > min(self._handle.n_ctx, self._handle.n_batch):
+        limit = min(self._core.handle.n_ctx, self._core.handle.n_batch)
+        if not ids:
+            raise UsageError("the text is empty", hint="give at least one character")
+        if len(ids) > limit:
             raise ContextExceeded(
-                f"the text has {len(ids)} tokens and can be scored up to {min(self._handle.n_ctx, self._handle.n_batch)}",
-                hint="score it in pieces",
+                f"the text has {len(ids)} tokens and can be scored up to {limit}", hint="score it in pieces"
             )
         job = _Score(ids)
-        self._submit(job)
+        self._core.submit(job)
         result = job.result.get()
         if isinstance(result, BaseException):
             raise result
@@ -141,89 +137,154 @@ class LlamaCppEngine:
 
     def close(self) -> None:
         """Stop what runs and free the model; every later call raises."""
-        with self._lock:
-            if self._closed:
+        self._core.shut()
+        self._core.join()
+
+
+class _Core:
+    """The native model, the thread that owns its context, and the queue between them and the engine's callers.
+
+    The thread refers to this object and not to the engine, so that a forgotten engine can be collected.
+    """
+
+    def __init__(self, artifact: Artifact, plan: Plan) -> None:
+        self.name = artifact.name
+        self.handle = Handle(artifact, plan)
+        # libllama knows no normalizers; our converter notes in the file when the tokenizer has one.
+        self.vocab = Vocab(self.handle, normalizer=artifact.metadata.get("edgeai.tokenizer.normalizer"))
+        self.load_s = 0.0
+        self._process = os.getpid()
+        self._work: queue.SimpleQueue[_Request | _Score | None] = queue.SimpleQueue()
+        # Reentrant, since the collector may drop a stream (which cancels) in the middle of any of these methods.
+        self._gate = threading.Condition(threading.RLock())
+        self._users = 0
+        self._closed = False
+        self._current: _Request | None = None
+        self._thread = threading.Thread(target=self._loop, name=f"edgeai {artifact.name}", daemon=True)
+        self._thread.start()
+
+    # ---- called from any thread
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineCrashed(
+                f"{self.name!r} was loaded before this process was forked",
+                hint="load the model in the process that uses it",
+            )
+        if self._closed:
+            raise _Closed(f"{self.name!r} has been closed", hint="load it again")
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the model in memory for a native call of this thread."""
+        with self._gate:
+            self._check_open()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._users -= 1
+                self._gate.notify_all()
+
+    def submit(self, job: _Request | _Score) -> None:
+        """Queue JOB."""
+        with self._gate:
+            self._check_open()
+            self._work.put(job)
+
+    def cancel(self, request: _Request) -> None:
+        """End REQUEST, running or waiting."""
+        with self._gate:
+            request.cancelled = True
+            if self._current is request:
+                self.handle.abort()
+
+    def shut(self) -> None:
+        """Refuse new work and end what runs; the thread then frees the model. Does not wait."""
+        with self._gate:
+            if self._closed or os.getpid() != self._process:
                 return
             self._closed = True
             if self._current is not None:
                 self._current.cancelled = True
-                self._handle.abort()
-        self._work.put(None)
-        self._thread.join()
-        self._handle.free()
+                self.handle.abort()
+            self._work.put(None)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise _Closed(f"{self.artifact.name!r} has been closed", hint="load it again")
-
-    def _submit(self, job: _Request | _Score) -> None:
-        with self._lock:
-            self._check_open()
-            self._work.put(job)
+    def join(self) -> None:
+        """Wait until the model is freed."""
+        if threading.current_thread() is not self._thread and os.getpid() == self._process:
+            self._thread.join()
 
     # ---- the thread that owns the context
 
     def _loop(self) -> None:
         while (job := self._work.get()) is not None:
             if isinstance(job, _Score):
-                self._answer_score(job)
+                self._score(job)
             else:
                 self._answer(job)
-        self._refuse_waiting()
+        self._end_waiting()
+        with self._gate:
+            self._gate.wait_for(lambda: self._users == 0)
+            self.handle.free()
 
-    def _refuse_waiting(self) -> None:
+    def _end_waiting(self) -> None:
         """Tell those who were still queued when the engine was closed."""
         while not self._work.empty():
             job = self._work.get()
             if isinstance(job, _Request):
-                job.chunks.put(_Closed(f"{self.artifact.name!r} has been closed"))
+                job.chunks.put(_Run(job).last("cancelled", self.load_s))
             elif isinstance(job, _Score):
-                job.result.put(_Closed(f"{self.artifact.name!r} has been closed"))
+                job.result.put(_Closed(f"{self.name!r} has been closed", hint="load it again"))
 
     def _answer(self, request: _Request) -> None:
-        self._handle.reset()
-        with self._lock:
-            if request.cancelled or self._closed:
-                request.chunks.put(_Closed(f"{self.artifact.name!r} has been closed"))
-                return
-            self._current = request
+        self.handle.reset()
+        with self._gate:
+            wanted = not (request.cancelled or self._closed)
+            self._current = request if wanted else None
+        if not wanted:
+            request.chunks.put(_Run(request).last("cancelled", self.load_s))
+            return
         try:
             for chunk in self._generate(request):
                 request.chunks.put(chunk)
         except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
             request.chunks.put(error)
         finally:
-            with self._lock:
+            with self._gate:
                 self._current = None
 
-    def _answer_score(self, job: _Score) -> None:
+    def _score(self, job: _Score) -> None:
         try:
-            self._handle.reset()
-            job.result.put(_log_probabilities(self._handle.logits_of_all(job.ids), job.ids))
-        except EdgeAIError as error:
+            self.handle.reset()
+            job.result.put(_log_probabilities(self.handle.logits_of_all(job.ids), job.ids))
+        except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
             job.result.put(error)
 
     def _generate(self, request: _Request) -> Iterator[Chunk]:
         config = request.config
         seed = secrets.randbelow(2**32 - 1) if config.seed is None else config.seed
-        sampler = Sampler(self._handle, config, seed)
-        run = _Run(request)
+        sampler = Sampler(self.handle, config, seed)
+        run, stops = _Run(request), StopFilter(config.stop)
         try:
-            yield from self._decode(request, sampler, run)
+            yield from self._decode(request, sampler, run, stops)
         except Aborted:
+            if held := stops.flush():
+                yield Chunk(text=held)
             yield run.last("cancelled", self.load_s)
         finally:
             sampler.free()
 
-    def _decode(self, request: _Request, sampler: Sampler, run: _Run) -> Iterator[Chunk]:
-        handle, vocab, config = self._handle, self._vocab, request.config
+    def _decode(self, request: _Request, sampler: Sampler, run: _Run, stops: StopFilter) -> Iterator[Chunk]:
+        handle, vocab, config = self.handle, self.vocab, request.config
         for start in range(0, len(request.ids), handle.n_batch):
             if request.cancelled:
                 raise Aborted
             handle.decode(request.ids[start : start + handle.n_batch])
         room = handle.n_ctx - len(request.ids)
         limit = room if config.max_tokens is None else min(room, config.max_tokens)
-        decoder, stops = Utf8Decoder(), StopFilter(config.stop)
+        decoder = Utf8Decoder()
         finish: FinishReason = "length"
         while True:
             token = sampler.sample()  # waits for the logits, so the clock is read after it
@@ -297,11 +358,16 @@ class _Run:
         )
 
 
-def _log_probabilities(logits: Any, ids: Sequence[int]) -> list[float]:
-    """Return log softmax(LOGITS[i])[IDS[i + 1]] for each i, in nats; LOGITS is (n, vocab), computed in float64."""
+def _log_probabilities(logits: Any, ids: Sequence[int], slab: int = 32) -> list[float]:
+    """Return log softmax(LOGITS[i])[IDS[i + 1]] for each i, in nats; LOGITS is (n, vocab), taken SLAB rows at a time in float64."""
     import numpy as np
 
-    rows = np.ctypeslib.as_array(logits)[:-1].astype(np.float64)  # (n - 1, vocab)
-    rows -= rows.max(axis=1, keepdims=True)
-    chosen = rows[np.arange(len(rows)), list(ids[1:])]
-    return (chosen - np.log(np.exp(rows).sum(axis=1))).tolist()  # type: ignore[no-any-return]
+    rows = np.ctypeslib.as_array(logits)[:-1]  # (n - 1, vocab) float32
+    chosen = np.asarray(ids[1:], dtype=np.int64)
+    found: list[float] = []
+    for start in range(0, len(rows), slab):
+        part = rows[start : start + slab].astype(np.float64)
+        part -= part.max(axis=1, keepdims=True)
+        picked = part[np.arange(len(part)), chosen[start : start + slab]]
+        found += (picked - np.log(np.exp(part).sum(axis=1))).tolist()
+    return found
