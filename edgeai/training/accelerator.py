@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import pynvml
 import torch
 
+from edgeai.device import cpu_facts
 from edgeai.errors import DeviceUnavailable, UsageError
 from edgeai.types import Notice
 
@@ -79,5 +79,5 @@ def _nvidia_gpu() -> str | None:
 
 
 def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores to compute on: what affinity and cgroup leave this process."""
+    return cpu_facts().threads

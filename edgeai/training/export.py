@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
@@ -38,7 +41,7 @@ def write_folder(folder: Path, model: Any, tokenizer: Tokenizer, recipe: Recipe,
     if recipe.model.tie_embeddings:
         del tensors["lm_head.weight"]  # it is the embedding, and tie_word_embeddings in config.json says so
     weights = folder / "model.safetensors"
-    save_file(tensors, weights, metadata={"format": "pt"})
+    _save_weights(tensors, weights)
     (folder / "tokenizer.json").write_text(bpe.dump(tokenizer), encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", bpe.config(context=recipe.model.context))
     ids = {name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -46,6 +49,18 @@ def write_folder(folder: Path, model: Any, tokenizer: Tokenizer, recipe: Recipe,
     _write_json(folder / "edgeai.json", facts)
     _write_json(folder / "config.json", _config(model, recipe))
     weights.chmod((folder / "config.json").stat().st_mode)  # safetensors makes its files readable by the owner alone
+
+
+def _save_weights(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write TENSORS to PATH; what the disk refuses is an OSError, as for every other file.
+
+    The library has an error of its own, with the system's number in its text: `I/O error: … (os error 28)`.
+    """
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
 
 
 CONFIG_KEYS = (

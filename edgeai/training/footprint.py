@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 
+from edgeai.device import memory_facts
 from edgeai.errors import DoesNotFit
 from edgeai.training.accelerator import Accelerator
 from edgeai.training.recipe import Recipe
@@ -41,7 +41,7 @@ def disk_bytes(recipe: Recipe) -> int:
 def check_memory(recipe: Recipe, chosen: Accelerator) -> None:
     """Raise DoesNotFit when a step of RECIPE needs more memory than the device has free."""
     need = memory_bytes(recipe)
-    free = torch.cuda.mem_get_info()[0] if chosen.device == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info()[0] if chosen.device == "cuda" else memory_facts().available
     if need > free:
         raise DoesNotFit(
             f"a step of {recipe.name!r} needs about {need / 1e9:.1f} GB of memory and {chosen} has {free / 1e9:.1f} GB free",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeai.training.workspace import disk_errors, write_whole
 from edgeai.types import Notice
 
 __all__ = ["Event", "Meter", "Metrics"]
@@ -67,7 +69,8 @@ class Metrics:
     def __init__(self, path: Path, *, after_step: int) -> None:
         """Open PATH; lines of steps beyond AFTER_STEP are of work that was lost, and go."""
         kept = [line for line in _lines(path) if _step(line) <= after_step]
-        path.write_text("".join(kept), encoding="utf-8")
+        write_whole(path, lambda fresh: fresh.write_bytes("".join(kept).encode()))
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: Event) -> None:
@@ -75,12 +78,14 @@ class Metrics:
         values: dict[str, Any] = asdict(event)
         for key in ("text", "notices", "steps", "eta_s"):
             del values[key]
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        with disk_errors(self._path):
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. What a full disk did not take was told when it was written, and is not to hide that error."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _lines(path: Path) -> list[str]:

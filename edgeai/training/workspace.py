@@ -7,6 +7,7 @@ DIR/run/        step-*.pt (the last two checkpoints), tokens, metrics.jsonl; git
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from edgeai.errors import DoesNotFit, OutputError, UsageError
 
-__all__ = ["EXPORT_FILES", "Workspace", "open_workspace", "publish", "write_whole"]
+__all__ = ["EXPORT_FILES", "Workspace", "disk_errors", "open_workspace", "publish", "write_whole"]
 
 EXPORT_FILES = (
     "model.safetensors",
@@ -31,6 +32,7 @@ EXPORT_FILES = (
 RUN = "run"
 LOCK = ".lock"
 MARK = ".gitignore"
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class Workspace:
@@ -56,13 +58,9 @@ def open_workspace(folder: Path, *, resume: bool) -> Iterator[Workspace]:
     space = Workspace(folder)
     _check(space, resume=resume)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
+    with disk_errors(folder, "choose another folder with -o"):
         space.run.mkdir(parents=True, exist_ok=True)
         (space.run / MARK).write_text("*\n", encoding="utf-8")  # a checkpoint is not to be committed by accident
-    except OSError as error:
-        raise OutputError(
-            f"{str(folder)!r} cannot be written: {error.strerror}", hint="choose another folder with -o"
-        ) from error
     lock = FileLock(space.run / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -122,23 +120,33 @@ def check_space(folder: Path, need_bytes: int) -> None:
         )
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+@contextlib.contextmanager
+def disk_errors(path: Path, hint: str = "free some disk space, then --resume") -> Iterator[None]:
+    """Turn a full disk into DoesNotFit, and whatever else keeps PATH from being written into OutputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise DoesNotFit(
+                f"no space is left to write {str(path)!r}: {error.strerror or error}", hint=hint
+            ) from error
+        raise OutputError(f"{str(path)!r} cannot be written: {error.strerror or error}", hint=hint) from error
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let WRITE fill a temporary file beside PATH, and give it its name when it is on the disk."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise OutputError(
-            f"{str(path)!r} cannot be written: {error.strerror or error}", hint="free some disk space"
-        ) from error
+        with disk_errors(path):
+            write(temporary)
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def publish(space: Workspace, write: Callable[[Path], None]) -> None:
+def publish(space: Workspace, write: Callable[[Path], object]) -> None:
     """Let WRITE fill a temporary folder with EXPORT_FILES, then move them into the run's folder.
 
     An older config.json goes first and the new one comes last, so a crash in between leaves no folder that could be
@@ -146,20 +154,16 @@ def publish(space: Workspace, write: Callable[[Path], None]) -> None:
     """
     temporary = space.run / ".export.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        write(temporary)
-        for name in EXPORT_FILES:
-            _sync(temporary / name)
-        (space.folder / "config.json").unlink(missing_ok=True)
-        for name in EXPORT_FILES:
-            (temporary / name).replace(space.folder / name)
-        _sync(space.folder)
-    except OSError as error:
-        raise OutputError(
-            f"{str(space.folder)!r} cannot be written: {error.strerror or error}",
-            hint="free some disk space, then --resume",
-        ) from error
+        with disk_errors(space.folder):
+            temporary.mkdir()
+            write(temporary)
+            for name in EXPORT_FILES:
+                _sync(temporary / name)
+            (space.folder / "config.json").unlink(missing_ok=True)
+            for name in EXPORT_FILES:
+                (temporary / name).replace(space.folder / name)
+            _sync(space.folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

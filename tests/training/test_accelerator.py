@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from edgeai.device import CPU
 from edgeai.errors import DeviceUnavailable, UsageError
 from edgeai.training import accelerator
 
@@ -29,6 +30,14 @@ def test_cpu_without_a_gpu_or_by_choice_needs_no_excuse(
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(accelerator, "_nvidia_gpu", lambda: gpu)
     assert not accelerator.choose(wanted).notices
+
+
+def test_threads_are_what_affinity_and_cgroup_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the one thread of the other tests
+    monkeypatch.setattr(
+        accelerator, "cpu_facts", lambda: CPU(name="x", physical=8, logical=16, usable=3, quota=2.5, isa=())
+    )
+    assert accelerator.choose("cpu").threads == 3
 
 
 def test_unknown_device_is_a_usage_error() -> None:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgeai import training
+from edgeai.errors import DoesNotFit
+from edgeai.training import export
 from edgeai.training import recipe as recipes
 from edgeai.training.workspace import EXPORT_FILES
 
@@ -53,6 +57,31 @@ def test_folder_holds_the_model_files_and_the_working_state_and_nothing_else(min
     trained = training.train(recipes.load(mini_file), tmp_path / "out", steps=1)
     assert {path.name for path in trained.path.iterdir()} == {*EXPORT_FILES, "run"}
     assert len({path.stat().st_mode for path in trained.path.iterdir() if path.is_file()}) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_disk_that_is_full_at_the_export_is_told_and_resume_finishes_the_run(
+    mini_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    def save_to_a_full_disk(*args: Any, **kwargs: Any) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            save_file(*args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    mini = recipes.load(mini_file)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "save_file", save_to_a_full_disk)
+        with pytest.raises(DoesNotFit, match="no space is left") as caught:
+            training.train(mini, tmp_path / "out", steps=2)
+    assert "--resume" in (caught.value.hint or "")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run"]
+    assert (tmp_path / "out" / "run" / "step-000000002.pt").exists()
+    assert training.train(mini, tmp_path / "out", steps=2, resume=True).steps == 2
 
 
 def test_lineage_names_neither_the_time_nor_the_machine(mini_file: Path, tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import psutil
 import pytest
 
 from edgeai import training
+from edgeai.device import Memory
 from edgeai.errors import DoesNotFit
-from edgeai.training import footprint, model, recipe
+from edgeai.training import accelerator, footprint, model, recipe
 from edgeai.training import tokenizer as bpe
 
 
@@ -32,3 +34,14 @@ def test_smaller_micro_batch_needs_less(mini_file: Path) -> None:
     small = recipe.load(mini_file, ["training.micro_batch_size=1"])
     assert footprint.memory_bytes(small) < footprint.memory_bytes(recipe.load(mini_file))
     assert footprint.memory_bytes(small) < psutil.virtual_memory().available
+
+
+def test_memory_is_what_the_cgroup_leaves(mini_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mini, chosen = recipe.load(mini_file), accelerator.choose("cpu")
+    need = footprint.memory_bytes(mini)
+    for free, fits in ((need, True), (need - 1, False)):
+        monkeypatch.setattr(
+            footprint, "memory_facts", lambda free=free: Memory(total=2**40, available=free, limit=free)
+        )
+        with contextlib.nullcontext() if fits else pytest.raises(DoesNotFit, match="GB free"):
+            footprint.check_memory(mini, chosen)

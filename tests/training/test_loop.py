@@ -115,7 +115,7 @@ def test_export_that_fails_leaves_no_model_and_resume_finishes_it(
     straight = training.train(mini, tmp_path / "straight")
     with monkeypatch.context() as patch:
         patch.setattr(loop.export, "_write_json", fail)
-        with pytest.raises(OutputError, match="disk full"):
+        with pytest.raises(DoesNotFit, match="no space is left"):
             training.train(mini, tmp_path / "cut")
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["run"]
     resumed = training.train(mini, tmp_path / "cut", resume=True)
@@ -242,7 +242,7 @@ def test_full_disk_leaves_the_last_checkpoint_and_no_half_file(mini: Recipe, tmp
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
-        with pytest.raises(OutputError, match="cannot be written"):
+        with pytest.raises(DoesNotFit, match="no space is left"):
             checkpoint.save(space, 9, weights, torch.optim.AdamW(weights.parameters()), {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

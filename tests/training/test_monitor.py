@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeai.errors import DoesNotFit
 from edgeai.training.monitor import Event, Meter, Metrics
 
 
@@ -16,6 +17,16 @@ def test_rate_counts_the_time_of_steps_and_the_eta_all_of_it() -> None:
         meter.stop(100)
     assert meter.tok_s == pytest.approx(200 / 4)
     assert meter.eta_s(5) == pytest.approx(20 / 2 * 5)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_full_disk_is_told_once(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl", after_step=0)
+    metrics.close()
+    metrics._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115 - Metrics closes it
+    with pytest.raises(DoesNotFit, match=r"metrics\.jsonl"):
+        metrics.write(Event(step=1))
+    metrics.close()
 
 
 def test_metrics_of_steps_that_were_lost_go(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeai.errors import OutputError
+from edgeai.errors import DoesNotFit, OutputError
 from edgeai.training.workspace import open_workspace, write_whole
 
 
@@ -67,6 +67,6 @@ def test_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     (tmp_path / "file").write_text("old")
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(DoesNotFit, match="No space left"):
         write_whole(tmp_path / "file", fail)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
