@@ -11,6 +11,8 @@ NATIVE_CFLAGS   := $(strip $(CFLAGS) $(AMX_FLAGS))
 NATIVE_CXXFLAGS := $(strip $(CXXFLAGS) $(AMX_FLAGS))
 # pip's wheel cache does not know the flags a wheel was built with: one cache folder for each set of flags.
 NATIVE_KEY   := $(shell printf '%s|%s|%s' '$(NATIVE_CFLAGS)' '$(NATIVE_CXXFLAGS)' '$(CMAKE_ARGS)' | cksum | cut -d' ' -f1)
+# …and one mark for each, so that another CMAKE_ARGS compiles anew.
+BASE := $(VENV)/.base-$(NATIVE_KEY)
 NATIVE_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edgeai/native-$(NATIVE_KEY)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -20,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.base ## install, pull a small model, answer a question
+run: $(BASE) ## install, pull a small model, answer a question
 	$(BIN)/edgeai run smollm2 "What is the sun? Answer in one sentence." --pull --seed 1
 
 test: $(VENV)/.dev ## run the whole test suite
@@ -43,14 +45,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Without torch: running a model needs none.
-$(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
+$(BASE): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -c constraints.txt pip
 	@echo "compiling llama.cpp for this machine: about 5 minutes on 2 cores, once"
 	CFLAGS="$(NATIVE_CFLAGS)" CXXFLAGS="$(NATIVE_CXXFLAGS)" CMAKE_ARGS="$(CMAKE_ARGS)" \
-		$(PIP) install -q -c constraints.txt --cache-dir "$(NATIVE_CACHE)" llama-cpp-python
+		$(PIP) install -q -c constraints.txt --cache-dir "$(NATIVE_CACHE)" \
+		--force-reinstall --no-deps llama-cpp-python
 	$(PIP) install -q -c constraints.txt -e .
+	@rm -f $(VENV)/.base-*
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.base
+$(VENV)/.dev: $(BASE)
 	$(PIP) install -q -c constraints.txt -e ".[dev]"
 	@touch $@

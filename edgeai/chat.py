@@ -47,7 +47,7 @@ def render(
     guard = _Placeholders(control)
     safe = [{"role": message["role"], "content": guard.hide(message["content"])} for message in messages]
     size = sum(len(message["content"]) for message in safe)
-    text = Sandbox(size).render(
+    text = Sandbox(size, len(safe)).render(
         template, messages=safe, add_generation_prompt=True, tools=None, documents=None, **special
     )
     return [Segment(guard.show(part.text), part.control) for part in split_segments(text, control)]

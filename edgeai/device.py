@@ -192,10 +192,11 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     for folder in _cgroup_folders(root, "cpu"):
         if (text := _read(folder / "cpu.max")) is not None:
             quota, _, period = text.partition(" ")
-            if quota != "max":
-                limits.append(int(quota) / int(period or 100_000))
-        elif (text := _read(folder / "cpu.cfs_quota_us")) is not None and int(text) > 0:
-            limits.append(int(text) / int(_read(folder / "cpu.cfs_period_us") or 100_000))
+        else:
+            quota, period = _read(folder / "cpu.cfs_quota_us") or "max", _read(folder / "cpu.cfs_period_us") or ""
+        microseconds, every = _count(quota), _count(period) or 100_000
+        if microseconds:
+            limits.append(microseconds / every)
     return min(limits, default=None)
 
 
@@ -218,23 +219,31 @@ def memory_cgroup(root: Path = Path("/")) -> tuple[int | None, int]:
             ("memory.max", "memory.current"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),
         ):
-            text = _read(folder / limit_name)
+            limit = _count(_read(folder / limit_name))
             # Version 1 writes "no limit" as a number near 2**63.
-            if text is not None and text != "max" and int(text) < 2**60:
-                limits.append((int(text), int(_read(folder / used_name) or 0) - _reclaimable(folder)))
+            if limit is not None and limit < 2**60:
+                limits.append((limit, max(0, (_count(_read(folder / used_name)) or 0) - _reclaimable(folder))))
     return min(limits, default=(None, 0))
 
 
 def _reclaimable(folder: Path) -> int:
     """Return the bytes of page cache that the kernel gives back when they are needed; they count as used in a cgroup."""
     stat = dict(line.split(" ", 1) for line in (_read(folder / "memory.stat") or "").splitlines() if " " in line)
-    return int(stat.get("inactive_file") or stat.get("total_inactive_file") or 0)
+    return _count(stat.get("inactive_file")) or _count(stat.get("total_inactive_file")) or 0
+
+
+def _count(text: str | None) -> int | None:
+    """Return TEXT as a number that is not negative, or None for "max", -1 and whatever else stands for no limit."""
+    return int(text) if text and text.isascii() and text.isdigit() else None
 
 
 def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
     text = _read(root / "proc/self/cgroup") or ""
     for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, colon, path = rest.partition(":")
+        if not colon:
+            continue
         if controllers == "":
             base = root / "sys/fs/cgroup"
         elif controller in controllers.split(","):

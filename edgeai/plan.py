@@ -64,6 +64,14 @@ def make_plan(
         raise UsageError(f"{threads} threads are not possible", hint="--threads must be between 1 and 512")
     where, why, notices = _choose_device(device, choice)
     context = ctx or default_context(artifact, needed)
+    if where == "cuda" and choice == "auto":
+        need, free = estimate_memory(artifact, context), device.cuda_devices[0].memory_free
+        if need > free:
+            reason = (
+                f"{device.cuda_devices[0].description} has {free / 1e9:.1f} GB free and {need / 1e9:.1f} GB are needed"
+            )
+            where, why = "cpu", [reason]
+            notices.append(Notice(code="cpu-fallback", message=f"running on the CPU: {reason}"))
     if artifact.context and context > artifact.context:
         notices.append(
             Notice(

@@ -10,7 +10,7 @@ import datetime
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgeai.errors import InvalidModel, UsageError
@@ -20,6 +20,9 @@ __all__ = ["Sandbox"]
 MAX_TEMPLATE_CHARS = 262_144
 MAX_SECONDS = 5.0
 MAX_VALUE_CHARS = 4_000_000
+MAX_ITEMS = 50_000
+MAX_DEPTH = 64
+MAX_BITS = 4096
 
 
 class _LimitExceeded(Exception):
@@ -29,18 +32,20 @@ class _LimitExceeded(Exception):
 class Sandbox:
     """A jinja2 environment as transformers sets it up for chat templates, with limits."""
 
-    def __init__(self, message_chars: int) -> None:
+    def __init__(self, message_chars: int, messages: int = 0) -> None:
         import jinja2
         import jinja2.ext
         from jinja2 import nodes
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         self._max_chars = MAX_VALUE_CHARS + 16 * message_chars
+        self._max_items = MAX_ITEMS + 16 * messages
         self._deadline = time.monotonic() + MAX_SECONDS
         self._jinja, self._nodes = jinja2, nodes
         sandbox = self
 
         class Environment(ImmutableSandboxedEnvironment):
+            guard: Callable[[Any], Any]
             intercepted_binops = frozenset({"*", "**", "%"})
 
             def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -48,8 +53,9 @@ class Sandbox:
                 return super().call_binop(context, operator, left, right)
 
             def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-                owner = getattr(function, "__self__", None)
-                if isinstance(owner, str) and args:
+                # jinja2 replaces str.format by a wrapper of its own; what it wraps tells whose method it is.
+                owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
+                if isinstance(owner, str):
                     sandbox.check_growth(function.__name__, owner, args)
                 return super().call(context, function, *args, **kwargs)
 
@@ -64,10 +70,10 @@ class Sandbox:
         for name in ("lipsum", "cycler", "joiner"):
             self._environment.globals.pop(name, None)
         self._environment.filters |= {"tojson": _tojson, "join": self._join, "replace": self._replace}
+        self._environment.guard = self._checked
         self._environment.globals |= {
             "raise_exception": _refuse,
-            "strftime_now": lambda form: datetime.datetime.now().astimezone().strftime(form),
-            "_checked": self._checked,
+            "strftime_now": lambda form: datetime.datetime.now().astimezone().strftime(str(form)[:256]),
         }
 
     def render(self, source: str, **variables: Any) -> str:
@@ -114,15 +120,11 @@ class Sandbox:
         nodes = self._nodes
 
         def checked(expression: Any) -> Any:
-            return nodes.Call(nodes.Name("_checked", "load"), [expression], [], None, None)
+            # An attribute of the environment: no name that a template could bind anew.
+            return nodes.Call(nodes.EnvironmentAttribute("guard"), [expression], [], None, None)
 
         class Guard(self._jinja.visitor.NodeTransformer):  # type: ignore[misc, name-defined]
-            def visit_For(self, node: Any) -> Any:  # noqa: N802 - the visitor's naming
-                self.generic_visit(node)
-                node.body.insert(0, nodes.ExprStmt(checked(nodes.Const(None))))
-                return node
-
-            def visit_Macro(self, node: Any) -> Any:  # noqa: N802
+            def _tick(self, node: Any) -> Any:
                 self.generic_visit(node)
                 node.body.insert(0, nodes.ExprStmt(checked(nodes.Const(None))))
                 return node
@@ -131,18 +133,35 @@ class Sandbox:
                 self.generic_visit(node)
                 return checked(node)
 
-            visit_Concat = visit_Add = visit_Mul = visit_Mod = visit_Filter = _wrap  # noqa: N815
-
-            def visit_Call(self, node: Any) -> Any:  # noqa: N802
-                self.generic_visit(node)
-                # `caller()` and `super()` are names that the compiler treats itself; their output is checked at the end.
-                special = isinstance(node.node, nodes.Name) and node.node.name in {"caller", "super"}
-                return node if special else checked(node)
-
-            def visit_FilterBlock(self, node: Any) -> Any:  # noqa: N802
+            def _only_parts(self, node: Any) -> Any:
                 self.generic_visit(node)
                 return node
 
+            def _tuple(self, node: Any) -> Any:
+                # `for key, value in …` stores into a tuple: that is no value
+                return self._wrap(node) if node.ctx == "load" else node
+
+            def _call(self, node: Any) -> Any:
+                # `caller()` and `super()` are names that the compiler treats itself; their output is checked at the end.
+                special = isinstance(node.node, nodes.Name) and node.node.name in {"caller", "super"}
+                return self._only_parts(node) if special else self._wrap(node)
+
+            def _block(self, node: Any) -> Any:
+                # The compiler wants the bare call or filter of these blocks; their bodies are visited like all others.
+                self.generic_visit(node.call if isinstance(node, nodes.CallBlock) else node.filter)
+                node.body = [self.visit(part) for part in node.body]
+                return node
+
+        wrapped = (nodes.Concat, nodes.Add, nodes.Mul, nodes.Mod, nodes.Filter, nodes.List, nodes.Dict)
+        for kinds, method in (
+            (wrapped, Guard._wrap),
+            ((nodes.For, nodes.Macro), Guard._tick),
+            ((nodes.Tuple,), Guard._tuple),
+            ((nodes.Call,), Guard._call),
+            ((nodes.CallBlock, nodes.FilterBlock), Guard._block),
+        ):
+            for kind in kinds:
+                setattr(Guard, f"visit_{kind.__name__}", method)
         guarded = Guard().visit(tree)
         for node in guarded.find_all(nodes.Node):
             node.environment = self._environment
@@ -154,8 +173,28 @@ class Sandbox:
         if time.monotonic() > self._deadline:
             raise _LimitExceeded(f"it ran for {MAX_SECONDS:.0f} s")
         if isinstance(value, (str, list, tuple, dict)):
-            self._check_size(len(value))
+            self._weigh(value)
+        elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise _LimitExceeded(f"it makes a number of {value.bit_length()} bits")
         return value
+
+    def _weigh(self, value: Any) -> None:
+        """Refuse a value that is too large when every part is counted as often as it occurs, as printing and comparing do."""
+        chars = items = 0
+        stack = [(value, 0)]
+        while stack:
+            part, depth = stack.pop()
+            items += 1
+            if isinstance(part, str):
+                chars += len(part)
+            elif isinstance(part, (list, tuple, dict)):
+                items += len(part)
+                if items <= self._max_items:
+                    inner = [*part.keys(), *part.values()] if isinstance(part, dict) else part
+                    stack += [(item, depth + 1) for item in inner]
+            if items > self._max_items or depth > MAX_DEPTH:
+                raise _LimitExceeded("it makes a value of too many parts")
+        self._check_size(chars)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_chars:
@@ -163,9 +202,11 @@ class Sandbox:
 
     def check_growth(self, method: str, text: str, args: Sequence[Any]) -> None:
         """Refuse a call of a string's METHOD whose result would be huge, before it is made."""
-        if method == "join":
+        if method == "join" and args:
             items = list(args[0])
             self._check_size(len(text) * len(items) + sum(len(str(item)) for item in items))
+        elif method in {"format", "format_map"} and _WIDE_FORMAT.search(text):
+            raise _LimitExceeded(f"it formats with {text[:80]!r}")
         elif method == "replace" and len(args) > 1:
             self._check_size(len(text) + text.count(str(args[0])) * len(str(args[1])))
 
@@ -188,11 +229,16 @@ class Sandbox:
                     self._check_size(len(text) * count)
         elif operator == "**" and (abs(left) > 1e6 or abs(right) > 64):
             raise _LimitExceeded(f"it computes {left} ** {right}")
-        elif operator == "%" and isinstance(left, str) and re.search(r"%[^a-zA-Z%]*(\d{5,}|\*)", left):
-            raise _LimitExceeded(f"it formats with {left!r}")
+        elif operator == "%" and isinstance(left, str) and _WIDE_PERCENT.search(left):
+            raise _LimitExceeded(f"it formats with {left[:80]!r}")
 
 
-_PADDING = frozenset({"center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill"})
+_WIDE_FORMAT = re.compile(r"\{[^{}]*:[^{}]*(?:\d{4}|\{)")
+_WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(?:\d{5}|\*|\d*\.(?:\d{5}|\*))")
+"""Formats with a width of thousands, or with one that is given as an argument."""
+
+
+_PADDING = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
 """String methods that pad to a width chosen by the template."""
 
 _UNBOUNDED_FILTERS = frozenset(
@@ -220,9 +266,17 @@ def _refuse(message: object) -> None:
     raise _Refused(str(message))
 
 
-def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-    # transformers' tojson: not escaped for HTML, non-ASCII kept
-    return json.dumps(value, ensure_ascii=False, indent=min(indent, 16) if indent else None)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Return VALUE as JSON: the filter of transformers, which unlike jinja2's own does not escape for HTML."""
+    width = min(indent, 16) if isinstance(indent, int) else None
+    short = tuple(str(part)[:16] for part in separators) if separators else None
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=width, separators=short, sort_keys=sort_keys)  # type: ignore[arg-type]
 
 
 def _generation_tag() -> Any:

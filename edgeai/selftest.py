@@ -43,27 +43,34 @@ def native_verdict(cache_dir: Path, cpu: str, *, run: Runner | None = None) -> V
     key = f"{native.fingerprint()} {cpu}"
     cache = cache_dir / "selftest.json"
     known = _read_cache(cache)
-    if key not in known:
-        verdict = _ask(run or _run_child)
+    found = known.get(key)
+    if isinstance(found, dict) and isinstance(found.get("extra_bufts"), bool):
+        return Verdict(extra_bufts=found["extra_bufts"], reason=found.get("reason"))
+    verdict, lasting = _ask(run or _run_child)
+    if lasting:
         _write_cache(cache, {**known, key: asdict(verdict)})
-        return verdict
-    return Verdict(**known[key])
+    return verdict
 
 
-def _ask(run: Runner) -> Verdict:
+def _ask(run: Runner) -> tuple[Verdict, bool]:
+    """Return the verdict, and whether it will be the same next time: a child that was killed from outside says little."""
     first = run(True)
     if first.returncode == 0:
-        return Verdict(extra_bufts=True)
+        return Verdict(extra_bufts=True), True
     second = run(False)
     if second.returncode == 0:
-        return Verdict(
-            extra_bufts=False, reason=f"a decode with extra buffer types {_ending(first)} in the native self-test"
-        )
+        reason = f"a decode with extra buffer types {_ending(first)} in the native self-test"
+        return Verdict(extra_bufts=False, reason=reason), -first.returncode in _CRASHES
     raise EngineCrashed(
         f"the native library in {str(native.library_dir())!r} {_ending(second)} in a self-test, with and without extra buffer types",
         hint=f"rebuild it on this machine: {sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps "
         "llama-cpp-python==0.3.36",
     )
+
+
+_CRASHES = {
+    getattr(signal, name) for name in ("SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE") if hasattr(signal, name)
+}
 
 
 def _ending(child: subprocess.CompletedProcess[str]) -> str:
@@ -74,16 +81,21 @@ def _ending(child: subprocess.CompletedProcess[str]) -> str:
 
 
 def _run_child(extra_bufts: bool) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edgeai.selftest", "1" if extra_bufts else "0"]
+    command = [sys.executable, "-P", "-m", "edgeai.selftest", "1" if extra_bufts else "0"]
+    # -P: a gguf.py in the current folder must not be taken for the package of that name.
     # The parent's package may be importable only through sys.path (a frozen or embedded application), so that travels along.
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": "-1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute()),
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=env, check=False)
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", f"no answer in {TIMEOUT_S:.0f} s")
 
 
-def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
+def _read_cache(path: Path) -> dict[str, Any]:
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -91,7 +103,7 @@ def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
     return known if isinstance(known, dict) else {}
 
 
-def _write_cache(path: Path, known: dict[str, dict[str, Any]]) -> None:
+def _write_cache(path: Path, known: dict[str, Any]) -> None:
     """Remember the verdict; where nothing can be written the next process asks again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

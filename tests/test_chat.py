@@ -72,6 +72,13 @@ def test_what_a_template_refuses_is_the_users_error() -> None:
         "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
         "{{ '%1000000000d' % 1 }}",
         "{{ 9 ** 9 ** 9 }}",
+        "{{ '{:>900000000}'.format(1) }}",
+        "{{ '{:>{}}'.format(1, 900000000) }}",
+        "{{ '%(a)0999999999d' % {'a': 1} }}",
+        "{% set ns = namespace(a=1) %}{% for i in range(40) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}{{ ns.a == ns.a }}",
+        "{% set ns = namespace(a=1) %}{% for i in range(26) %}{% set ns.a = {'x': ns.a, 'y': ns.a} %}{% endfor %}{{ ns.a | tojson }}",
+        "{{ [[0] * 1000000] * 200 }}",
+        "{% set ns = namespace(a=3) %}{% for i in range(60) %}{% set ns.a = ns.a * ns.a %}{% endfor %}",
         "{{ 'x'.ljust(10000000000) }}",
         "{{ ''.__class__.__mro__ }}",
         "{{ messages.append.__globals__ }}",
@@ -94,6 +101,61 @@ def test_endless_template_is_stopped_at_its_deadline(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("edgeai.sandbox.MAX_SECONDS", 0.2)
     with pytest.raises(InvalidModel, match="it ran for"):
         render_text("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+
+
+def test_a_template_cannot_bind_the_guard_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeai.sandbox.MAX_SECONDS", 0.2)
+    for name in ("_checked", "guard", "environment"):
+        with pytest.raises(InvalidModel):
+            render_text(
+                f"{{% set r = range(99999) %}}{{% set {name} = [].count %}}"
+                "{% for a in r %}{% for b in r %}{% for c in r %}{% endfor %}{% endfor %}{% endfor %}"
+            )
+
+
+def test_tojson_is_that_of_transformers() -> None:
+    text = "{{ {'b': 'é<', 'a': [1]} | tojson(indent=2, sort_keys=true) }}"
+    assert render_text(text) == '{\n  "a": [\n    1\n  ],\n  "b": "é<"\n}'
+
+
+def test_usual_formatting_works() -> None:
+    assert (
+        render_text("{{ '{}-{:>4}'.format('a', 7) }} {{ '%03d' % 7 }} {{ '%s' | replace('s', 'x') }}")
+        == "a-   7 007 %x"
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for key, value in {'a': 1, 'b': 2}.items() %}{{ key }}={{ value }};{% endfor %}",
+        "{% set a, b = (1, [2, 3]) %}{{ a }}{{ b[-1] }}",
+        "{% filter upper %}{{ messages[0].content }} x{% endfilter %}",
+        (
+            "{% macro m(x, y='d') %}<{{ x }}{{ y }}{{ caller() }}>{% endmacro %}{% call m('a') %}"
+            "in{% endcall %}{% call(z) m('b') %}q{% endcall %}"
+        ),
+        "{%- macro f(x) -%}{{ x }}{%- endmacro -%}{{ f(messages[0].content) ~ f('y') }}",
+        "{% for m in messages if m.role == 'user' %}{{ loop.index0 }}{{ loop.last }}{{ loop.length }}{% else %}none{% endfor %}",
+        (
+            "{% set ns = namespace(found=false, n=0) %}{% for m in messages %}{% set ns.found = true %}"
+            "{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns }}"
+        ),
+        "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list | tojson }}",
+        "{{ messages[::-1] | length }}{{ messages[0:1] | first | tojson }}{{ (messages | last)['content'][:1] }}",
+        (
+            "{% generation %}{{ messages[0].content }}{% endgeneration %}{% for i in range(9) %}"
+            "{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}"
+        ),
+        "{{ tools is defined and tools is not none }}{{ 'a' if tools else 'b' }}{{ [1, 2] + [3] }}{{ {'a': (1, 2)} }}",
+        "{% set x %}block {{ 1 + 1 }}{% endset %}{{ x | trim | replace('b', 'c') }}{{ 'a,b'.split(',') | join('-') }}",
+    ],
+)
+def test_the_guard_changes_nothing_that_a_template_prints(template: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    expected, _ = render_jinja_template(conversations=[say("hi")], chat_template=template, add_generation_prompt=True)
+    assert render_text(template) == expected[0]
 
 
 def test_a_template_that_reads_message_fields_it_lacks_renders_nothing_for_them() -> None:

@@ -40,6 +40,15 @@ def test_no_limit_is_none(tmp_path: Path) -> None:
     assert (device.cpu_quota(root), device.memory_cgroup(root)) == (None, (None, 0))
 
 
+@pytest.mark.parametrize("text", ["", "max", "garbage", "-1 100000", "0", "100000 0", "1e5 x", "٣ 100000"])
+def test_odd_files_are_no_limit_and_no_traceback(tmp_path: Path, text: str) -> None:
+    names = ("cpu.max", "memory.max", "memory.current", "memory.stat")
+    files = {f"sys/fs/cgroup/{name}": text for name in names}
+    root = make_root(tmp_path, "0::/\nnonsense\n:\n", files)
+    assert device.cpu_quota(root) in (None, 1.0)
+    assert device.memory_cgroup(root)[0] in (None, 0)
+
+
 def test_page_cache_is_not_counted_as_used(tmp_path: Path) -> None:
     folder = "sys/fs/cgroup/job"
     files = {

@@ -82,6 +82,17 @@ def test_cuda_that_cannot_run_is_an_error_with_the_reason(device: Device, reason
     assert caught.value.hint
 
 
+def test_a_gpu_that_is_too_small_is_left_to_the_cpu_and_said() -> None:
+    small = replace(
+        machine(gpus=(RTX,), offload=True),
+        library=replace(machine(offload=True).library, devices=(replace(CUDA_DEVICE, memory_free=64_000_000),)),
+    )
+    made = plan(small)
+    assert (made.device, made.gpu_layers, codes(made)) == ("cpu", 0, ["cpu-fallback"])
+    with pytest.raises(DoesNotFit):
+        plan(small, "cuda")
+
+
 def test_cpu_stays_cpu_beside_a_working_gpu() -> None:
     made = plan(machine(gpus=(RTX,), offload=True, cuda=True), "cpu")
     assert (made.device, made.gpu_layers, codes(made)) == ("cpu", 0, [])

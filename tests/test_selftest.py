@@ -56,9 +56,22 @@ def test_the_verdict_is_remembered_for_library_and_cpu(tmp_path: Path, monkeypat
     assert len(asked) == 3
 
 
-def test_a_damaged_cache_is_asked_again(tmp_path: Path) -> None:
-    (tmp_path / "selftest.json").write_text("{half")
+@pytest.mark.parametrize("text", ["[]", "{half", '{"KEY": 1}', '{"KEY": {}}', '{"KEY": {"extra_bufts": 3, "more": 1}}'])
+def test_a_strange_cache_is_asked_again(tmp_path: Path, text: str) -> None:
+    (tmp_path / "selftest.json").write_text(text.replace("KEY", f"{native.fingerprint()} cpu"))
+    assert native_verdict(tmp_path, "cpu", run=lambda _: child("pass")) == Verdict(extra_bufts=True)
+
+
+def test_a_child_that_was_killed_from_outside_is_asked_again_next_time(tmp_path: Path) -> None:
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert not native_verdict(tmp_path, "cpu", run=lambda extra: child(killed if extra else "pass")).extra_bufts
     assert native_verdict(tmp_path, "cpu", run=lambda _: child("pass")).extra_bufts
+
+
+def test_a_module_in_the_current_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gguf.py").write_text("raise SystemExit('imported from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    assert selftest._run_child(True).returncode == 0
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:

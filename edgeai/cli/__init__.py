@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -51,7 +52,7 @@ class Verbs(click.Group):
                 traceback.print_exc()
             show_error(error)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):  # click makes an Abort of a Ctrl-C at a question
             show_error(Interrupted())
             ctx.exit(Interrupted.exit_code)
         except BrokenPipeError:
@@ -85,6 +86,9 @@ def main() -> None:
     """Run the command line; the entry point of the `edgeai` program."""
     # A job that a script starts in the background inherits an ignored Ctrl-C. `kill -INT` is still how to end a long step in order.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows \\u…, and no traceback
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli.main(prog_name="edgeai")
     except KeyboardInterrupt:  # before a command has begun

@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import click
 
 from edgeai.errors import EdgeAIError
 from edgeai.types import Notice
 
-__all__ = ["Output", "human_bytes", "output_options"]
+__all__ = ["Output", "human_bytes", "is_terminal", "output_options"]
 
 
 class Degraded(EdgeAIError):
@@ -44,7 +44,7 @@ class Output:
     def json(self, value: Any) -> None:
         """Print VALUE as one JSON document on stdout."""
         self.end_progress()
-        click.echo(json.dumps(value, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2))
+        click.echo(json.dumps(value, ensure_ascii=False, indent=2 if is_terminal(sys.stdout) else None))
 
     def note(self, text: str) -> None:
         """Print a line for the human on stderr, unless --quiet."""
@@ -98,7 +98,7 @@ class ProgressLine:
         self._bar.update(self._task, completed=done, total=total)
 
     def _start(self, total: float | None) -> None:
-        if not sys.stderr.isatty():
+        if not is_terminal(sys.stderr):
             click.echo(self.label, err=True)
             self._bar = self.label
             return
@@ -138,6 +138,11 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
             out.end_progress()
 
     return wrapped
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether STREAM is a terminal; a closed one (`2>&-`) is None in Python."""
+    return stream is not None and stream.isatty()
 
 
 def human_bytes(count: float) -> str:

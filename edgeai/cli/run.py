@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeai.cli.output import Output, human_bytes, output_options
+from edgeai.cli.output import Output, human_bytes, is_terminal, output_options
 from edgeai.errors import UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +86,11 @@ def run_command(
         raise UsageError("--json needs a prompt", hint=f'edgeai run {model} "PROMPT" --json')
     path = locate(model, pull=pull, out=out)
     # Every token is at least one byte, so an answer to this prompt can never need more than this.
-    needed = None if text is None else len(text.encode()) + len((system or "").encode()) + max_tokens
+    needed = (
+        None
+        if text is None
+        else len(text.encode()) + len(check_text(system or "", "the system message").encode()) + max_tokens
+    )
     with load_model(path, ctx=ctx, needed=needed, threads=threads, device=device, out=out) as loaded:
         loaded.sampling |= Store.open().sampling(model)
         config = loaded.config(max_tokens=max_tokens, seed=seed, stop=stop, **given)
@@ -110,10 +114,19 @@ def gather_prompt(prompt: str | None, files: tuple[Path, ...]) -> str | None:
             ) from error
     text = "\n\n".join(part.strip("\n") for part in parts if part.strip())
     if text:
-        return text
+        return check_text(text, "the prompt")
     if piped or prompt is not None or files:
         raise UsageError("the prompt is empty", hint='edgeai run MODEL "PROMPT"')
     return None
+
+
+def check_text(text: str, what: str) -> str:
+    """Return TEXT. Raises UsageError when it holds bytes that were no UTF-8, which Python keeps as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what} is not UTF-8 text", hint=f"character {error.start}: {text[error.start]!r}") from error
+    return text
 
 
 def read_text(path: Path) -> str:
@@ -128,12 +141,12 @@ def read_text(path: Path) -> str:
 
 def locate(model: str, *, pull: bool, out: Output) -> Path:
     """Return the path of MODEL; one that only the catalogue knows is pulled if the user agrees."""
-    from edgeai.store import Store
+    from edgeai.store import Store, exists
 
     store = Store.open()
-    if store.path_of(model) is not None or Path(model).exists() or (entry := store.entry(model)) is None:
+    if store.path_of(model) is not None or exists(Path(model)) or (entry := store.entry(model)) is None:
         return store.find(model)  # what is here needs no look into the catalogue
-    on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    on_terminal = is_terminal(sys.stdin) and is_terminal(sys.stderr)
     question = f"{entry.name} is not here; pull {human_bytes(entry.size_bytes)} now?"
     if pull or (on_terminal and click.confirm(question, default=True, err=True)):
         path = store.pull(model, out.progress)
@@ -152,7 +165,7 @@ def load_model(
     loaded = Model(engine)
     try:
         out.warn(loaded.plan.notices)
-        if sys.stderr.isatty() or out.verbose:
+        if is_terminal(sys.stderr) or out.verbose:
             out.note(load_line(loaded))
     except BaseException:
         loaded.close()

@@ -128,6 +128,37 @@ def test_bad_arguments_end_with_their_exit_code(
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "", "/" + "y" * 300])
+def test_an_impossible_name_is_exit_3(name: str) -> None:
+    result = run(name, "hi")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("arguments", [["hi \udcff"], ["hi", "--system", "\udcff"]])
+def test_bytes_that_are_no_utf8_are_usage_errors(engine: FakeEngine, model: str, arguments: list[str]) -> None:
+    result = run(model, *arguments)
+    assert (result.exit_code, "not UTF-8" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("redirection", [">&-", "<&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_traceback(tiny_gguf: Path, tmp_path: Path, redirection: str) -> None:
+    command = shlex.join(
+        [sys.executable, "-m", "edgeai", "run", str(tiny_gguf), "hi", "--raw", "--max-tokens", "2", "--json"]
+    )
+    done = subprocess.run(["/bin/sh", "-c", f"{command} {redirection}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_of_another_encoding_is_no_traceback(tiny_gguf: Path) -> None:
+    command = [sys.executable, "-m", "edgeai", "show", str(tiny_gguf.parent / "模型.gguf")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (3, False)
+
+
 def test_binary_input_is_a_usage_error(engine: FakeEngine, model: str, tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"\xff\xfe\x00")
     result = run(model, "hi", "--file", str(tmp_path / "x.bin"))
