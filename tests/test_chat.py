@@ -91,10 +91,10 @@ def test_what_a_template_refuses_is_the_users_error() -> None:
     ],
 )
 def test_hostile_template_is_refused_quickly(template: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(InvalidModel):
         render_text(template)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 3  # of CPU; the deadline is 5 s of wall clock
 
 
 def test_endless_template_is_stopped_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

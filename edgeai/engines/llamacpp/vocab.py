@@ -19,7 +19,11 @@ _UNKNOWN, _CONTROL, _LSTRIP, _RSTRIP = 1 << 0, 1 << 3, 1 << 7, 1 << 8
 
 
 class Vocab:
-    """The vocabulary of a loaded model. Its native calls only read, so any thread may use it."""
+    """The vocabulary of a loaded model. Its native calls only read, so any thread may use it.
+
+    Text never becomes a token that the file marks as control. Tokens that it marks as user-defined (Gemma's runs of newlines, `<think>`
+    of some families) are ordinary vocabulary: the tokenizer that the model was trained with finds them in any text, and so does this one.
+    """
 
     def __init__(self, handle: Handle, *, normalizer: str | None = None) -> None:
         if normalizer not in (None, "NFC"):
