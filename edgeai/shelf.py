@@ -120,12 +120,29 @@ class Shelf:
         try:
             value = json.loads(path.read_bytes())
             files = tuple(StoredFile(**file) for file in value.pop("files"))
-            return Manifest(**value, files=files)
+            found = Manifest(**value, files=files)
+            is_right = found.name == name and all(map(is_sound, files))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            is_right = False
+        if not is_right:
             hint = f"delete that file and run `edgeai pull {name}`"
-            raise InvalidModel(f"the manifest {str(path)!r} is damaged", hint=hint) from None
+            raise InvalidModel(f"the manifest {str(path)!r} is damaged", hint=hint)
+        return found
+
+    def manifests(self) -> tuple[list[Manifest], dict[str, InvalidModel]]:
+        """Return the manifests that can be read, by name, and an error for each of the others: one harms no other."""
+        found: list[Manifest] = []
+        damaged: dict[str, InvalidModel] = {}
+        for name in self.names():
+            try:
+                manifest = self.manifest(name)
+            except InvalidModel as error:
+                damaged[name] = error
+            else:
+                found += [manifest] if manifest else []  # another process can have deleted it just now
+        return found, damaged
 
     @contextlib.contextmanager
     def lock(self, name: str = "", progress: Progress = no_progress) -> Iterator[None]:
@@ -172,8 +189,11 @@ class Shelf:
 
     def collect(self) -> int:
         """Delete the blobs that no manifest names and return their bytes; the store lock is held."""
-        manifests = [found for name in self.names() if (found := self.manifest(name))]
+        manifests, damaged = self.manifests()
         used = {self.blob(file) for manifest in manifests for file in manifest.files}
+        # What a damaged manifest named is not known, but its links still lead there.
+        linked = {inode(path) for name in damaged for path in (self.home / "models" / name).rglob("*")}
+        used |= {path for path in (self.home / "blobs").glob("sha256-*") if linked and inode(path) in linked}
         freed = 0
         for path in set((self.home / "blobs").glob("sha256-*")) - used:
             freed += size_of(path) or 0
@@ -227,6 +247,21 @@ def size_of(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
+
+
+def inode(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file PATH from every other one; None when it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def is_sound(file: StoredFile) -> bool:
+    """Return whether FILE, which a manifest names, has values of the right kinds."""
+    texts = (file.path, file.sha256, file.source)
+    return type(file.size_bytes) is int and all(isinstance(text, str) for text in texts)
 
 
 def drop_stale(folder: Path) -> None:

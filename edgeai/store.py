@@ -71,8 +71,12 @@ class Store:
         return not looks_like_path(ref) and self.pulled(ref) is not None
 
     def list(self) -> tuple[Manifest, ...]:
-        """Return the pulled models, by name."""
-        return tuple(found for name in self.shelf.names() if (found := self.shelf.manifest(name)))
+        """Return the pulled models, by name, without those whose manifest is damaged."""
+        return tuple(self.shelf.manifests()[0])
+
+    def damaged(self) -> dict[str, InvalidModel]:
+        """Return an error for each pulled model whose manifest is damaged, by name."""
+        return self.shelf.manifests()[1]
 
     def path_of(self, name: str) -> Path | None:
         """Return where the pulled model NAME is: its .gguf file, or its folder; None unless all its files are there."""
@@ -238,9 +242,12 @@ class Store:
     def verify(self, ref: str, progress: Progress = no_progress) -> Report:
         """Check the model REF again: the hash of every file of a pulled one, header and tensor extents of a path.
 
-        One row a file. Raises ModelNotFound when REF is neither.
+        One row a file, and one for a manifest that is damaged. Raises ModelNotFound when REF is neither.
         """
-        manifest = self.pulled(ref) if self.is_pulled(ref) else None
+        try:
+            manifest = self.pulled(ref) if self.is_pulled(ref) else None
+        except InvalidModel as error:
+            return Report(rows=(Row(name=ref, value=error.message, ok=False),))
         if manifest is None:
             return Report(rows=(check_path(self.find(ref)),))
         rows: tuple[Row, ...] = ()

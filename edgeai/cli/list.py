@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgeai.cli.output import Output, human_bytes, output_options
+from edgeai.types import Notice
 
 __all__ = ["list_command"]
 
@@ -22,6 +23,11 @@ def list_command(everything: bool, out: Output) -> None:
     from edgeai.store import Store
 
     store = Store.open()
+    damaged = store.damaged()
+    out.warn(
+        Notice(code="damaged_manifest", message=f"{name!r} is left out: {error.message}; {error.hint}")
+        for name, error in damaged.items()
+    )
     rows: list[dict[str, Any]] = []
     for model in store.list():
         path = store.path_of(model.name)
@@ -35,7 +41,7 @@ def list_command(everything: bool, out: Output) -> None:
         return
     if rows:
         show(rows, wide=everything, out=out)
-    else:
+    elif not damaged:
         out.note("no models are here yet; `edgeai list --all` shows what can be pulled")
 
 

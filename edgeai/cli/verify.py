@@ -18,7 +18,8 @@ def verify_command(models: tuple[str, ...], out: Output) -> None:
     from edgeai.store import Store
 
     store = Store.open()
-    targets = models or tuple(model.name for model in store.list())
+    damaged = store.damaged()
+    targets = models or tuple(sorted([*damaged, *(model.name for model in store.list())]))
     reports = {target: store.verify(target, out.progress) for target in targets}
     if out.as_json:
         out.json([{"name": target, **report.to_dict()} for target, report in reports.items()])
@@ -30,6 +31,9 @@ def verify_command(models: tuple[str, ...], out: Output) -> None:
             out.note("no models are here yet; `edgeai list --all` shows what can be pulled")
     bad = [target for target, report in reports.items() if not report.ok]
     if bad:
-        pulled = " ".join(target for target in bad if store.is_pulled(target))
+        pulled = " ".join(target for target in bad if target not in damaged and store.is_pulled(target))
         hint = f"edgeai rm {pulled}; edgeai pull {pulled}" if pulled else "download or convert the file again"
-        raise InvalidModel(f"{', '.join(bad)}: not what it should be", hint=hint)
+        hints = [str(damaged[target].hint) for target in bad if target in damaged]
+        raise InvalidModel(
+            f"{', '.join(bad)}: not what it should be", hint="; ".join(hints + [hint] * (len(bad) > len(hints)))
+        )

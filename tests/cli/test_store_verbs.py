@@ -218,6 +218,22 @@ def test_unknown_model_ends_with_3_and_a_hint(model: Path, verb: str) -> None:
     assert "did you mean 'tiny'?" in done.stderr
 
 
+def test_damaged_manifest_is_named_and_the_others_are_listed_and_verified(place: Path, model: Path) -> None:
+    run("pull", "tiny")
+    (place / "home" / "manifests" / "bad.json").write_text("{}")
+    listed = run("list")
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["NAME", "tiny"]
+    assert "warning: 'bad' is left out" in listed.stderr
+    assert "edgeai pull bad" in listed.stderr
+    assert run("list", "--strict").exit_code == 1
+    verified = run("verify")
+    assert verified.exit_code == 3
+    assert [line.split(":")[0] for line in verified.stdout.splitlines()] == ["BAD   bad", "ok    tiny/tiny.gguf"]
+    assert "edgeai pull bad" in verified.stderr
+    assert "rm" not in verified.stderr
+
+
 def test_wrong_catalogue_ends_with_2(place: Path) -> None:
     (place / "catalogue.toml").write_text("colour = 1", encoding="utf-8")
     done = run("list", "--all")
