@@ -91,12 +91,13 @@ def score(lib: Any, request: dict[str, Any]) -> None:
     """Write the logits of every position of every prompt, (positions, vocab) float32, to request["logits"]."""
     import numpy as np
 
-    prompts: list[list[int]] = request["prompts"]
+    prompts: list[dict[str, Any]] = request["prompts"]
     model = load_model(lib, request["model"], vocab_only=False)
     size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
-    longest = max(map(len, prompts))
+    longest = max(len(prompt["ids"]) for prompt in prompts)
     params = lib.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = longest
+    params.n_seq_max, params.kv_unified = 2, True  # the second begins behind a gap, see `stretches`
     params.n_threads = params.n_threads_batch = request["threads"]
     params.type_k = params.type_v = lib.GGML_TYPE_F32  # the file is measured here, not a cache format
     params.flash_attn_type = 0
@@ -104,23 +105,44 @@ def score(lib: Any, request: dict[str, Any]) -> None:
     context = lib.llama_init_from_model(model, params)
     if not context:
         raise NotLoaded(LOG[-1] if LOG else "libllama could not make a context")
-    logits = np.lib.format.open_memmap(request["logits"], "w+", np.float32, (sum(map(len, prompts)), size))
+    logits = np.lib.format.open_memmap(
+        request["logits"], "w+", np.float32, (sum(len(prompt["ids"]) for prompt in prompts), size)
+    )
     batch = lib.llama_batch_init(longest, 0, 1)
     at = 0
     for index, prompt in enumerate(prompts):
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
-        batch.n_tokens = len(prompt)
-        for position, token in enumerate(prompt):
-            batch.token[position], batch.pos[position] = token, position
-            batch.n_seq_id[position], batch.seq_id[position][0] = 1, 0
-            batch.logits[position] = 1
-        if code := lib.llama_decode(context, batch):
-            raise NotLoaded(f"llama_decode returned {code} for a prompt of {len(prompt)} tokens")
-        rows = np.ctypeslib.as_array(lib.llama_get_logits(context), (len(prompt), size))
-        logits[at : at + len(prompt)] = rows
-        at += len(prompt)
+        for sequence, start, ids in stretches(prompt):
+            if sequence and len(ids) > 1:  # the rest of the tail sees the head too
+                lib.llama_memory_seq_cp(lib.llama_get_memory(context), 0, sequence, -1, -1)
+            decode(lib, context, batch, sequence, start, ids)
+            logits[at : at + len(ids)] = np.ctypeslib.as_array(lib.llama_get_logits(context), (len(ids), size))
+            at += len(ids)
         print(index + 1, len(prompts), flush=True)
     logits.flush()
+
+
+def stretches(prompt: dict[str, Any]) -> list[tuple[int, int, list[int]]]:
+    """Return what to decode one after the other for PROMPT, as (sequence, first position, ids).
+
+    A sequence's positions must be consecutive, but a new one may begin anywhere. So behind a gap one token begins sequence 1, then
+    the head is copied to it, and the rest goes on from there with the gap in its past. The cache stays as small as the prompt.
+    """
+    ids, head, start = prompt["ids"], prompt["head"], prompt["start"]
+    if not head:
+        return [(0, 0, ids)]
+    return [(0, 0, ids[:head]), (1, start, ids[head : head + 1]), (1, start + 1, ids[head + 1 :])]
+
+
+def decode(lib: Any, context: Any, batch: Any, sequence: int, start: int, ids: list[int]) -> None:
+    """Run IDS at position START and up of SEQUENCE, with logits for each."""
+    batch.n_tokens = len(ids)
+    for index, token in enumerate(ids):
+        batch.token[index], batch.pos[index] = token, start + index
+        batch.n_seq_id[index], batch.seq_id[index][0] = 1, sequence
+        batch.logits[index] = 1
+    if code := lib.llama_decode(context, batch):
+        raise NotLoaded(f"llama_decode returned {code} for {len(ids)} tokens at position {start}")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,24 +23,19 @@ from converters.ggml_types import FILE_TYPES
 from converters.gguf import write_model
 from converters.header import read_header
 from converters.quantmap import QUANTS, plan_types
-from converters.stress import PROSE
 from converters.tokenizer import Vocabulary, read_vocabulary, source_tokenizer
 from edgeai import chat
 from edgeai.errors import ProofFailed, UsageError
+from edgeai.evaluation.prompts import EXACT_NMSE, Prompts, choose_prompts, far_limit
 from edgeai.evaluation.score import compare, native_logits, usable_cores
 from edgeai.types import Message, Notice, Progress, Report, Row, no_progress
 
 if TYPE_CHECKING:
     from edgeai.evaluation.score import Agreement, Logits
 
-__all__ = ["EXACT_NMSE", "LIMITS", "Limit", "Proof", "prove"]
+__all__ = ["LIMITS", "Limit", "Proof", "prove"]
 
 TORCH_CHILD = Path(__file__).with_name("torch_child.py")
-EXACT_NMSE = 1e-6
-"""Two correct float32 implementations are four to six orders below; a wrong row order or rope is five above."""
-TEXT_TOKENS, RANDOM_TOKENS = 48, 96
-MAX_LOGITS = 96_000_000
-"""Positions · vocabulary: 384 MB in each of the two files that are compared."""
 MEMORY_FACTOR = 1.3
 """Memory of the torch reference, as a multiple of its float32 weights."""
 
@@ -98,12 +93,11 @@ class Proof:
     _torch: Child | None = field(default=None, init=False)
     _reference: Logits | None = field(default=None, init=False)
     _answer: dict[str, Any] = field(default_factory=dict, init=False)
-    _prompts: list[list[int]] = field(default_factory=list, init=False)
-    _text_positions: int = field(default=0, init=False)
+    _prompts: Prompts = field(default_factory=Prompts, init=False)
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="edgeai-proof-")
-        self._choose_prompts()
+        self._prompts = choose_prompts(self.plan, self.vocabulary)
         reason = no_torch(self.plan)
         if reason:
             message = f"the reference of the proof is the unquantized export in the runtime, not torch: {reason}"
@@ -121,27 +115,10 @@ class Proof:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def _choose_prompts(self) -> None:
-        """Take the prose first, then random ids of the whole vocabulary, as far as the room for logits goes."""
-        import numpy as np
-
-        tokenizer = source_tokenizer(self.vocabulary.spec)
-        bos = [self.vocabulary.bos] if self.vocabulary.add_bos and self.vocabulary.bos is not None else []
-        most = min(self.plan.context, TEXT_TOKENS)
-        texts = [[*bos, *tokenizer.encode(text, add_special_tokens=False).ids][:most] for text in PROSE]
-        draw = np.random.default_rng(20240229)
-        noise = draw.integers(0, self.plan.vocab_size, min(self.plan.context, RANDOM_TOKENS)).tolist()
-        room = max(2 * most, MAX_LOGITS // self.plan.vocab_size)
-        for ids in [*filter(None, texts), noise]:
-            if len(ids) <= room:
-                self._prompts.append(ids)
-                room -= len(ids)
-        self._text_positions = sum(map(len, self._prompts)) - (len(noise) if self._prompts[-1] is noise else 0)
-
     def _request(self) -> dict[str, Any]:
         return {
             "source": str(self.checkpoint.path.resolve()),
-            "prompts": self._prompts,
+            "prompts": [asdict(prompt) for prompt in self._prompts.all()],
             "logits": str(self.file("torch.npy")),
             "threads": usable_cores(),
             "conversations": CONVERSATIONS,
@@ -161,7 +138,7 @@ class Proof:
             self._reference = logits
             rows.append(Row(name="logits against torch", value="not compared"))
         else:
-            rows += self._exact(compare(reference, self._checked(logits)))
+            rows += self._exact(reference, self._checked(logits))
         return [*rows, *self.template(path)]
 
     def quantized(self, path: Path, base: str) -> list[Row]:
@@ -169,13 +146,14 @@ class Proof:
         reference = self._reference
         assert reference is not None  # noqa: S101 - `export` or `reference` has set it
         rows, logits = self._run(path, "quantized.npy")
-        whole = compare(reference, self._checked(logits))
-        count = self._text_positions or whole.positions
+        near, far = self._parts(reference, self._checked(logits))
+        count = self._prompts.text_positions or self._prompts.near_positions
         text = compare(reference[:count], logits[:count])
         limit, of = LIMITS[base], "torch" if self._torch else "the F32 export"
         return [
             *rows,
-            at_most(f"logits against {of}: NMSE", whole.nmse, limit.nmse),
+            at_most(f"logits against {of}: NMSE", near.nmse, limit.nmse),
+            *(at_most(f"logits {away} tokens apart: NMSE", found.nmse, limit.nmse) for away, found in far.items()),
             at_most("mean KL on text, nats", text.mean_kl, limit.mean_kl),
             Row(name=f"first choice as {of}", value=text.top1),
         ]
@@ -196,12 +174,23 @@ class Proof:
             self._reference = np.load(self.file("torch.npy"), mmap_mode="r")
         return self._reference
 
-    def _exact(self, found: Agreement) -> list[Row]:
+    def _parts(self, reference: Logits, logits: Logits) -> tuple[Agreement, dict[int, Agreement]]:
+        """Compare the positions near each other, and those across each gap by its distance."""
+        count = self._prompts.near_positions
+        far = {distance: compare(reference[part], logits[part]) for distance, part in self._prompts.gaps()}
+        return compare(reference[:count], logits[:count]), far
+
+    def _exact(self, reference: Logits, logits: Logits) -> list[Row]:
         """Return the rows about an export that must be torch's equal."""
+        near, far = self._parts(reference, logits)
         return [
-            at_most("F32 logits against torch: NMSE", found.nmse, EXACT_NMSE),
-            Row(name="F32 first choice as torch", value=found.top1, limit="= 1", ok=found.top1 == 1),
-            Row(name="positions compared", value=f"{found.positions} in {len(self._prompts)} prompts"),
+            at_most("F32 logits against torch: NMSE", near.nmse, EXACT_NMSE),
+            *(
+                at_most(f"F32 logits {away} tokens apart: NMSE", found.nmse, far_limit(away))
+                for away, found in far.items()
+            ),
+            Row(name="F32 first choice as torch", value=near.top1, limit="= 1", ok=near.top1 == 1),
+            Row(name="positions compared", value=f"{self._prompts.positions} in {len(self._prompts.all())} prompts"),
             *self._same_ids(),
         ]
 
@@ -210,7 +199,7 @@ class Proof:
         question = tokenproof.ids_question(path, self.vocabulary)
         try:
             logits, answers = native_logits(
-                path, self._prompts, self.file(name), self.progress, jobs=[question.request()]
+                path, self._prompts.all(), self.file(name), self.progress, jobs=[question.request()]
             )
         except ChildFailed as error:
             raise ProofFailed(
@@ -285,7 +274,7 @@ class Proof:
 
 def at_most(name: str, value: float, limit: float) -> Row:
     """Return the row of a value that must be below LIMIT; one that is not a number is not."""
-    return Row(name=name, value=value, limit=f"< {limit:g}", ok=value < limit)
+    return Row(name=name, value=value, limit=f"< {limit:.2g}", ok=value < limit)
 
 
 def no_torch(plan: ModelPlan) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from edgeai.types import Progress, no_progress
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from edgeai.evaluation.prompts import Prompt
 
     Logits = npt.NDArray[np.float32]
 
@@ -38,7 +40,7 @@ class Agreement:
 
 def native_logits(
     model: Path,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     out: Path,
     progress: Progress = no_progress,
     *,
@@ -53,7 +55,7 @@ def native_logits(
 
     score = {
         "model": str(model),
-        "prompts": [list(ids) for ids in prompts],
+        "prompts": [asdict(prompt) for prompt in prompts],
         "logits": str(out),
         "threads": threads(model),
     }

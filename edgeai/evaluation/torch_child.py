@@ -55,21 +55,34 @@ def logits(request: dict[str, Any], answer: dict[str, Any]) -> None:
         answer["error"] = f"transformers finds no weights for {', '.join(absent[:6])}"
         return
     model.eval()
-    prompts: list[list[int]] = request["prompts"]
+    prompts: list[dict[str, Any]] = request["prompts"]
+    total = sum(len(prompt["ids"]) for prompt in prompts)
     out = None
     at = 0
     with torch.inference_mode():
         for index, prompt in enumerate(prompts):
-            rows = model(torch.tensor([prompt])).logits[0].float().numpy()  # (positions, vocab)
+            rows = run(model, prompt).logits[0].float().numpy()  # (positions, vocab)
             if out is None:
-                out = np.lib.format.open_memmap(
-                    request["logits"], "w+", np.float32, (sum(map(len, prompts)), rows.shape[1])
-                )
-            out[at : at + len(prompt)] = rows
-            at += len(prompt)
+                out = np.lib.format.open_memmap(request["logits"], "w+", np.float32, (total, rows.shape[1]))
+            out[at : at + len(rows)] = rows
+            at += len(rows)
             print(index + 1, len(prompts), flush=True)
     assert out is not None  # noqa: S101 - there is at least one prompt
     out.flush()
+
+
+def run(model: Any, prompt: dict[str, Any]) -> Any:
+    """Run PROMPT; where it has a gap, with positions that jump, and the token after the gap seeing only itself."""
+    import torch
+
+    ids, head, start = prompt["ids"], prompt["head"], prompt["start"]
+    if not head:
+        return model(torch.tensor([ids]))
+    size, least = len(ids), torch.finfo(torch.float32).min
+    mask = torch.full((size, size), least).triu(1)  # (query, key), added to the scores
+    mask[head, :head] = least
+    places = [*range(head), *range(start, start + size - head)]
+    return model(torch.tensor([ids]), position_ids=torch.tensor([places]), attention_mask=mask[None, None])
 
 
 def main() -> None:

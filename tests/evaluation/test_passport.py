@@ -245,3 +245,51 @@ def test_a_crash_of_the_runtime_is_an_error_and_not_the_end(tmp_path: Path) -> N
     with pytest.raises(ChildDied, match="SIGSEGV") as caught, Child(script, {}, what="running 'x.gguf'") as child:
         child.result()
     assert caught.value.exit_code == 7
+
+
+LONG = {"max_position_embeddings": 131072, "head_dim": 64, "num_hidden_layers": 1}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32768}
+YARN_BOUNDS = YARN | {"beta_fast": 16.0}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
+ROPES: dict[str, tuple[dict[str, Any], list[dict[str, float]]]] = {
+    "llama3": (LLAMA3, [{"factor": 16.0}, {"factor": 24.0}, {"factor": 64.0}, {"low_freq_factor": 2.0}]),
+    "yarn": (YARN, [{"factor": 4.1}, {"factor": 8.0}, {"original_max_position_embeddings": 16384}]),
+    "yarn bounds": (YARN_BOUNDS, [{"factor": 5.0}, {"beta_fast": 32.0}]),
+    "linear": (LINEAR, [{"factor": 4.01}, {"factor": 8.0}]),
+    "default": (DEFAULT, [{"rope_theta": 11000.0}, {"rope_theta": 10010.0}]),
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_a_wrong_rope_is_found_and_the_right_one_passes_at_the_context_of_real_models(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, mistakes = ROPES[kind]
+    folder = make(tmp_path / "m é", rope_parameters=settings, **LONG)
+    right = convert(folder, tmp_path / "right.gguf", "f32").report
+    for row in right.rows:
+        if "apart" in row.name:
+            assert float(row.value) < float(row.limit.removeprefix("< ")) / 5, row
+    original = family.rope
+    for mistake in mistakes:
+        wrong = {"rope_parameters": settings | mistake, "max_position_embeddings": 131072}
+        monkeypatch.setattr(family, "rope", lambda _config, size, context, wrong=wrong: original(wrong, size, context))
+        with pytest.raises(ProofFailed, match="tokens apart"):
+            convert(folder, tmp_path / "wrong.gguf", "f32")
+    assert not (tmp_path / "wrong.gguf").exists()
+
+
+def test_a_gap_needs_no_cache_of_its_size() -> None:
+    from converters.native_child import stretches
+
+    assert stretches({"ids": [5, 6, 7, 8], "head": 2, "start": 90}) == [(0, 0, [5, 6]), (1, 90, [7]), (1, 91, [8])]
+    assert stretches({"ids": [5, 6], "head": 0, "start": 0}) == [(0, 0, [5, 6])]
