@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from edgeai.errors import UsageError
 from edgeai.types import SAMPLING, GenerationConfig
 
-__all__ = ["Entry", "FileSpec", "Part", "load_catalogue"]
+__all__ = ["Entry", "FileSpec", "Part", "builtin", "load_catalogue"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -21,7 +21,7 @@ __all__ = ["train_command"]
 
 
 @click.command("train", short_help="Train a small model from a recipe.")
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the model  [default: out/NAME]"
 )
@@ -35,7 +35,7 @@ __all__ = ["train_command"]
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @output_options
 def train_command(
-    recipe: Path,
+    recipe: str,
     output: Path | None,
     steps: int | None,
     resume: bool,
@@ -43,20 +43,20 @@ def train_command(
     device: str,
     out: Output,
 ) -> None:
-    """Train the model that RECIPE describes, and export it.
+    """Train the model that RECIPE describes, and export it. RECIPE is a .toml file, or "tiny", which comes with edgeai.
 
     \b
-    edgeai train models/recipes/tiny.toml -o out/tiny
-    edgeai train models/recipes/tiny.toml -o out/tiny --resume
-    edgeai train models/recipes/tiny.toml --set training.steps=100 --set model.layers=1
+    edgeai train tiny -o out/tiny
+    edgeai train tiny -o out/tiny --resume
+    edgeai train my-recipe.toml --set training.steps=100 --set model.layers=1
     """
     from edgeai import training
     from edgeai.training import recipe as recipes
 
     training.require_torch()
-    settings = recipes.load(recipe, overrides)
+    settings = recipes.load(recipes.find(recipe), overrides)
     folder = output or Path("out") / settings.name
-    again = ["edgeai", "train", str(recipe), "-o", str(folder), "--resume"]
+    again = ["edgeai", "train", recipe, "-o", str(folder), "--resume"]
     again += ["--steps", str(steps)] if steps is not None else []
     again += [word for override in overrides for word in ("--set", override)]
     with LiveLine(out) as live:

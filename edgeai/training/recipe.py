@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import tomllib
 import types
 import typing
@@ -14,9 +15,20 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dat
 from pathlib import Path
 from typing import Any
 
+from edgeai.catalogue import builtin
 from edgeai.errors import RecipeError
 
-__all__ = ["DataSettings", "ExportSettings", "ModelSettings", "Recipe", "TokenizerSettings", "TrainingSettings", "load"]
+__all__ = [
+    "DataSettings",
+    "ExportSettings",
+    "ModelSettings",
+    "Recipe",
+    "TokenizerSettings",
+    "TrainingSettings",
+    "find",
+    "load",
+    "shipped",
+]
 
 PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 SCHEDULES = ("cosine", "wsd")
@@ -138,6 +150,29 @@ TABLES: Mapping[str, type] = {
 }
 
 
+def shipped() -> dict[str, Path]:
+    """Return the recipes that come with edgeai, by name; they lie beside its catalogue."""
+    return {path.stem: path for path in sorted((builtin().parent / "recipes").glob("*.toml"))}
+
+
+def find(ref: str) -> Path:
+    """Return the recipe file that REF stands for: a file, else a name of one that comes with edgeai.
+
+    With a separator or the ending .toml it is a path. Raises RecipeError for a word that is neither, with what is
+    close.
+    """
+    path = Path(ref)
+    is_path = any(mark in ref for mark in {"/", os.sep, os.altsep or "/"}) or path.suffix == ".toml"
+    if is_path or os.path.isfile(ref):  # noqa: PTH113 - pathlib raises for a name that is too long
+        return path
+    recipes = shipped()
+    if ref in recipes:
+        return recipes[ref]
+    close = difflib.get_close_matches(ref.lower(), recipes, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"name a recipe file, or one of edgeai's: {', '.join(recipes)}"
+    raise RecipeError(f"there is no recipe {ref!r}", hint=hint)
+
+
 def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read the recipe at PATH with OVERRIDES (`model.hidden_size=128`), all checked alike.
 
@@ -148,11 +183,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"the recipe {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}",
-            hint="name a recipe file, for example: edgeai train models/recipes/tiny.toml",
+            hint="name a recipe file, or one that comes with edgeai: edgeai train tiny",
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(
-            f"the recipe {str(path)!r} is not TOML: {error}", hint="compare it with models/recipes/tiny.toml"
+            f"the recipe {str(path)!r} is not TOML: {error}",
+            hint=f"compare it with {str(builtin().parent / 'recipes' / 'tiny.toml')!r}",
         ) from error
     for override in overrides:
         _override(values, override)

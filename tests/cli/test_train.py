@@ -112,6 +112,13 @@ def test_recipe_that_does_not_exist_is_a_usage_error(recipe: Path) -> None:
     assert "'missing.toml' cannot be read" in result.stderr
 
 
+def test_recipe_that_comes_with_edgeai_has_a_name(recipe: Path) -> None:
+    result = run("tiny", "--set", "model.layrs=1")  # the name is found, so the setting is what is wrong
+    assert "'model.layrs' is not a setting" in result.stderr
+    result = run("tinny")
+    assert (result.exit_code, "did you mean 'tiny'?" in result.stderr) == (2, True)
+
+
 def test_explicit_cuda_where_it_cannot_run_is_exit_6(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeai import catalogue
 from edgeai.errors import RecipeError
 from edgeai.training import recipe as recipes
 
@@ -92,3 +93,39 @@ def test_tiny_recipe_fits_every_gguf_block_type() -> None:
     assert shape.intermediate_size % 256 == 0
     assert shape.kv_heads < shape.heads
     assert shape.head_dim >= 32
+
+
+def test_name_of_a_shipped_recipe_is_found() -> None:
+    assert recipes.find("tiny") == TINY
+    assert recipes.load(recipes.find("tiny")).name == "tiny"
+
+
+def test_recipes_of_an_installed_edgeai_are_inside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "é 模型" / "edgeai"
+    (package / "_models" / "recipes").mkdir(parents=True)
+    (package / "_models" / "catalogue.toml").touch()
+    (package / "_models" / "recipes" / "tiny.toml").write_bytes(TINY.read_bytes())
+    monkeypatch.setattr(catalogue, "__file__", str(package / "catalogue.py"))
+    assert recipes.find("tiny") == package / "_models" / "recipes" / "tiny.toml"
+
+
+def test_file_here_wins_over_a_shipped_name_and_a_folder_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert recipes.find("tiny") == TINY
+    assert recipes.find("./tiny") == Path("tiny")
+    (tmp_path / "tiny").rmdir()
+    (tmp_path / "tiny").touch()
+    assert recipes.find("tiny") == Path("tiny")
+
+
+@pytest.mark.parametrize(
+    ("ref", "hint"),
+    [("tinny", "did you mean 'tiny'?"), ("zzz", "one of edgeai's: tiny"), ("x" * 5000, "tiny"), ("", "tiny")],
+)
+def test_name_of_no_recipe_says_what_there_is(ref: str, hint: str) -> None:
+    with pytest.raises(RecipeError, match="there is no recipe") as caught:
+        recipes.find(ref)
+    assert hint in str(caught.value.hint)
