@@ -1,5 +1,19 @@
-"""`python -m edgeai` is the `edgeai` program."""
+"""The `edgeai` program, and `python -m edgeai`."""
 
-from edgeai.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """Run the command line. It is imported in here, so that a Ctrl-C at the very start ends quietly as well."""
+    try:
+        from edgeai.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

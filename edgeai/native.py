@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import threading
 import types
@@ -81,6 +82,8 @@ def library() -> Library:
     global _library, _log_callback
     with _lock:
         if _library is None:
+            # An abort in native code must not print a debugger's view of this process on stdout.
+            os.environ.setdefault("GGML_NO_BACKTRACE", "1")
             binding = _import_binding()
             _log_callback = binding.llama_log_callback(_keep_log)
             binding.llama_log_set(_log_callback, ctypes.c_void_p(0))
@@ -115,7 +118,31 @@ def _keep_log(level: int, text: bytes, _data: object) -> None:
 
 @contextlib.contextmanager
 def logging_here() -> Iterator[None]:
-    """Have the native log kept here for a while, whoever has taken it over since: importing all of llama_cpp does so."""
+    """Have the native log kept here for a while, whoever has taken it over since: importing all of llama_cpp does so.
+
+    A Ctrl-C that arrives meanwhile is raised at the end: inside the log's callback, ctypes would drop it.
+    """
+    with _ctrl_c_at_the_end():
+        yield from _log_kept_here()
+
+
+@contextlib.contextmanager
+def _ctrl_c_at_the_end() -> Iterator[None]:
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: pressed.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed.is_set():
+        raise KeyboardInterrupt
+
+
+def _log_kept_here() -> Iterator[None]:
     lib = library()
     callback, data = lib.llama_log_callback(), ctypes.c_void_p()
     lib.llama_log_get(ctypes.byref(callback), ctypes.byref(data))

@@ -163,12 +163,9 @@ def _check_memory(artifact: Artifact, device: Device, plan: Plan) -> None:
     free = device.cuda_devices[0].memory_free if plan.device == "cuda" else device.memory.available
     if plan.memory_bytes <= free:
         return
-    smaller = next((ctx for ctx in (4096, 2048, 1024, 512) if estimate_memory(artifact, ctx) <= free), None)
-    hint = (
-        f"use --ctx {smaller}"
-        if smaller and smaller < plan.context
-        else "use a smaller file of this model, or free memory"
-    )
+    sizes = (ctx for ctx in (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512) if ctx < plan.context)
+    smaller = next((ctx for ctx in sizes if estimate_memory(artifact, ctx) <= free), None)
+    hint = f"use --ctx {smaller}" if smaller else "use a smaller file of this model, or free memory"
     raise DoesNotFit(
         f"{artifact.name!r} at context {plan.context} needs {plan.memory_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free",
         hint=hint,

@@ -69,7 +69,12 @@ class Sandbox:
             self._environment.filters.pop(name, None)
         for name in ("lipsum", "cycler", "joiner"):
             self._environment.globals.pop(name, None)
-        self._environment.filters |= {"tojson": _tojson, "join": self._join, "replace": self._replace}
+        self._environment.filters |= {
+            "tojson": _tojson,
+            "indent": self._indent,
+            "join": self._join,
+            "replace": self._replace,
+        }
         self._environment.guard = self._checked
         self._environment.globals |= {
             "raise_exception": _refuse,
@@ -217,6 +222,12 @@ class Sandbox:
         self.check_growth("join", str(d), [items])
         return str(d).join(str(item) for item in items)
 
+    def _indent(self, text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+        from jinja2.filters import do_indent
+
+        self._check_size(len(str(text)) + str(text).count("\n") * (len(width) if isinstance(width, str) else width))
+        return do_indent(str(text), width, first, blank)
+
     def _replace(self, text: Any, old: str, new: str, count: int | None = None) -> str:
         self.check_growth("replace", str(text), (old, new))
         return str(text).replace(str(old), str(new), -1 if count is None else count)
@@ -238,8 +249,8 @@ _WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(?:\d{5}|\*|\d*\.(?:\d{5}|\*
 """Formats with a width of thousands, or with one that is given as an argument."""
 
 
-_PADDING = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
-"""String methods that pad to a width chosen by the template."""
+_PADDING = frozenset({"center", "encode", "expandtabs", "ljust", "rjust", "translate", "zfill"})
+"""String methods that pad to a width chosen by the template, or make what no limit here can weigh."""
 
 _UNBOUNDED_FILTERS = frozenset(
     {
@@ -247,7 +258,6 @@ _UNBOUNDED_FILTERS = frozenset(
         "center",
         "filesizeformat",
         "format",
-        "indent",
         "pprint",
         "random",
         "slice",
@@ -263,7 +273,8 @@ class _Refused(Exception):
 
 
 def _refuse(message: object) -> None:
-    raise _Refused(str(message))
+    text = str(message)[:500]
+    raise _Refused("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
 
 
 def _tojson(

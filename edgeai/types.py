@@ -81,9 +81,9 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         limits: tuple[tuple[str, bool, str], ...] = (
-            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            ("max_tokens", self.max_tokens is None or 1 <= self.max_tokens <= 10**9, "between 1 and 1000000000"),
             ("temperature", 0 <= self.temperature <= 100, "between 0 and 100"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_k", 0 <= self.top_k <= 10**6, "between 0 (off) and 1000000"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
             ("repeat_penalty", 0 < self.repeat_penalty <= 10, "above 0 and at most 10"),

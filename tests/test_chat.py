@@ -72,6 +72,9 @@ def test_what_a_template_refuses_is_the_users_error() -> None:
         "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
         "{{ '%1000000000d' % 1 }}",
         "{{ 9 ** 9 ** 9 }}",
+        "{{ 'x'.encode('utf-32') * 10 ** 9 }}",
+        "{{ 'x\ny' | indent(10 ** 9) }}",
+        "{{ 'xxx'.translate({120: 'y' * 1000000}) }}",
         "{{ '{:>900000000}'.format(1) }}",
         "{{ '{:>{}}'.format(1, 900000000) }}",
         "{{ '%(a)0999999999d' % {'a': 1} }}",
@@ -147,6 +150,7 @@ def test_usual_formatting_works() -> None:
             "{% generation %}{{ messages[0].content }}{% endgeneration %}{% for i in range(9) %}"
             "{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}"
         ),
+        "{{ 'a\nb' | indent(2) }}{{ 'a\nb' | indent(3, true) }}",
         "{{ tools is defined and tools is not none }}{{ 'a' if tools else 'b' }}{{ [1, 2] + [3] }}{{ {'a': (1, 2)} }}",
         "{% set x %}block {{ 1 + 1 }}{% endset %}{{ x | trim | replace('b', 'c') }}{{ 'a,b'.split(',') | join('-') }}",
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import io
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 from edgeai import __version__
-from edgeai.errors import EdgeAIError, Interrupted
+from edgeai.errors import EdgeAIError, Interrupted, UsageError
 
 __all__ = ["cli", "main"]
 
@@ -47,6 +48,10 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            verb = error.ctx.command_path if error.ctx else "edgeai"
+            show_error(UsageError(error.format_message().rstrip("."), hint=f"{verb} --help"))
+            ctx.exit(error.exit_code)
         except EdgeAIError as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
@@ -62,7 +67,12 @@ class Verbs(click.Group):
 
 
 def show_error(error: EdgeAIError) -> None:
-    """Print ERROR and its hint on stderr."""
+    """Print ERROR and its hint on stderr; where even that cannot be written, the exit code must do."""
+    with contextlib.suppress(OSError):
+        _show_error(error)
+
+
+def _show_error(error: EdgeAIError) -> None:
     # Ctrl-C is no error to the one who pressed it.
     click.echo(error.message if isinstance(error, Interrupted) else f"error: {error.message}", err=True)
     if error.hint:
@@ -91,5 +101,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         cli.main(prog_name="edgeai")
-    except KeyboardInterrupt:  # before a command has begun
-        sys.exit(Interrupted.exit_code)
+    except OSError as error:  # what the system refuses in the middle of printing: a full disk behind stdout
+        show_error(EdgeAIError(f"the output cannot be written: {error.strerror or error}"))
+        sys.stdout = None  # or Python would try to write what is left, and say so
+        sys.exit(EdgeAIError.exit_code)

@@ -13,7 +13,7 @@ import click
 
 from edgeai.cli.answer import print_stream, timing_lines
 from edgeai.cli.output import Output
-from edgeai.errors import EdgeAIError, NoChatTemplate, UsageError
+from edgeai.errors import ContextExceeded, EdgeAIError, NoChatTemplate, UsageError
 from edgeai.model import Model
 from edgeai.types import GenerationConfig, Message
 
@@ -94,6 +94,8 @@ class Chat:
                 self.commands[name](rest.strip())
             else:
                 self.answer(text)
+        except ContextExceeded as error:
+            self.say(f"error: {error.message}\nhint: /clear forgets the conversation so far")
         except EdgeAIError as error:
             self.say(f"error: {error.message}")
             if error.hint:
@@ -198,6 +200,8 @@ def parse_parameter(name: str, text: str) -> Any:
     }  # fmt: skip
     if name not in kinds:
         raise UsageError(f"there is no parameter {name!r}", hint=f"parameters are {', '.join(kinds)}")
+    if name in {"seed", "max_tokens"} and text.lower() == "none":
+        return None
     try:
         return kinds[name](text)
     except ValueError as error:

@@ -81,6 +81,8 @@ def run_command(
     sampling = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     given = {key: value for key, value in sampling.items() if value is not None}
     GenerationConfig(max_tokens=max_tokens, seed=seed, stop=stop, **given)  # type: ignore[arg-type]  # fails before the model loads
+    for word in stop:
+        check_text(word, "the stop text")
     text = gather_prompt(prompt, files)
     if text is None and out.as_json:
         raise UsageError("--json needs a prompt", hint=f'edgeai run {model} "PROMPT" --json')
@@ -104,8 +106,8 @@ def gather_prompt(prompt: str | None, files: tuple[Path, ...]) -> str | None:
     """Return the prompt with piped text and files after it, or None when there is none of them and a terminal to ask."""
     parts = [prompt] if prompt else []
     parts += [read_text(path) for path in files]
-    piped = sys.stdin is not None and not sys.stdin.isatty()
-    if piped:
+    piped = not is_terminal(sys.stdin)
+    if piped and sys.stdin is not None:
         try:
             parts.append(sys.stdin.read())
         except UnicodeDecodeError as error:

@@ -141,6 +141,12 @@ def test_bytes_that_are_no_utf8_are_usage_errors(engine: FakeEngine, model: str,
     assert (result.exit_code, "not UTF-8" in result.stderr) == (2, True)
 
 
+def test_no_stdin_and_no_prompt_is_a_usage_error(tiny_gguf: Path) -> None:
+    command = shlex.join([sys.executable, "-m", "edgeai", "run", str(tiny_gguf)])
+    done = subprocess.run(["/bin/sh", "-c", f"{command} <&-"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "the prompt is empty" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("redirection", [">&-", "<&-", "2>&-", ">&- 2>&- <&-"])
 def test_closed_streams_are_no_traceback(tiny_gguf: Path, tmp_path: Path, redirection: str) -> None:
     command = shlex.join(
@@ -249,6 +255,33 @@ def test_ctrl_c_keeps_what_came_and_exits_130(smollm2_path: Path) -> None:
     assert process.returncode == 130
     assert len(first + rest) >= 8
     assert errors.decode().strip() == "interrupted"
+
+
+@pytest.mark.parametrize("after_s", [0.02, 0.15, 0.2, 0.25, 0.3])
+def test_ctrl_c_at_any_moment_of_the_start_ends_the_program(smollm2_path: Path, after_s: float) -> None:
+    process, _ = start(str(smollm2_path), "word " * 6000, "--max-tokens", "1000", "--temp", "0")
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    # -2: Python itself was still starting, and there was no one to say anything yet
+    assert process.returncode in ({130, -signal.SIGINT} if after_s < 0.1 else {130})
+    assert "Traceback" not in errors.decode() or process.returncode == -signal.SIGINT
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "arguments", [["run", "MODEL", "hi", "--raw"], ["list", "--all"], ["--help"], ["run", "MODEL", "hi", "--json"]]
+)
+def test_an_output_that_cannot_be_written_is_one_error(tiny_gguf: Path, arguments: list[str]) -> None:
+    words = [str(tiny_gguf) if word == "MODEL" else word for word in arguments]
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "edgeai", *words]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert "error: the output cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_kill_int_stops_a_background_job_too(smollm2_path: Path) -> None:
