@@ -6,6 +6,7 @@ A GGUF file or a Hugging Face folder becomes one `Artifact`, read from checked h
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -67,9 +68,10 @@ def open_artifact(path: Path) -> Artifact:
 
     Raises ModelNotFound when there is nothing at PATH, InvalidModel when it is not a whole and valid model.
     """
-    if path.is_dir():
+    # os.path says no where pathlib raises: for a name too long, or with a zero byte
+    if os.path.isdir(path):  # noqa: PTH112
         return open_folder(path)
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110
         raise ModelNotFound(f"{str(path)!r} is not there", hint="check the path, or see `edgeai list --all` for names")
     if path.suffix == ".safetensors" and (path.parent / "config.json").exists():
         raise InvalidModel(f"{str(path)!r} is one file of a model", hint=f"name its folder: {str(path.parent)!r}")

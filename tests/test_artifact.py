@@ -286,9 +286,10 @@ def test_folder_that_is_no_model_has_a_hint(place: Path, name: str, hint: str) -
     assert hint in str(caught.value.hint)
 
 
-def test_nothing_there_is_not_found(place: Path) -> None:
+@pytest.mark.parametrize("name", ["nothing.gguf", "x" * 5000, "a\0b", "\ud800"], ids=["none", "long", "zero", "half"])
+def test_nothing_there_is_not_found(place: Path, name: str) -> None:
     with pytest.raises(ModelNotFound):
-        open_artifact(place / "nothing.gguf")
+        open_artifact(place / name)
 
 
 def test_one_shard_points_to_its_folder(place: Path) -> None:
