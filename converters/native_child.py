@@ -71,7 +71,7 @@ def tokenize(lib: Any, vocab: Any, text: str, *, add_special: bool, parse_specia
 
 
 def tokenize_job(lib: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """Tokenize each set of texts; also say which tokens end a generation."""
+    """Tokenize each set of texts; also say which tokens end a generation and which have names."""
     model = load_model(lib, job["model"], vocab_only=True)
     vocab = lib.llama_model_get_vocab(model)
     count = lib.llama_vocab_n_tokens(vocab)
@@ -83,8 +83,19 @@ def tokenize_job(lib: Any, job: dict[str, Any]) -> dict[str, Any]:
         for item in job["sets"]
     ]
     ends = [token for token in range(count) if lib.llama_vocab_is_eog(vocab, token)]
+    named = named_tokens(lib, vocab)
     lib.llama_model_free(model)
-    return {"ids": ids, "vocab": count, "eog": ends}
+    return {"ids": ids, "vocab": count, "eog": ends, "named": named}
+
+
+def named_tokens(lib: Any, vocab: Any) -> dict[str, str]:
+    """Return the texts that the runtime gives chat templates by name, as `Vocab.named` in edgeai.engines.llamacpp does."""
+    found = {}
+    for name in ("bos", "eos", "pad", "sep"):
+        token = int(getattr(lib, f"llama_vocab_{name}")(vocab))
+        if token >= 0:
+            found[f"{name}_token"] = lib.llama_vocab_get_text(vocab, token).decode("utf-8", "replace")
+    return {"bos_token": "", "eos_token": "", **found}
 
 
 def score(lib: Any, request: dict[str, Any]) -> None:

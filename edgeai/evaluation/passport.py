@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +93,7 @@ class Proof:
     _torch: Child | None = field(default=None, init=False)
     _reference: Logits | None = field(default=None, init=False)
     _answer: dict[str, Any] = field(default_factory=dict, init=False)
+    _named: dict[str, str] = field(default_factory=dict, init=False)
     _prompts: Prompts = field(default_factory=Prompts, init=False)
 
     def __enter__(self) -> Self:
@@ -205,6 +206,7 @@ class Proof:
             raise ProofFailed(
                 f"the runtime does not load the converted file: {error.reason}", hint=error.hint
             ) from error
+        self._named = answers[0]["named"]
         try:
             question.check(answers[0])
         except TokenizerMismatch as error:
@@ -241,35 +243,42 @@ class Proof:
         return [Row(name="token ids as transformers", value=f"equal for {len(texts)} texts", limit="equal")]
 
     def template(self, path: Path) -> list[Row]:
-        """Compare what the file's chat template gives here with what transformers makes of the source's."""
+        """Compare what the template of the file PATH, which has been run, gives here with what transformers makes of the source's."""
         source = self.vocabulary.chat_template
         if source is None:
             return [Row(name="chat template", value="none")]
         carried = read_header(path).kv.get("tokenizer.chat_template")
         if carried != source:
             return [Row(name="chat template", value="not that of the source", limit="equal", ok=False)]
+        rendered, errors = self._render(source)
         expected = self._answer.get("rendered")
+        if not any(text is not None for text in expected or rendered):
+            value = f"refuses all {len(rendered)} test conversations" + (f": {errors[0]}" if errors else "")
+            return [Row(name="chat template", value=value, limit="equal", ok=False)]
         if not expected:
             return [Row(name="chat template", value="the same text; not rendered with transformers", limit="equal")]
-        rendered = [self._render(source, messages) for messages in CONVERSATIONS]
         pairs = [(want, have) for want, have in zip(expected, rendered, strict=True) if want is not None]
         wrong = [(want, have) for want, have in pairs if want != have]
         if wrong:
             want, have = wrong[0]
-            return [Row(name="chat template", value=f"gives {have!r} instead of {want!r}", limit="equal", ok=False)]
+            gives = f"gives {have!r}" if have is not None else f"fails here ({errors[0]})"
+            return [Row(name="chat template", value=f"{gives} instead of {want!r}", limit="equal", ok=False)]
         return [
             Row(name="chat template", value=f"renders {len(pairs)} conversations as transformers does", limit="equal")
         ]
 
-    def _render(self, template: str, messages: Sequence[Message]) -> str | None:
-        v = self.vocabulary
-        named = {"bos_token": v.bos, "eos_token": v.eos, "unk_token": v.unk, "pad_token": v.pad}
-        special = {name: v.tokens[token] for name, token in named.items() if token is not None}
-        try:
-            parts = chat.render(template, messages, special=special, control=v.special_texts())
-        except (UsageError, InvalidModel) as error:
-            return f"an error: {error.message}"
-        return "".join(part.text for part in parts)
+    def _render(self, template: str) -> tuple[list[str | None], list[str]]:
+        """Return what TEMPLATE makes of each test conversation with the names that the runtime gives it, and the reasons for None."""
+        control, texts, errors = self.vocabulary.special_texts(), list[str | None](), list[str]()
+        for messages in CONVERSATIONS:
+            try:
+                parts = chat.render(template, messages, special=self._named, control=control)
+            except (UsageError, InvalidModel) as error:
+                texts.append(None)
+                errors.append(error.message)
+            else:
+                texts.append("".join(part.text for part in parts))
+        return texts, errors
 
 
 def at_most(name: str, value: float, limit: float) -> Row:
@@ -307,9 +316,9 @@ def prove(source: Path, artifact: Path, *, progress: Progress = no_progress) -> 
     with Proof(checkpoint=checkpoint, plan=plan, vocabulary=vocabulary, progress=progress) as proof:
         if name == "F32":
             return Report(rows=tuple(proof.export(artifact)))
-        rows = proof.template(artifact)
         if proof.reference() is None:
             export = proof.file("export.gguf")
             write_model(export, plan, vocabulary, plan_types(plan, "F32"), {})
             proof.export(export)
-        return Report(rows=(*proof.quantized(artifact, QUANTS[name]), *rows))
+        rows = proof.quantized(artifact, QUANTS[name])
+        return Report(rows=(*rows, *proof.template(artifact)))

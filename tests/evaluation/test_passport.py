@@ -293,3 +293,59 @@ def test_a_gap_needs_no_cache_of_its_size() -> None:
 
     assert stretches({"ids": [5, 6, 7, 8], "head": 2, "start": 90}) == [(0, 0, [5, 6]), (1, 90, [7]), (1, 91, [8])]
     assert stretches({"ids": [5, 6], "head": 0, "start": 0}) == [(0, 0, [5, 6])]
+
+
+def with_template(folder: Path, template: str) -> Path:
+    edit_json(folder / "tokenizer_config.json", lambda config: config.update(chat_template=template))
+    return folder
+
+
+@pytest.mark.parametrize("torch", [True, False], ids=["with torch", "without torch"])
+def test_a_template_that_refuses_every_conversation_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch: bool
+) -> None:
+    if not torch:
+        monkeypatch.setattr(passport, "no_torch", lambda _plan: "torch is not installed")
+    folder = with_template(make(tmp_path / "m é"), "{{ raise_exception('never') }}")
+    with pytest.raises(ProofFailed, match=r"refuses all 3 test conversations.*never"):
+        convert(folder, None, "f32")
+
+
+def test_a_template_may_refuse_some_conversations(tmp_path: Path) -> None:
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ eos_token }}"
+    report = convert(with_template(make(tmp_path / "m é"), template), None, "f32").report
+    assert "renders 2 conversations" in str(value(report, "chat template"))
+
+
+def test_a_template_with_a_name_that_the_runtime_does_not_know_fails(tmp_path: Path) -> None:
+    folder = with_template(make(tmp_path / "m é"), "{{ unk_token }}{{ messages[0]['content'] }}")
+    edit_json(folder / "tokenizer_config.json", lambda config: config.update(unk_token="<|im_start|>"))
+    with pytest.raises(ProofFailed, match="chat template"):
+        convert(folder, None, "f32")
+
+
+def test_prove_renders_the_template_of_a_quantized_file_too(llama: Path, tmp_path: Path) -> None:
+    convert(llama, tmp_path / "out.gguf", "q8_0")
+    assert "renders 3 conv" in str(value(passport.prove(llama, tmp_path / "out.gguf"), "chat template"))
+
+
+def test_the_proof_renders_with_the_names_of_the_runtime(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeai import chat
+    from edgeai.model import open_engine
+
+    seen: list[dict[str, str]] = []
+    render = chat.render
+
+    def spy(*args: Any, special: dict[str, str], **options: Any) -> list[chat.Segment]:
+        seen.append(special)
+        return render(*args, special=special, **options)
+
+    monkeypatch.setattr(chat, "render", spy)
+    convert(llama, tmp_path / "out.gguf", "f32")
+    engine = open_engine(tmp_path / "out.gguf", threads=1)
+    engine.prompt_ids([{"role": "user", "content": "Hi"}])
+    engine.close()
+    assert seen[0] == seen[-1]
+    assert set(seen[0]) >= {"bos_token", "eos_token", "pad_token"}
