@@ -79,5 +79,5 @@ def tools() -> dict[str, str]:
 
 
 def passport(facts: Mapping[str, Any]) -> bytes:
-    """Return the passport file: FACTS as JSON that a person can read."""
-    return (json.dumps(dict(facts), ensure_ascii=False, indent=2) + "\n").encode()
+    """Return the passport file: FACTS as JSON that a person can read; bytes of a file name that are no text become escapes of JSON."""
+    return (json.dumps(dict(facts), ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace")

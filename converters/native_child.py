@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import importlib.util
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -55,7 +56,7 @@ def load_model(lib: Any, path: str, *, vocab_only: bool) -> Any:
     params.n_gpu_layers = 0
     params.vocab_only = vocab_only
     params.use_extra_bufts = False
-    model = lib.llama_model_load_from_file(path.encode(), params)
+    model = lib.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise NotLoaded(LOG[-2] if len(LOG) > 1 else "libllama gave no reason")
     return model

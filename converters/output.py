@@ -96,7 +96,8 @@ class OutputFile:
 
 def prefix(output: Path) -> str:
     """Return how the temporary names of OUTPUT begin; a long name is cut so that the whole still fits the file system."""
-    return f".{output.name.encode()[:120].decode(errors='ignore')}."
+    raw = os.fsencode(output.name)  # a name need not be UTF-8
+    return f".{os.fsdecode(raw) if len(raw) <= 120 else raw[:120].decode(errors='ignore')}."
 
 
 def sweep(output: Path) -> None:

@@ -9,6 +9,7 @@ The unquantized file is what the exact proof is made on; it is removed afterward
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import sys
@@ -36,6 +37,7 @@ DEFAULT_QUANT = "q8_0"
 """Half the size of F16, faster on CPUs, and within measuring noise of the source (mean KL about 0.001): what a model that is converted
 without a wish should be."""
 SPARE_BYTES = 32 << 20
+MAX_PASSPORT_BYTES = 16 << 20
 Notify = Callable[[Notice], None]
 
 
@@ -137,7 +139,9 @@ def convert(
     then, and after Ctrl-C, nothing is left behind. NOTIFY gets each warning when it arises; what it raises ends the work.
     """
     began = time.perf_counter()
-    job = preflight(source, output, parse_quant(quant), force=force, progress=progress, notify=notify)
+    job = preflight(
+        source, output, parse_quant(quant), force=force, keep_failed=keep_failed, progress=progress, notify=notify
+    )
     try:
         with OutputFile(job.output) as out:
             probe = out.temporary()  # a folder that cannot be written is found here, before any tensor is read
@@ -153,9 +157,10 @@ def convert(
                 raise failure(job, report, keep(out, path) if keep_failed else None)
             with job.step("finish"):
                 size, digest = path.stat().st_size, manifest.file_sha256(path)
+                paper = write_passport(out, passport(job, report, hashes, digest))
+                passport_of(job.output).unlink(missing_ok=True)  # never an old passport beside a new model
                 out.commit(path)
-                facts = passport(job, report, hashes, digest)
-                put_passport(out, facts)
+                out.commit(paper, passport_of(job.output))
     except OSError as error:
         raise cannot_write(job, error) from error
     job.timings["total_s"] = time.perf_counter() - began
@@ -173,7 +178,9 @@ def convert(
     )
 
 
-def preflight(source: Path, output: Path | None, quant: str, *, force: bool, progress: Progress, notify: Notify) -> Job:
+def preflight(
+    source: Path, output: Path | None, quant: str, *, force: bool, keep_failed: bool, progress: Progress, notify: Notify
+) -> Job:
     """Find out everything that can be known before a tensor is read: family, tokenizer, types, output, disk."""
     began = time.perf_counter()
     checkpoint = open_checkpoint(source)
@@ -182,6 +189,7 @@ def preflight(source: Path, output: Path | None, quant: str, *, force: bool, pro
     place = Path(os.path.abspath(source))  # noqa: PTH100 - resolve() would leave the folder that a link stands in
     target = output or place.with_name(f"{place.name}.gguf")
     check_output(target, source, checkpoint.files, force=force)
+    check_companions(target, force=force, keep_failed=keep_failed)
     quantmap = plan_types(plan, quant)
     job = Job(
         checkpoint=checkpoint,
@@ -272,7 +280,7 @@ def shown(value: float | str) -> str:
 
 def keep(out: OutputFile, path: Path) -> Path:
     """Keep the file that failed, under a name that nobody takes for a model that passed."""
-    kept = out.output.with_name(f"{out.output.name}.failed")
+    kept = failed_name(out.output)
     out.commit(path, kept)
     return kept
 
@@ -294,11 +302,45 @@ def passport(job: Job, report: Report, hashes: Mapping[str, str], digest: str) -
     )
 
 
-def put_passport(out: OutputFile, data: bytes) -> None:
-    """Write the passport beside the output."""
+def write_passport(out: OutputFile, data: bytes) -> Path:
+    """Write the passport under a temporary name, before anything gets its final one."""
     path = out.temporary()
     path.write_bytes(data)
-    out.commit(path, out.output.with_name(f"{out.output.name}.passport.json"))
+    return path
+
+
+def passport_of(output: Path) -> Path:
+    """Return where the passport of OUTPUT is."""
+    return output.with_name(f"{output.name}.passport.json")
+
+
+def failed_name(output: Path) -> Path:
+    """Return where OUTPUT is kept when it fails its proof."""
+    return output.with_name(f"{output.name}.failed")
+
+
+def check_companions(output: Path, *, force: bool, keep_failed: bool) -> None:
+    """Raise OutputError where a file beside OUTPUT would be lost. A passport that was written here for a file of this name may be."""
+    taken = [path for path in (passport_of(output), *([failed_name(output)] * keep_failed)) if os.path.lexists(path)]
+    for path in taken:
+        if path.is_dir() and not path.is_symlink():
+            raise OutputError(f"{str(path)!r} is a folder, and a file goes there", hint="name another file with -o")
+        if not force and not is_passport(path, output):
+            raise OutputError(
+                f"{str(path)!r} is there already", hint="--force replaces it, -o names another file for the model"
+            )
+
+
+def is_passport(path: Path, output: Path) -> bool:
+    """Whether the file PATH is a passport that was written here for OUTPUT."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_PASSPORT_BYTES:
+        return False
+    try:
+        facts = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    keys = {"file", "sha256", "quant", "source", "tools", "report"}
+    return isinstance(facts, dict) and facts.keys() >= keys and facts["file"] == output.name
 
 
 def cannot_write(job: Job, error: OSError) -> DoesNotFit | OutputError:

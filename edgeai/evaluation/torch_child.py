@@ -94,6 +94,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     request = json.loads((folder / "request.json").read_text())
     answer: dict[str, Any] = {}
+    os.chdir(request["source"])  # safetensors opens no path that is not UTF-8, and "." always is
+    request["source"] = "."
     try:
         if request["prompts"]:
             logits(request, answer)

@@ -232,3 +232,60 @@ def test_a_signal_ends_the_program_without_a_final_file(folder: Path, number: si
     if number == signal.SIGINT:
         assert said.strip().endswith("interrupted")
         assert names(folder) == {folder.name}
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_a_file_that_the_conversion_would_replace_beside_the_output_needs_force(folder: Path) -> None:
+    paper = Path(f"{folder}.gguf.passport.json")
+    for text in ("mine", "[]", '{"file": "other.gguf"}', "[" * 100000):
+        paper.write_text(text)
+        result = run(folder)
+        assert (result.exit_code, paper.read_text()) == (2, text)
+        assert "passport.json" in result.stderr
+        assert names(folder) == {folder.name, paper.name}
+    assert run(folder, "--force").exit_code == 0
+    assert json.loads(paper.read_text())["file"] == f"{folder.name}.gguf"
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_the_passport_of_a_removed_model_is_replaced(folder: Path) -> None:
+    assert run(folder).exit_code == 0
+    Path(f"{folder}.gguf").unlink()
+    assert run(folder, "--quant", "f16").exit_code == 0
+    assert json.loads(Path(f"{folder}.gguf.passport.json").read_text())["quant"] == "F16"
+
+
+def test_a_failed_file_replaces_none_without_force(folder: Path) -> None:
+    kept = Path(f"{folder}.gguf.failed")
+    kept.write_text("mine")
+    assert run(folder, "--keep-failed").exit_code == 2
+    assert kept.read_text() == "mine"
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_a_new_model_never_stands_beside_an_old_passport(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, paper = Path(f"{folder}.gguf"), Path(f"{folder}.gguf.passport.json")
+    assert run(folder).exit_code == 0
+    commit = pipeline.OutputFile.commit
+
+    def die_after(self: pipeline.OutputFile, path: Path, name: Path | None = None) -> None:
+        commit(self, path, name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.OutputFile, "commit", die_after)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.convert(folder, None, "f16", force=True)
+    assert output.exists()
+    assert not paper.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
+@pytest.mark.usefixtures("no_torch")
+def test_names_that_are_no_text_are_taken(folder: Path) -> None:
+    source = folder.rename(folder.with_name(os.fsdecode(b"\xfes")))
+    output = source.with_name(os.fsdecode(b"\xfft.gguf"))
+    done = pipeline.convert(source, output, "q8_0")
+    assert done.path.exists()
+    assert json.loads(Path(f"{output}.passport.json").read_bytes())["file"] == output.name
+    pipeline.convert(source, output, "q8_0", force=True)
+    assert names(source) == {source.name, output.name, f"{output.name}.passport.json"}
