@@ -45,6 +45,8 @@ def open_engine(
 ) -> Engine:
     """Check the file at PATH, plan it for this machine (see plan.make_plan) and load it."""
     from edgeai.device import probe
+    from edgeai.paths import home
+    from edgeai.vetting import vet
 
     artifact = open_artifact(path)
     if artifact.format != "gguf":
@@ -53,6 +55,7 @@ def open_engine(
             hint=f"convert it first: edgeai convert {str(path)!r}",
         )
     plan = make_plan(artifact, probe(gpus=device == "cuda"), ctx=ctx, needed=needed, threads=threads, choice=device)
+    vet(artifact.path, home() / "cache", extra_bufts=plan.extra_bufts)
     from edgeai.engines.llamacpp import LlamaCppEngine
 
     return LlamaCppEngine(artifact, plan)

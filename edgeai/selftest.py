@@ -7,18 +7,16 @@ are reached through the "extra buffer types" that repack weights; the same build
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from edgeai import native
+from edgeai.childprocess import CRASHES, ending, read_memo, run_module, write_memo
 from edgeai.errors import EngineCrashed
 
 __all__ = ["Verdict", "native_verdict"]
@@ -42,13 +40,13 @@ def native_verdict(cache_dir: Path, cpu: str, *, run: Runner | None = None) -> V
     """
     key = f"{native.fingerprint()} {cpu}"
     cache = cache_dir / "selftest.json"
-    known = _read_cache(cache)
+    known = read_memo(cache)
     found = known.get(key)
     if isinstance(found, dict) and isinstance(found.get("extra_bufts"), bool):
         return Verdict(extra_bufts=found["extra_bufts"], reason=found.get("reason"))
     verdict, lasting = _ask(run or _run_child)
     if lasting:
-        _write_cache(cache, {**known, key: asdict(verdict)})
+        write_memo(cache, {**known, key: asdict(verdict)})
     return verdict
 
 
@@ -59,59 +57,17 @@ def _ask(run: Runner) -> tuple[Verdict, bool]:
         return Verdict(extra_bufts=True), True
     second = run(False)
     if second.returncode == 0:
-        reason = f"a decode with extra buffer types {_ending(first)} in the native self-test"
-        return Verdict(extra_bufts=False, reason=reason), -first.returncode in _CRASHES
+        reason = f"a decode with extra buffer types {ending(first)} in the native self-test"
+        return Verdict(extra_bufts=False, reason=reason), -first.returncode in CRASHES
     raise EngineCrashed(
-        f"the native library in {str(native.library_dir())!r} {_ending(second)} in a self-test, with and without extra buffer types",
+        f"the native library in {str(native.library_dir())!r} {ending(second)} in a self-test, with and without extra buffer types",
         hint=f"rebuild it on this machine: {sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps "
         "llama-cpp-python==0.3.36",
     )
 
 
-_CRASHES = {
-    getattr(signal, name) for name in ("SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE") if hasattr(signal, name)
-}
-
-
-def _ending(child: subprocess.CompletedProcess[str]) -> str:
-    if child.returncode < 0:
-        return f"died with {signal.Signals(-child.returncode).name}"
-    lines = child.stderr.strip().splitlines()
-    return f"ended with exit code {child.returncode}" + (f" ({lines[-1]})" if lines else "")
-
-
 def _run_child(extra_bufts: bool) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "edgeai.selftest", "1" if extra_bufts else "0"]
-    # -P: a gguf.py in the current folder must not be taken for the package of that name.
-    # The parent's package may be importable only through sys.path (a frozen or embedded application), so that travels along.
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute()),
-        "CUDA_VISIBLE_DEVICES": "-1",
-    }
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=env, check=False)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"no answer in {TIMEOUT_S:.0f} s")
-
-
-def _read_cache(path: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _write_cache(path: Path, known: dict[str, Any]) -> None:
-    """Remember the verdict; where nothing can be written the next process asks again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(known))
-        temporary.replace(path)
-    except OSError:
-        return
+    return run_module("edgeai.selftest", "1" if extra_bufts else "0", timeout_s=TIMEOUT_S)
 
 
 # ---- the child

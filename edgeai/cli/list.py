@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeai.cli.output import Output, human_bytes, output_options
+from edgeai.cli.output import Output, human_bytes, is_terminal, output_options
 from edgeai.types import Notice
 
 __all__ = ["list_command"]
@@ -60,7 +60,7 @@ def show(rows: list[dict[str, Any]], *, wide: bool, out: Output) -> None:
     """Print ROWS: a table on a terminal, plain columns elsewhere; WIDE adds the description."""
     header = (*COLUMNS, "DESCRIPTION") if wide else COLUMNS
     cells = [[*texts(row), row["description"]] if wide else texts(row) for row in rows]
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
         for line in (header, *cells):
             padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeai.cli.output import Output, human_bytes, output_options
+from edgeai.cli.output import Output, human_bytes, is_terminal, output_options
 from edgeai.errors import NoChatTemplate, UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def show_command(model: str, template: bool, out: Output) -> None:
     if template:
         if artifact.template is None:
             raise NoChatTemplate(f"{artifact.name!r} has no chat template", hint="`edgeai run --raw` completes text")
-        on_terminal = sys.stdout.isatty()
+        on_terminal = is_terminal(sys.stdout)
         text = printable(artifact.template, keep="\n\t") if on_terminal else artifact.template
         click.echo(text, color=True)  # otherwise click takes escape sequences out of what is piped
     elif out.as_json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from edgeai.cli.output import Output, output_options
+from edgeai.cli.output import Output, is_terminal, output_options
 
 if TYPE_CHECKING:
     from edgeai.training.loop import Trained
@@ -81,7 +81,7 @@ def _summary(trained: Trained, out: Output) -> None:
     if trained.steps < trained.horizon:
         out.note(
             f"stopped at step {trained.steps} of the recipe's {trained.horizon}, before the learning rate came down: "
-            f"--resume goes on; a whole shorter run is --set training.steps={trained.steps}"
+            "--resume goes on; for a whole shorter run --set training.steps (and warmup_steps below it)"
         )
     out.note(f"next: edgeai convert {shlex.quote(folder)} --quant q8_0 -o {shlex.quote(folder.rstrip('/') + '.gguf')}")
     out.answer(folder)
@@ -92,7 +92,7 @@ class LiveLine:
 
     def __init__(self, out: Output) -> None:
         self._out = out
-        self._live = sys.stderr.isatty()
+        self._live = is_terminal(sys.stderr)
         self._eval: float | None = None
         self._drawn_at = float("-inf")
         self._open = False

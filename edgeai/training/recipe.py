@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tomllib
 import types
 import typing
@@ -195,6 +196,9 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     return _recipe(values, path.parent, default_name=path.stem)
 
 
+PLAIN_NAME = re.compile(r"\w(?:[\w. -]{0,98}[\w-])?")
+
+
 def _recipe(values: Mapping[str, Any], folder: Path, default_name: str) -> Recipe:
     known = ("name", "seed", *TABLES)
     for key in values:
@@ -205,6 +209,9 @@ def _recipe(values: Mapping[str, Any], folder: Path, default_name: str) -> Recip
     for spec in fields(Recipe):
         if spec.name in ("name", "seed") and spec.name in values:
             top[spec.name] = _value(spec, int if spec.name == "seed" else str, values[spec.name], spec.name)
+    if not PLAIN_NAME.fullmatch(top["name"]):
+        hint = "a name is made of letters, digits, '.', '_', '-' and spaces, and names no folder: it becomes out/NAME"
+        raise RecipeError(f"name {top['name']!r} is not possible", hint=hint)
     recipe = Recipe(**top, **tables, folder=folder)
     _check_together(recipe)
     return recipe

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,12 @@ def test_name_of_no_recipe_says_what_there_is(ref: str, hint: str) -> None:
     with pytest.raises(RecipeError, match="there is no recipe") as caught:
         recipes.find(ref)
     assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "a/b", "", ".", "..", " x", "x\n", "/tmp/x", "a\\b"])
+def test_name_that_would_leave_the_output_folder_is_refused(tmp_path: Path, name: str) -> None:
+    text = TINY.read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace('name = "tiny"', f"name = {json.dumps(name)}"), encoding="utf-8")
+    with pytest.raises(RecipeError, match="name"):
+        recipes.load(path)
