@@ -40,10 +40,12 @@ def write_model(
     quantmap: QuantMap,
     extra: Extra,
     progress: Progress | None = None,
+    *,
+    threads: int = 1,
 ) -> None:
     """Write the model PLAN with the types of QUANTMAP to PATH. EXTRA holds keys with their full names.
 
-    PROGRESS gets bytes written and in all. Raises BrokenCheckpoint where a tensor holds a value that is not a number.
+    PROGRESS gets bytes written and in all; the bytes do not depend on THREADS. Raises BrokenCheckpoint where a tensor holds a value that is not a number.
     """
     import numpy as np
     from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
@@ -69,7 +71,7 @@ def write_model(
         pad(file, os.fstat(file.fileno()).st_size)
         for tensor in plan.tensors:
             written = 0
-            for slab in encoded_slabs(tensor, quantmap.type_of(tensor.name)):
+            for slab in encoded_slabs(tensor, quantmap.type_of(tensor.name), threads):
                 file.write(slab)
                 written += len(slab)
                 if progress:

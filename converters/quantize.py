@@ -39,12 +39,11 @@ NUMBER = {item.name: number for number, item in GGML_TYPES.items()}
 BLOCK = {item.name: (item.block, item.size) for item in GGML_TYPES.values()}
 
 
-def encoded_slabs(tensor: TensorPlan, kind: str, threads: int | None = None) -> Iterator[bytes]:
+def encoded_slabs(tensor: TensorPlan, kind: str, threads: int = 1) -> Iterator[bytes]:
     """Yield the data of TENSOR in the type KIND, in order. The bytes do not depend on THREADS.
 
     Raises BrokenCheckpoint for a value that is not finite, ConvertError for one that is too large for F16.
     """
-    workers = threads or min(os.cpu_count() or 1, 8)
     columns = 1
     for dim in tensor.shape[1:]:
         columns *= dim
@@ -56,11 +55,11 @@ def encoded_slabs(tensor: TensorPlan, kind: str, threads: int | None = None) -> 
         yield encode_rows(tensor, 0, tensor.shape[0], kind)
         return
     pending: deque[Future[bytes]] = deque()
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(threads)
     try:
         for start in starts:
             pending.append(pool.submit(encode_rows, tensor, start, min(start + step, tensor.shape[0]), kind))
-            if len(pending) > workers:
+            if len(pending) > threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,8 +28,10 @@ from converters.output import OutputFile, check_output
 from converters.quantmap import ALIASES, NEEDS_IMPORTANCE, QUANTS, QuantMap, plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
+from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, OutputError, ProofFailed, UsageError
-from edgeai.evaluation.passport import Proof
+from edgeai.evaluation.passport import Proof, check_scratch
+from edgeai.evaluation.prompts import scratch_bytes
 from edgeai.types import Notice, Progress, Report, Row, no_progress
 
 __all__ = ["DEFAULT_QUANT", "Conversion", "convert", "parse_quant"]
@@ -207,10 +210,13 @@ def preflight(
 
 
 def check_disk(output: Path, plan: ModelPlan, quantmap: QuantMap) -> None:
-    """Raise DoesNotFit when the file and the unquantized one it is proved with do not fit on the disk together."""
+    """Raise DoesNotFit when the file and the unquantized one it is proved with do not fit on the disk together, or the logits do not."""
+    check_scratch(plan)
     need = quantmap.nbytes + SPARE_BYTES
     if quantmap.quant != "F32":
         need += plan_types(plan, "F32").nbytes
+    if Path(tempfile.gettempdir()).stat().st_dev == output.parent.stat().st_dev:
+        need += scratch_bytes(plan)
     free = shutil.disk_usage(output.parent).free
     if need > free:
         raise DoesNotFit(
@@ -251,7 +257,13 @@ def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, str]) ->
     """Write the model with the types of QUANTMAP."""
     label = f"writing {quantmap.quant}"
     gguf.write_model(
-        path, job.plan, job.vocabulary, quantmap, extra, lambda done, total: job.progress(label, done, total, "B")
+        path,
+        job.plan,
+        job.vocabulary,
+        quantmap,
+        extra,
+        lambda done, total: job.progress(label, done, total, "B"),
+        threads=cpu_facts().threads,
     )
 
 

@@ -7,6 +7,7 @@ logits. Without torch the reference is the unquantized export in the runtime, an
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,15 +26,16 @@ from converters.header import read_header
 from converters.quantmap import QUANTS, plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary, source_tokenizer
 from edgeai import chat
-from edgeai.errors import ProofFailed, UsageError
-from edgeai.evaluation.prompts import EXACT_NMSE, Prompts, choose_prompts, far_limit
-from edgeai.evaluation.score import compare, native_logits, usable_cores
+from edgeai.device import cpu_facts, memory_facts
+from edgeai.errors import DoesNotFit, ProofFailed, UsageError
+from edgeai.evaluation.prompts import EXACT_NMSE, Prompts, choose_prompts, far_limit, scratch_bytes
+from edgeai.evaluation.score import compare, native_logits
 from edgeai.types import Message, Notice, Progress, Report, Row, no_progress
 
 if TYPE_CHECKING:
     from edgeai.evaluation.score import Agreement, Logits
 
-__all__ = ["LIMITS", "Limit", "Proof", "prove"]
+__all__ = ["LIMITS", "Limit", "Proof", "check_scratch", "prove"]
 
 TORCH_CHILD = Path(__file__).with_name("torch_child.py")
 MEMORY_FACTOR = 1.3
@@ -121,7 +123,7 @@ class Proof:
             "source": str(self.checkpoint.path.resolve()),
             "prompts": [asdict(prompt) for prompt in self._prompts.all()],
             "logits": str(self.file("torch.npy")),
-            "threads": usable_cores(),
+            "threads": cpu_facts().threads,
             "conversations": CONVERSATIONS,
             "texts": tokenproof.stress_texts(self.vocabulary),
         }
@@ -291,12 +293,21 @@ def no_torch(plan: ModelPlan) -> str | None:
     absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if absent:
         return f"{' and '.join(absent)} not installed (pip install 'edgeai[convert]')"
-    import psutil
-
-    need, free = int(plan.parameters * 4 * MEMORY_FACTOR), psutil.virtual_memory().available
+    need, free = int(plan.parameters * 4 * MEMORY_FACTOR), memory_facts().available
     if need > free:
         return f"it needs {need / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
     return None
+
+
+def check_scratch(plan: ModelPlan, more: int = 0) -> None:
+    """Raise DoesNotFit when the logits of a proof, and MORE bytes, do not fit in the folder for temporary files."""
+    place = tempfile.gettempdir()
+    need, free = scratch_bytes(plan) + more, shutil.disk_usage(place).free
+    if need > free:
+        raise DoesNotFit(
+            f"the proof needs {need / 1e9:.2f} GB for temporary files in {place!r}, and {free / 1e9:.2f} GB are free",
+            hint="free some space there, or set TMPDIR to a folder on another disk",
+        )
 
 
 def prove(source: Path, artifact: Path, *, progress: Progress = no_progress) -> Report:
@@ -313,12 +324,14 @@ def prove(source: Path, artifact: Path, *, progress: Progress = no_progress) -> 
         raise InvalidModel(
             f"{str(artifact)!r} has the file type {name or header.kv.get('general.file_type')!r}, which is not known"
         )
+    check_scratch(plan)
     with Proof(checkpoint=checkpoint, plan=plan, vocabulary=vocabulary, progress=progress) as proof:
         if name == "F32":
             return Report(rows=tuple(proof.export(artifact)))
         if proof.reference() is None:
-            export = proof.file("export.gguf")
-            write_model(export, plan, vocabulary, plan_types(plan, "F32"), {})
+            export, quantmap = proof.file("export.gguf"), plan_types(plan, "F32")
+            check_scratch(plan, quantmap.nbytes)
+            write_model(export, plan, vocabulary, quantmap, {}, threads=cpu_facts().threads)
             proof.export(export)
         rows = proof.quantized(artifact, QUANTS[name])
         return Report(rows=(*rows, *proof.template(artifact)))

@@ -15,13 +15,13 @@ from converters.families import ModelPlan
 from converters.stress import PROSE
 from converters.tokenizer import Vocabulary, source_tokenizer
 
-__all__ = ["Prompt", "Prompts", "choose_prompts", "far_limit"]
+__all__ = ["Prompt", "Prompts", "choose_prompts", "far_limit", "scratch_bytes"]
 
 TEXT_TOKENS, RANDOM_TOKENS = 48, 96
 HEAD, TAIL = 16, 17
 """Tokens before and after a gap; the first of the tail is the bridge."""
 MAX_LOGITS = 96_000_000
-"""Positions · vocabulary: 384 MB in each of the two files that are compared."""
+"""Positions · vocabulary: 384 MB in each file of logits."""
 EXACT_NMSE = 1e-6
 """Two correct float32 implementations are four to six orders below; a wrong row order or rope is five above."""
 
@@ -89,12 +89,24 @@ def choose_prompts(plan: ModelPlan, vocabulary: Vocabulary) -> Prompts:
     for start in distances(plan.context):
         ids: list[int] = draw.integers(0, plan.vocab_size, HEAD + TAIL).tolist()
         chosen.far.append(Prompt(ids=ids, head=HEAD, start=start))
-    room = max(2 * most, MAX_LOGITS // plan.vocab_size - positions(chosen.far))
+    room = near_room(plan)
     for part, ids in [*((chosen.text, text) for text in texts if text), (chosen.noise, noise)]:
         if len(ids) <= room:
             part.append(Prompt(ids=ids))
             room -= len(ids)
     return chosen
+
+
+def near_room(plan: ModelPlan) -> int:
+    """Return how many positions without a gap there is room for."""
+    far = len(distances(plan.context)) * (HEAD + TAIL)
+    return max(2 * min(plan.context, TEXT_TOKENS), MAX_LOGITS // plan.vocab_size - far)
+
+
+def scratch_bytes(plan: ModelPlan) -> int:
+    """Return how many bytes of logits a proof writes at most: those of torch, of the export and of the quantized file."""
+    near = min(near_room(plan), len(PROSE) * TEXT_TOKENS + RANDOM_TOKENS)
+    return 3 * 4 * plan.vocab_size * (near + len(distances(plan.context)) * (HEAD + TAIL))
 
 
 def distances(context: int) -> list[int]:

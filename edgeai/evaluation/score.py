@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converters.child import NATIVE, Child
+from edgeai.device import cpu_facts
 from edgeai.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
-__all__ = ["Agreement", "compare", "native_logits", "usable_cores"]
+__all__ = ["Agreement", "compare", "native_logits"]
 
 CHUNK = 64
 """Positions compared at once: memory stays at a few times CHUNK · vocabulary · 8 bytes."""
@@ -72,15 +72,7 @@ def threads(model: Path) -> int:
     """
     if model.stat().st_size < SMALL_BYTES:
         return 1
-    return usable_cores()
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
-        return os.cpu_count() or 1
+    return cpu_facts().threads
 
 
 def compare(reference: Logits, candidate: Logits) -> Agreement:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,23 @@ def test_a_full_disk_is_exit_5(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     assert run(folder).exit_code == 5
+
+
+def test_a_full_folder_for_temporary_files_is_exit_5_and_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch é"
+    scratch.mkdir()
+    usage = shutil.disk_usage
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: usage(path)._replace(**({"free": 1000} if Path(path) == scratch else {}))
+    )
+    result = run(folder)
+    assert result.exit_code == 5
+    assert "scratch é" in result.stderr
+    assert "TMPDIR" in result.stderr
+    assert names(folder) == {folder.name}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

@@ -349,3 +349,47 @@ def test_the_proof_renders_with_the_names_of_the_runtime(
     engine.close()
     assert seen[0] == seen[-1]
     assert set(seen[0]) >= {"bos_token", "eos_token", "pad_token"}
+
+
+def test_memory_and_threads_are_those_that_the_container_leaves(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from converters import quantize
+    from edgeai.device import Memory, cpu_facts
+    from edgeai.evaluation import score
+
+    small = Memory(total=1 << 34, available=1000, limit=1000)
+    monkeypatch.setattr(passport, "memory_facts", lambda: small)
+    cpu = replace(cpu_facts(), physical=8, usable=3)
+    for module in (passport, score, pipeline):
+        monkeypatch.setattr(module, "cpu_facts", lambda: cpu)
+    monkeypatch.setattr(score, "SMALL_BYTES", 0)
+    seen: set[int] = set()
+    slabs = quantize.encoded_slabs
+
+    def spy(tensor: Any, kind: str, threads: int = 1) -> Any:
+        seen.add(threads)
+        return slabs(tensor, kind, threads)
+
+    monkeypatch.setattr(quantize, "encoded_slabs", spy)
+    done = convert(llama, tmp_path / "out.gguf", "q8_0")
+    assert "0.0 GB are free" in next(item.message for item in done.warnings if item.code == "no-torch-reference")
+    assert seen == {3}
+    assert score.threads(tmp_path / "out.gguf") == 3
+
+
+@pytest.mark.parametrize(("context", "vocabulary"), [(32, 500), (128, 500), (131072, 128256), (131072, 500000)])
+def test_the_room_for_logits_is_never_less_than_what_is_written(llama: Path, context: int, vocabulary: int) -> None:
+    from converters.checkpoint import open_checkpoint
+    from converters.families import plan_model
+    from converters.tokenizer import read_vocabulary
+    from edgeai.evaluation.prompts import choose_prompts, scratch_bytes
+
+    checkpoint = open_checkpoint(llama)
+    plan = plan_model(checkpoint)
+    words = read_vocabulary(checkpoint, plan.vocab_size)
+    plan = replace(plan, context=context, vocab_size=vocabulary)
+    chosen = choose_prompts(plan, words)
+    assert 3 * 4 * chosen.positions * vocabulary <= scratch_bytes(plan)
+    assert chosen.text
+    assert all(prompt.start + len(prompt.ids) - prompt.head <= context for prompt in chosen.all())
