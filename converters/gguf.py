@@ -45,7 +45,9 @@ def write_model(
 ) -> None:
     """Write the model PLAN with the types of QUANTMAP to PATH. EXTRA holds keys with their full names.
 
-    PROGRESS gets bytes written and in all; the bytes do not depend on THREADS. Raises BrokenCheckpoint where a tensor holds a value that is not a number.
+    PROGRESS gets bytes written and in all; the bytes do not depend on THREADS.
+
+    Raises BrokenCheckpoint where a tensor holds a value that is not a number.
     """
     import numpy as np
     from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
