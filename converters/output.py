@@ -36,6 +36,8 @@ def check_output(output: Path, source: Path, files: Iterable[Path], *, force: bo
             f"the output {str(output)!r} is inside the source folder {str(source)!r}, which is never changed",
             hint="name a file elsewhere with -o",
         )
+    if output.exists() and not output.is_file():
+        raise OutputError(f"the output {str(output)!r} is no regular file", hint="name a file with -o")
     if output.exists() and not force:
         raise OutputError(
             f"the output {str(output)!r} is there already", hint="--force replaces it, -o names another file"

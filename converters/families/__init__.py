@@ -250,15 +250,20 @@ def plan_tensor(checkpoint: Checkpoint, facts: Facts, rule: Rule, target: str, s
     return TensorPlan(name=target, shape=shape, source=tensor, transform=rule.transform, block_rows=block)
 
 
+COPY_CONFIG = "copy the config.json of the model again"
+
+
 def integer(config: Mapping[str, Any], key: str, default: int | None = None, *, most: int = 1 << 31) -> int:
     """Return the positive integer KEY of a configuration; DEFAULT where it is absent or null."""
     value = config.get(key)
     if value is None:
         if default is None:
-            raise BrokenCheckpoint(f"config.json has no {key!r}", hint="copy the config.json of the model again")
+            raise BrokenCheckpoint(f"config.json has no {key!r}", hint=COPY_CONFIG)
         return default
     if type(value) is not int or not 1 <= value <= most:
-        raise BrokenCheckpoint(f"config.json has {key} {value!r}, and a whole number from 1 to {most} is needed")
+        raise BrokenCheckpoint(
+            f"config.json has {key} {value!r}, and a whole number from 1 to {most} is needed", hint=COPY_CONFIG
+        )
     return value
 
 
@@ -267,10 +272,10 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None) ->
     value = config.get(key)
     if value is None:
         if default is None:
-            raise BrokenCheckpoint(f"config.json has no {key!r}", hint="copy the config.json of the model again")
+            raise BrokenCheckpoint(f"config.json has no {key!r}", hint=COPY_CONFIG)
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-        raise BrokenCheckpoint(f"config.json has {key} {value!r}, and a positive number is needed")
+        raise BrokenCheckpoint(f"config.json has {key} {value!r}, and a positive number is needed", hint=COPY_CONFIG)
     return float(value)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from converters.checkpoint import ITEM_BYTES, Checkpoint, SourceTensor
 from converters.errors import BrokenCheckpoint, UnsupportedModel
-from converters.families import Facts, Family, Rule, TensorPlan, integer, interleave_halves, number
+from converters.families import COPY_CONFIG, Facts, Family, Rule, TensorPlan, integer, interleave_halves, number
 
 __all__ = ["FAMILY"]
 
@@ -79,6 +79,9 @@ def read(checkpoint: Checkpoint) -> Facts:
         raise UnsupportedModel(
             f"config.json has hidden_act {activation!r}", hint="GGUF's llama architecture always computes 'silu'"
         )
+    for key in ("rms_norm_eps", "max_position_embeddings"):
+        if key in config and config[key] is None:  # transformers knows a default for absence, and none for null
+            raise BrokenCheckpoint(f"config.json has {key} null, and a number is needed", hint=COPY_CONFIG)
     layers, context = integer(config, "num_hidden_layers", most=4096), integer(config, "max_position_embeddings", 2048)
     sizes = {
         "hidden": hidden,

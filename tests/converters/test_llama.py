@@ -68,6 +68,8 @@ def test_a_shape_that_config_does_not_allow_is_refused(copy: Path) -> None:
         {"num_attention_heads": -4},
         {"num_key_value_heads": 3},
         {"rms_norm_eps": True},
+        {"rms_norm_eps": None},
+        {"max_position_embeddings": None},
         {"vocab_size": 10**12},
     ],
 )

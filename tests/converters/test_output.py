@@ -55,6 +55,14 @@ def test_a_folder_is_no_output(source: Path, tmp_path: Path) -> None:
         check(tmp_path, source, force=True)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_device_or_pipe_is_never_replaced(source: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    for path in (tmp_path / "pipe.gguf", Path(os.devnull)):
+        with pytest.raises(OutputError, match="no regular file"):
+            check(path, source, force=True)
+
+
 @pytest.mark.parametrize("parent", ["nowhere", "source é/model.safetensors"])
 def test_the_folder_must_be_there(source: Path, tmp_path: Path, parent: str) -> None:
     with pytest.raises(OutputError, match=r"does not exist|is not a folder"):
