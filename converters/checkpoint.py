@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from converters.errors import BrokenCheckpoint, UnsupportedModel
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
 
-__all__ = ["Checkpoint", "SourceTensor", "open_checkpoint"]
+__all__ = ["Checkpoint", "Source", "SourceTensor", "open_checkpoint"]
 
 MAX_JSON_BYTES = 256 << 20
 """The largest tokenizer.json in use is about 35 MB."""
@@ -42,15 +42,43 @@ SIDE_FILES = (
 """Files beside the weights that decide what the converted model is; their hashes are part of the lineage."""
 
 
+class Source(Protocol):
+    """Where the values of one tensor come from, wherever they lie. `shape` is torch's order, (rows, columns)."""
+
+    @property
+    def name(self) -> str:
+        """The name in the checkpoint."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Torch's order."""
+
+    @property
+    def dtype(self) -> str:
+        """How it is stored: a key of ITEM_BYTES where it can be read."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold it."""
+
+    def rows(self, first: int, last: int) -> F32:
+        """Return the rows FIRST to LAST (not included) as float32, shape (last - first, *shape[1:])."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceTensor:
-    """One tensor of a checkpoint: where its bytes lie. `shape` is torch's order, (rows, columns)."""
+    """One tensor in a safetensors file: where its bytes lie. `shape` is torch's order, (rows, columns)."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     file: Path
     start: int
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The one file that holds it."""
+        return (self.file,)
 
     @property
     def row_bytes(self) -> int:
@@ -93,7 +121,7 @@ class Checkpoint:
 
     path: Path
     config: Mapping[str, Any]
-    tensors: Mapping[str, SourceTensor]
+    tensors: Mapping[str, Source]
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     special_tokens: Mapping[str, Any] = field(default_factory=dict)
@@ -115,7 +143,7 @@ class Checkpoint:
     def files(self) -> tuple[Path, ...]:
         """Every file that the conversion depends on, in the order of their names."""
         side = [self.path / name for name in SIDE_FILES if (self.path / name).is_file()]
-        return tuple(sorted({*side, *(tensor.file for tensor in self.tensors.values())}))
+        return tuple(sorted({*side, *(file for tensor in self.tensors.values() for file in tensor.files)}))
 
     def hashes(self, progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
         """Return file name → sha256 of every source file; PROGRESS gets bytes done and in all."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters.families import ModelPlan
+from converters.families import ModelPlan, Value
 from converters.quantmap import QuantMap
 from converters.tokenizer import Vocabulary
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["write_model", "write_vocabulary"]
 
 ALIGNMENT = 32
-Extra = Mapping[str, int | float | str | bool]
+Extra = Mapping[str, Value]
 Progress = Callable[[int, int], None]
 
 
@@ -111,9 +111,11 @@ def add_keys(writer: GGUFWriter, architecture: str, keys: Extra) -> None:
         add_value(writer, f"{architecture}.{key}", value)
 
 
-def add_value(writer: GGUFWriter, key: str, value: float | str) -> None:
+def add_value(writer: GGUFWriter, key: str, value: Value) -> None:
     """Add one key; whole numbers are u32 and others f32, as libllama reads them."""
-    if isinstance(value, bool):
+    if isinstance(value, tuple):
+        writer.add_array(key, list(value))
+    elif isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
         writer.add_uint32(key, value)

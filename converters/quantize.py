@@ -72,7 +72,7 @@ def encode_rows(tensor: TensorPlan, first: int, last: int, kind: str) -> bytes:
     import numpy as np
 
     rows = tensor.rows(first, last)
-    name = tensor.source.name if tensor.source else tensor.name
+    name = tensor.shown_name
     if not np.isfinite(rows).all():
         raise BrokenCheckpoint(
             f"tensor {name!r} has values that are not finite numbers, in rows {first} to {last - 1}",

@@ -9,82 +9,52 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
-from converters.checkpoint import ITEM_BYTES, Checkpoint, SourceTensor
-from converters.errors import BrokenCheckpoint, ConvertError, UnsupportedModel
+from converters.checkpoint import ITEM_BYTES, Checkpoint, Source
+from converters.errors import BrokenCheckpoint, UnsupportedModel
+from converters.families.rules import Rule, TensorPlan, interleave_halves
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+__all__ = [
+    "FAMILIES",
+    "Facts",
+    "Family",
+    "Keys",
+    "ModelPlan",
+    "Rule",
+    "TensorPlan",
+    "Value",
+    "interleave_halves",
+    "plan_model",
+]
 
-    F32 = npt.NDArray[np.float32]
-
-__all__ = ["FAMILIES", "Family", "ModelPlan", "Rule", "TensorPlan", "interleave_halves", "plan_model"]
-
-FAMILIES: Mapping[str, str] = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama"}
+FAMILIES: Mapping[str, str] = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+}
 """The name in config.architectures → the module in this package."""
-MODEL_TYPES: Mapping[str, str] = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+MODEL_TYPES: Mapping[str, str] = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+}
 """config.model_type → architecture, for folders whose config has no `architectures`."""
 
-Transform = Callable[["F32", int], "F32"]
-"""Gets a block of rows and the family's number for it (for `interleave_halves`: the head size)."""
-
-
-def interleave_halves(rows: F32, head_dim: int) -> F32:
-    """Reorder the rows of each head from (first half, second half) to adjacent pairs.
-
-    Hugging Face rotates element i of a head with element i + head_dim/2; ggml's NORM rope rotates 2i with 2i + 1. So row i goes to 2i
-    and row i + head_dim/2 to 2i + 1. ROWS is (n · head_dim, …): a weight or a bias. Source: `LlamaModel.permute` in llama.cpp's
-    converter and GGML_ROPE_TYPE_NORMAL in ggml.h.
-    """
-    heads = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])  # (head, half, i, columns)
-    return heads.swapaxes(1, 2).reshape(rows.shape)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """One tensor of the GGUF file: the name there, the name in the checkpoint, the sizes by name, what is done to it.
-
-    `{i}` in the names stands for the layer. `when` names a fact of the configuration that must hold for the tensor to be there.
-    """
-
-    target: str
-    source: str
-    shape: tuple[str, ...]
-    transform: Transform | None = None
-    when: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorPlan:
-    """One tensor to write: `shape` in numpy's order; the data comes from `source` or is `constant`.
-
-    A transform works on blocks of `block_rows` rows, so a large tensor can be read in slabs.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    source: SourceTensor | None = None
-    constant: F32 | None = None
-    transform: Transform | None = None
-    block_rows: int = 1
-
-    def rows(self, first: int, last: int) -> F32:
-        """Return the finished rows FIRST to LAST; both must be multiples of `block_rows` (or the end)."""
-        if self.constant is not None:
-            return self.constant[first:last]
-        assert self.source is not None  # noqa: S101 - one of the two is always there
-        rows = self.source.rows(first, last)
-        return self.transform(rows, self.block_rows) if self.transform else rows
+Value = int | float | str | bool | tuple[int, ...] | tuple[float, ...] | tuple[bool, ...]
+"""What a key of a GGUF file can hold here; a tuple becomes an array, one value for each layer."""
+Keys = dict[str, Value]
+Warnings = tuple[tuple[str, str], ...]
+"""(code, message) pairs: things that the result does less well than the source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
     """What the GGUF file will hold: its keys, its tensors in their order, and what was changed on the way.
 
-    `warnings` are (code, message) pairs: things that the result does less well than the source.
+    `pooling` ("mean", "cls", "last") makes it an embedding model, None a language model. `window` is the sliding window, in tokens, of
+    layers that have one in the runtime too. `gaps` says whether positions may jump, which layers with a state of their own (short
+    convolutions) do not take. `kv_heads` is the largest of all layers.
     """
 
     architecture: str
@@ -94,21 +64,17 @@ class ModelPlan:
     context: int
     vocab_size: int
     tied: bool
-    keys: Mapping[str, int | float | str | bool]
+    keys: Mapping[str, Value]
     tensors: tuple[TensorPlan, ...]
-    warnings: tuple[tuple[str, str], ...] = ()
+    warnings: Warnings = ()
+    pooling: str | None = None
+    window: int | None = None
+    gaps: bool = True
 
     @property
     def parameters(self) -> int:
         """The number of weights of the model, computed tensors not counted."""
-        total = 0
-        for tensor in self.tensors:
-            if tensor.constant is None:
-                count = 1
-                for dim in tensor.shape:
-                    count *= dim
-                total += count
-        return total
+        return sum(tensor.elements for tensor in self.tensors if tensor.constant is None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +82,8 @@ class Family:
     """The facts of a family.
 
     `read` checks the configuration and returns the sizes by name, the facts for `Rule.when` and everything but the tensors;
-    `ignored` are patterns of checkpoint tensors that carry nothing.
+    `ignored` are patterns of checkpoint tensors that carry nothing; of `prefixes`, the first that names in the checkpoint begin with
+    is `{p}` in the rules; `aliases` are (pattern, replacement) pairs for older names of tensors, applied to each name.
     """
 
     architecture: str
@@ -125,11 +92,16 @@ class Family:
     per_layer: tuple[Rule, ...]
     once_after: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ("",)
+    aliases: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a family reads from a configuration."""
+    """What a family reads from a configuration; `layer_facts` are those of single layers, `skip` names tensors that are not needed.
+
+    `head_dim` is the number that transforms get. The rest is as in `ModelPlan`.
+    """
 
     sizes: Mapping[str, int]
     facts: frozenset[str]
@@ -138,10 +110,14 @@ class Facts:
     heads: int
     kv_heads: int
     context: int
-    keys: Mapping[str, int | float | str | bool]
+    keys: Mapping[str, Value]
     constants: tuple[TensorPlan, ...] = ()
     skip: tuple[str, ...] = ()
-    warnings: tuple[tuple[str, str], ...] = field(default=())
+    warnings: Warnings = ()
+    layer_facts: tuple[frozenset[str], ...] = ()
+    pooling: str | None = None
+    window: int | None = None
+    gaps: bool = True
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
@@ -173,10 +149,10 @@ def plan_model(checkpoint: Checkpoint) -> ModelPlan:
     UnsupportedModel and BrokenCheckpoint list the names.
     """
     family = family_of(checkpoint)
+    checkpoint = replace(checkpoint, tensors=current_names(checkpoint.tensors, family.aliases))
     facts = family.read(checkpoint)
-    rules = list(expand(family, facts))
-    check_names(checkpoint, family, facts, [source for _, _, source in rules])
-    tensors = [plan_tensor(checkpoint, facts, rule, target, source) for rule, target, source in rules]
+    wanted = list(expand(family, facts, prefix_of(family, checkpoint.tensors)))
+    check_names(checkpoint, family, facts, [source for item in wanted for source in item.sources])
     return ModelPlan(
         architecture=family.architecture,
         layers=facts.layers,
@@ -186,28 +162,57 @@ def plan_model(checkpoint: Checkpoint) -> ModelPlan:
         vocab_size=facts.sizes["vocab"],
         tied="untied" not in facts.facts,
         keys=facts.keys,
-        tensors=(*facts.constants, *tensors),
+        tensors=(*facts.constants, *(plan_tensor(checkpoint, facts, item) for item in wanted)),
         warnings=facts.warnings,
+        pooling=facts.pooling,
+        window=facts.window,
+        gaps=facts.gaps,
     )
 
 
-def expand(family: Family, facts: Facts) -> Iterable[tuple[Rule, str, str]]:
-    """Yield each rule that applies, with its target and source names filled in."""
-    for rule in family.once_before:
-        if applies(rule, facts):
-            yield rule, rule.target, rule.source
+def current_names(tensors: Mapping[str, Source], aliases: tuple[tuple[str, str], ...]) -> Mapping[str, Source]:
+    """Return TENSORS under the names in use today; raises BrokenCheckpoint where two become one."""
+    found: dict[str, Source] = {}
+    for name, tensor in tensors.items():
+        current = name
+        for pattern, replacement in aliases:
+            current = re.sub(pattern, replacement, current)
+        if current in found:
+            raise BrokenCheckpoint(f"the checkpoint has the tensor {current!r} twice, also as {name!r}")
+        found[current] = tensor
+    return found
+
+
+def prefix_of(family: Family, tensors: Mapping[str, Source]) -> str:
+    """Return the first prefix of FAMILY that names in TENSORS begin with."""
+    return next((item for item in family.prefixes if any(name.startswith(item) for name in tensors)), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A rule with its names filled in: one tensor of the file, and the tensors of the checkpoint that it is made of."""
+
+    rule: Rule
+    target: str
+    sources: tuple[str, ...]
+
+
+def expand(family: Family, facts: Facts, prefix: str) -> Iterable[Wanted]:
+    """Yield each tensor that applies, in the order of the file."""
+    experts = facts.sizes.get("experts", 0)
+
+    def fill(rules: Iterable[Rule], layer: int | None) -> Iterable[Wanted]:
+        held = facts.facts | (facts.layer_facts[layer] if layer is not None and facts.layer_facts else frozenset())
+        for rule in rules:
+            if rule.when is None or rule.when in held:
+                each = range(experts) if "{e}" in rule.source else range(1)
+                sources = tuple(rule.source.format(i=layer, p=prefix, e=expert) for expert in each)
+                yield Wanted(rule=rule, target=rule.target.format(i=layer), sources=sources)
+
+    yield from fill(family.once_before, None)
     for layer in range(facts.layers):
-        for rule in family.per_layer:
-            if applies(rule, facts):
-                yield rule, rule.target.format(i=layer), rule.source.format(i=layer)
-    for rule in family.once_after:
-        if applies(rule, facts):
-            yield rule, rule.target, rule.source
-
-
-def applies(rule: Rule, facts: Facts) -> bool:
-    """Whether the tensor of RULE is part of this model."""
-    return rule.when is None or rule.when in facts.facts
+        yield from fill(family.per_layer, layer)
+    yield from fill(family.once_after, None)
 
 
 def check_names(checkpoint: Checkpoint, family: Family, facts: Facts, wanted: list[str]) -> None:
@@ -232,53 +237,42 @@ def names(items: list[str]) -> str:
     return ", ".join(repr(item) for item in items[:6]) + (f" and {len(items) - 6} more" if len(items) > 6 else "")
 
 
-def plan_tensor(checkpoint: Checkpoint, facts: Facts, rule: Rule, target: str, source: str) -> TensorPlan:
-    """Return the plan of one tensor after checking its shape and dtype."""
-    tensor = checkpoint.tensors[source]
+def plan_tensor(checkpoint: Checkpoint, facts: Facts, item: Wanted) -> TensorPlan:
+    """Return the plan of one tensor after checking the shapes and dtypes of its sources."""
+    rule = item.rule
     shape = tuple(facts.sizes[size] for size in rule.shape)
-    if tensor.shape != shape:
+    stacked = "{e}" in rule.source
+    first_row = facts.sizes[rule.skip_rows] if rule.skip_rows else 0
+    expected = tuple(facts.sizes[size] for size in rule.squeezed) if rule.squeezed else shape[1:] if stacked else shape
+    if rule.transposed:
+        expected = expected[::-1]
+    if first_row:
+        expected = (expected[0] + first_row, *expected[1:])
+    sources = tuple(checkpoint.tensors[source] for source in item.sources)
+    for source in sources:
+        check_source(source, expected)
+    block = shape[0] if rule.transposed else facts.head_dim if rule.transform else 1
+    return TensorPlan(
+        name=item.target,
+        shape=shape,
+        sources=sources,
+        transform=rule.transform,
+        block_rows=block,
+        transposed=rule.transposed,
+        stacked=stacked,
+        first_row=first_row,
+    )
+
+
+def check_source(source: Source, expected: tuple[int, ...]) -> None:
+    """Raise unless SOURCE has the shape EXPECTED and a dtype that can be read."""
+    if source.shape != expected:
         raise BrokenCheckpoint(
-            f"tensor {source!r} has the shape {list(tensor.shape)}, and config.json makes it {list(shape)}",
+            f"tensor {source.name!r} has the shape {list(source.shape)}, and config.json makes it {list(expected)}",
             hint="weights and config.json are not of the same model",
         )
-    if tensor.dtype not in ITEM_BYTES:
+    if source.dtype not in ITEM_BYTES:
         raise UnsupportedModel(
-            f"tensor {source!r} is stored as {tensor.dtype}, and {', '.join(sorted(ITEM_BYTES))} can be read",
+            f"tensor {source.name!r} is stored as {source.dtype}, and {', '.join(sorted(ITEM_BYTES))} can be read",
             hint="convert the full-precision model it was made from",
         )
-    block = facts.head_dim if rule.transform else 1
-    return TensorPlan(name=target, shape=shape, source=tensor, transform=rule.transform, block_rows=block)
-
-
-COPY_CONFIG = "copy the config.json of the model again"
-
-
-def integer(config: Mapping[str, Any], key: str, default: int | None = None, *, most: int = 1 << 31) -> int:
-    """Return the positive integer KEY of a configuration; DEFAULT where it is absent or null."""
-    value = config.get(key)
-    if value is None:
-        if default is None:
-            raise BrokenCheckpoint(f"config.json has no {key!r}", hint=COPY_CONFIG)
-        return default
-    if type(value) is not int or not 1 <= value <= most:
-        raise BrokenCheckpoint(
-            f"config.json has {key} {value!r}, and a whole number from 1 to {most} is needed", hint=COPY_CONFIG
-        )
-    return value
-
-
-def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """Return the positive finite number KEY of a configuration; DEFAULT where it is absent or null."""
-    value = config.get(key)
-    if value is None:
-        if default is None:
-            raise BrokenCheckpoint(f"config.json has no {key!r}", hint=COPY_CONFIG)
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-        raise BrokenCheckpoint(f"config.json has {key} {value!r}, and a positive number is needed", hint=COPY_CONFIG)
-    return float(value)
-
-
-def refuse(what: str, hint: str) -> ConvertError:
-    """Return the error for a setting that no converter here can carry over."""
-    return UnsupportedModel(what, hint=hint)
