@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.families import ModelPlan, Value
 from converters.quantmap import QuantMap
-from converters.tokenizer import Vocabulary
+from converters.tokenizer import Vocabulary, add_vocabulary
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -123,27 +123,3 @@ def add_value(writer: GGUFWriter, key: str, value: Value) -> None:
         writer.add_float32(key, value)
     else:
         writer.add_string(key, value)
-
-
-def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
-    """Add the tokenizer's keys; whether BOS and EOS are added is written down, because libllama's defaults depend on `pre`."""
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(list(vocabulary.tokens))
-    writer.add_token_types(list(vocabulary.types))
-    writer.add_token_merges(list(vocabulary.merges))
-    special = {"bos": vocabulary.bos, "eos": vocabulary.eos, "unknown": vocabulary.unk, "padding": vocabulary.pad}
-    special |= {"eot": vocabulary.eot, "eom": vocabulary.eom}
-    for name, token in special.items():
-        if token is not None:
-            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
-    writer.add_add_bos_token(vocabulary.add_bos)
-    writer.add_add_eos_token(vocabulary.add_eos)
-    if vocabulary.normalizer:
-        writer.add_string("edgeai.tokenizer.normalizer", vocabulary.normalizer)
-    if vocabulary.chat_template:
-        writer.add_string("tokenizer.chat_template", vocabulary.chat_template)
-    for name, template in sorted(vocabulary.named_templates.items()):
-        writer.add_string(f"tokenizer.chat_template.{name}", template)
-    if vocabulary.named_templates:
-        writer.add_array("tokenizer.chat_templates", sorted(vocabulary.named_templates))

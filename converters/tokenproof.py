@@ -206,6 +206,8 @@ def probe_vocabulary(vocabulary: Vocabulary, letters: list[str], pairs: list[str
         pad=None,
         eot=None,
         eom=None,
+        before=(),
+        after=(),
         add_bos=False,
         add_eos=False,
         chat_template=None,

@@ -1,0 +1,112 @@
+"""Read the tokenizer of a checkpoint: find its kind, and put together what the kind and the named tokens say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from converters.checkpoint import Checkpoint
+from converters.errors import UnsupportedModel
+from converters.tokenizer.bytelevel import byte_level
+from converters.tokenizer.kind import Kind
+from converters.tokenizer.source import check_ids, read_spec
+from converters.tokenizer.special import Warnings, chat_templates, ends_of, flags_differ, named_ids, stop_tokens
+from converters.tokenizer.table import add_tokens, check_size, pad
+from converters.tokenizer.vocabulary import Vocabulary
+
+__all__ = ["read_vocabulary"]
+
+Reader = Callable[[Mapping[str, Any], Warnings], Kind]
+
+
+def read_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> Vocabulary:
+    """Return the vocabulary of CHECKPOINT, padded to VOCAB_SIZE.
+
+    Raises UnsupportedModel for a tokenizer that is not known, BrokenCheckpoint for one that is damaged or of another model.
+    """
+    spec = read_spec(checkpoint)
+    warnings: Warnings = []
+    kind = reader_of(spec)(spec, warnings)
+    special = named_ids(checkpoint, spec, warnings)
+    table = dict(kind.table)
+    add_tokens(table, spec)
+    real_size = check_size(table, vocab_size)
+    tokens, types = pad(table, vocab_size)
+    check_ids(spec)
+    named_eos = special["eos_token"]
+    ends = surround(checkpoint, kind, ends_of(spec), special, warnings)
+    eos, eot, eom, stops = stop_tokens(checkpoint, special["eos_token"], named_eos, tokens, types, warnings)
+    if eos is None and not kind.embeds:
+        raise UnsupportedModel(
+            f"nothing says which token ends a text: no eos_token and no eos_token_id in {str(checkpoint.path)!r}",
+            hint="name an eos_token in tokenizer_config.json",
+        )
+    default, named = chat_templates(checkpoint)
+    scores = kind.scores
+    return Vocabulary(
+        model=kind.model,
+        pre=kind.pre,
+        tokens=tokens,
+        types=types,
+        merges=kind.merges,
+        scores=None if scores is None else tuple(scores.get(token, kind.other_score) for token in range(len(tokens))),
+        real_size=real_size,
+        bos=special["bos_token"],
+        eos=eos,
+        unk=special["unk_token"],
+        pad=special["pad_token"],
+        sep=special["sep_token"],
+        cls=special["cls_token"],
+        mask=special["mask_token"],
+        eot=eot,
+        eom=eom,
+        stop_ids=stops,
+        normalizer=kind.normalizer,
+        chat_template=default,
+        named_templates=named,
+        spec=spec,
+        warnings=tuple(warnings),
+        **ends,
+        **kind.fields,
+    )
+
+
+def reader_of(spec: Mapping[str, Any]) -> Reader:
+    """Return the function that reads the kind of tokenizer that SPEC is."""
+    model = spec["model"]
+    name = model.get("type") or ("BPE" if "merges" in model else None)
+    if name != "BPE":
+        raise UnsupportedModel(f"the tokenizer model {name!r} is not known", hint="known: BPE (byte-level)")
+    if model.get("byte_fallback"):
+        raise UnsupportedModel("the tokenizer is SentencePiece-style BPE (byte_fallback)", hint="known: byte-level BPE")
+    return byte_level
+
+
+def surround(
+    checkpoint: Checkpoint,
+    kind: Kind,
+    ends: tuple[tuple[int, ...], tuple[int, ...]],
+    special: dict[str, int | None],
+    warnings: Warnings,
+) -> dict[str, Any]:
+    """Return the fields about ids around a text; the names of SPECIAL are set to them where the runtime looks there.
+
+    libllama puts at most one id before a text, that of BOS, and one after it: EOS, or SEP for WordPiece.
+    """
+    before, after = ends
+    last = "sep_token" if kind.model == "bert" else "eos_token"
+    if len(before) > 1 or len(after) > 1:
+        raise UnsupportedModel(
+            f"the tokenizer's post_processor puts {list(before)} before a text and {list(after)} after it",
+            hint="known: nothing, one token before, one token after",
+        )
+    for name, ids in (("bos_token", before), (last, after)):
+        if ids and special[name] not in (None, ids[0]):
+            message = (
+                f"the tokenizer puts the token {ids[0]} where its {name} is {special[name]}: the file names the former"
+            )
+            warnings.append(("tokenizer-ends", message))
+        special[name] = ids[0] if ids else special[name]
+    add_bos, add_eos = bool(before), bool(after) and kind.model != "bert"
+    flags_differ(checkpoint, {"add_bos_token": add_bos, "add_eos_token": add_eos}, warnings)
+    return {"before": before, "after": after, "add_bos": add_bos, "add_eos": add_eos}

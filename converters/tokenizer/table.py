@@ -1,0 +1,82 @@
+"""Which id has which text and type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from converters.errors import BrokenCheckpoint, UnsupportedModel
+from converters.tokenizer.source import AGAIN
+from converters.tokenizer.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
+
+__all__ = ["Table", "add_tokens", "check_size", "pad", "vocab_table"]
+
+Table = dict[int, tuple[str, int]]
+"""id → (text, type)."""
+
+
+def vocab_table(model: Mapping[str, Any]) -> Table:
+    """Return the table of a tokenizer.json model whose vocabulary is token → id, all of them ordinary."""
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or not all(type(token) is int and token >= 0 for token in vocab.values()):
+        raise BrokenCheckpoint("tokenizer.json has no vocabulary of token → id", hint=AGAIN)
+    table = {token: (text, NORMAL) for text, token in vocab.items()}
+    if len(table) != len(vocab):
+        raise BrokenCheckpoint("tokenizer.json gives one id to two tokens", hint=AGAIN)
+    return table
+
+
+def add_tokens(table: Table, spec: Mapping[str, Any]) -> None:
+    """Put the added tokens of SPEC into TABLE, where they stand or behind it."""
+    for item in spec["added_tokens"]:
+        table[check_added(item, table)] = (str(item["content"]), CONTROL if item.get("special") else USER_DEFINED)
+
+
+def check_added(item: Any, table: Table) -> int:
+    """Return the id of one added token after checking what it does to the text around it."""
+    if not isinstance(item, dict) or type(item.get("id")) is not int or item["id"] < 0 or not item.get("content"):
+        raise BrokenCheckpoint(f"tokenizer.json has the added token {item!r}", hint=AGAIN)
+    token, text = int(item["id"]), str(item["content"])
+    if token in table and table[token][0] != text:
+        raise BrokenCheckpoint(
+            f"the added token {text!r} has the id {token}, which is {table[token][0]!r} in the vocabulary"
+        )
+    for option in ("lstrip", "rstrip", "single_word"):
+        if item.get(option):
+            raise UnsupportedModel(
+                f"the added token {text!r} has {option}, which the runtime cannot do",
+                hint=f"save the tokenizer with {option} false",
+            )
+    return token
+
+
+def check_size(table: Table, vocab_size: int) -> int:
+    """Return the number of ids that the tokenizer can give; raises BrokenCheckpoint when the model has fewer."""
+    real_size = max(table) + 1
+    if real_size > vocab_size:
+        raise BrokenCheckpoint(
+            f"the tokenizer gives ids up to {real_size - 1} ({table[real_size - 1][0]!r}), and config.json has vocab_size {vocab_size}",
+            hint="tokens were added without model.resize_token_embeddings(): resize and save the model again",
+        )
+    return real_size
+
+
+def pad(table: Table, vocab_size: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the texts and the types of all VOCAB_SIZE ids; those that no token has are unused."""
+    taken = {text for text, _ in table.values()}
+    if len(taken) != len(table):
+        raise BrokenCheckpoint("the tokenizer has one text under two ids", hint=AGAIN)
+    for token in range(vocab_size):
+        if token not in table:
+            table[token] = (padding_text(token, taken), UNUSED)
+    ordered = [table[token] for token in range(vocab_size)]
+    return tuple(text for text, _ in ordered), tuple(kind for _, kind in ordered)
+
+
+def padding_text(token: int, taken: set[str]) -> str:
+    """Return a text for an id that no token has; libllama wants each text once."""
+    text = f"[PAD{token}]"
+    while text in taken:
+        text = f"[{text}]"
+    taken.add(text)
+    return text
