@@ -125,7 +125,7 @@ def norm_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 def norm_of_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     def change(plan: ModelPlan) -> ModelPlan:
         ones = np.ones(64, np.float32)
-        made = [replace(t, source=None, constant=ones) if t.name == "output_norm.weight" else t for t in plan.tensors]
+        made = [replace(t, sources=(), constant=ones) if t.name == "output_norm.weight" else t for t in plan.tensors]
         return replace(plan, tensors=tuple(made))
 
     planned(monkeypatch, change)
@@ -282,7 +282,7 @@ def test_a_wrong_rope_is_found_and_the_right_one_passes_at_the_context_of_real_m
     original = family.rope
     for mistake in mistakes:
         wrong = {"rope_parameters": settings | mistake, "max_position_embeddings": 131072}
-        monkeypatch.setattr(family, "rope", lambda _config, size, context, wrong=wrong: original(wrong, size, context))
+        monkeypatch.setattr(family, "rope", lambda _config, *args, wrong=wrong, **kw: original(wrong, *args, **kw))
         with pytest.raises(ProofFailed, match="tokens apart"):
             convert(folder, tmp_path / "wrong.gguf", "f32")
     assert not (tmp_path / "wrong.gguf").exists()
