@@ -1,7 +1,7 @@
 """Convert: look, write under a temporary name, prove, rename. A straight list; no step reaches back.
 
-    source → checkpoint → family → tokenizer → types → [proof of the vocabulary] → write F32 → prove it against torch
-           → write the quantized file → prove it against the same logits → rename → passport
+    source → checkpoint → family → tokenizer → types → [proof of the vocabulary] → write → write F32 → prove that against torch
+           → prove the file against the same logits → rename → passport
 
 The unquantized file is what the exact proof is made on; it is removed afterwards (or is the result, for --quant f32).
 """
@@ -30,7 +30,7 @@ from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
 from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, OutputError, ProofFailed, UsageError
-from edgeai.evaluation.passport import Proof, check_scratch
+from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice
 from edgeai.evaluation.prompts import scratch_bytes
 from edgeai.types import Notice, Progress, Report, Row, no_progress
 
@@ -46,7 +46,11 @@ Notify = Callable[[Notice], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """A finished, proved conversion: the object that `edgeai convert --json` prints."""
+    """A finished, proved conversion: the object that `edgeai convert --json` prints.
+
+    `peak_rss_bytes` is the memory of the conversion itself, and `proof_peak_rss_bytes` that of the largest process of the proof,
+    which runs the source in torch; `timings` keep the two apart as well (`proof_s`).
+    """
 
     path: Path
     bytes: int
@@ -57,6 +61,7 @@ class Conversion:
     report: Report
     timings: Mapping[str, float]
     peak_rss_bytes: int
+    proof_peak_rss_bytes: int
     warnings: tuple[Notice, ...] = ()
     format: str = "gguf"
 
@@ -73,6 +78,7 @@ class Conversion:
             "report": self.report.to_dict(),
             "timings": {name: round(value, 4) for name, value in self.timings.items()},
             "peak_rss_bytes": self.peak_rss_bytes,
+            "proof_peak_rss_bytes": self.proof_peak_rss_bytes,
             "warnings": [asdict(notice) for notice in self.warnings],
         }
 
@@ -90,6 +96,7 @@ class Job:
     notify: Notify
     notices: list[Notice] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    peak_rss_bytes: int = 0
 
     def say(self, code: str, message: str) -> None:
         """Record a notice and pass it on at once: under --strict that ends the work before it starts."""
@@ -176,7 +183,8 @@ def convert(
         sha256=digest,
         report=report,
         timings=job.timings,
-        peak_rss_bytes=peak_rss_bytes(),
+        peak_rss_bytes=job.peak_rss_bytes,
+        proof_peak_rss_bytes=max(peak_rss_bytes(), peak_rss_bytes(children=True)),
         warnings=tuple(job.notices),
     )
 
@@ -205,6 +213,8 @@ def preflight(
     )
     for code, message in (*plan.warnings, *vocabulary.warnings, *filter(None, [quantmap.warning()])):
         job.say(code, message)
+    if (notice := no_torch_notice(plan)) is not None:
+        job.say(notice.code, notice.message)
     job.timings["preflight_s"] = time.perf_counter() - began
     return job
 
@@ -226,31 +236,34 @@ def check_disk(output: Path, plan: ModelPlan, quantmap: QuantMap) -> None:
 
 
 def write_and_prove(job: Job, out: OutputFile, path: Path) -> tuple[Path, Report, dict[str, str]]:
-    """Write the export to PATH and prove it, then the quantized file; return the file, the report and the source's hashes."""
-    with Proof(checkpoint=job.checkpoint, plan=job.plan, vocabulary=job.vocabulary, progress=job.progress) as proof:
+    """Write the file to PATH, then prove it beside an unquantized export; return the file, the report and the source's hashes."""
+    with job.step("hash"):
+        hashes = job.checkpoint.hashes(lambda done, total: job.progress("hashing the source", done, total, "B"))
+    extra = manifest.file_keys(job.checkpoint, job.plan, job.quantmap.quant, manifest.chain(hashes), __version__)
+    with job.step("write"):
+        write(job, path, job.quantmap, extra)
+    job.peak_rss_bytes = peak_rss_bytes()
+    with (
+        job.step("proof"),
+        Proof(checkpoint=job.checkpoint, plan=job.plan, vocabulary=job.vocabulary, progress=job.progress) as proof,
+    ):
+        export = path
+        if job.quantmap.quant != "F32":
+            export = out.temporary()
+            write(job, export, plan_types(job.plan, "F32"), extra)
+        report = Report(rows=tuple(proof.export(export)))
+        if export != path:
+            out.discard(export)
+            if report.ok:
+                said = {row.name for row in report.rows}
+                rows = proof.quantized(path, QUANTS[job.quantmap.quant])
+                report = report.plus(row for row in rows if not row.ok or row.name not in said).plus(
+                    [share(job.quantmap)]
+                )
         for notice in proof.notices:
-            job.say(notice.code, notice.message)
-        said = len(proof.notices)
-        with job.step("hash"):
-            hashes = job.checkpoint.hashes(lambda done, total: job.progress("hashing the source", done, total, "B"))
-        extra = manifest.file_keys(job.checkpoint, job.plan, job.quantmap.quant, manifest.chain(hashes), __version__)
-        with job.step("write"):
-            write(job, path, plan_types(job.plan, "F32"), extra)
-        with job.step("prove"):
-            report = Report(rows=tuple(proof.export(path)))
-        for notice in proof.notices[said:]:
-            job.say(notice.code, notice.message)
-        if job.quantmap.quant == "F32" or not report.ok:
-            return path, report, hashes
-        said_before = {row.name for row in report.rows}
-        out.discard(path)
-        path = out.temporary()
-        with job.step("quantize"):
-            write(job, path, job.quantmap, extra)
-        with job.step("prove"):
-            rows = proof.quantized(path, QUANTS[job.quantmap.quant])
-            report = report.plus(row for row in rows if not row.ok or row.name not in said_before)
-        return path, report.plus([share(job.quantmap)]), hashes
+            if notice not in job.notices:  # that torch is absent was said before the work
+                job.say(notice.code, notice.message)
+    return path, report, hashes
 
 
 def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, str]) -> None:
@@ -365,11 +378,11 @@ def cannot_write(job: Job, error: OSError) -> DoesNotFit | OutputError:
     return OutputError(f"{str(job.output)!r} cannot be written: {error.strerror or error}")
 
 
-def peak_rss_bytes() -> int:
-    """Return the largest memory of this process or of one of its children, in bytes; 0 where the system does not say."""
+def peak_rss_bytes(*, children: bool = False) -> int:
+    """Return the largest memory of this process, or of one of its children, in bytes; 0 where the system does not say."""
     try:
         import resource
     except ImportError:  # Windows
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return unit * resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss

@@ -35,7 +35,7 @@ from edgeai.types import Message, Notice, Progress, Report, Row, no_progress
 if TYPE_CHECKING:
     from edgeai.evaluation.score import Agreement, Logits
 
-__all__ = ["LIMITS", "Limit", "Proof", "check_scratch", "prove"]
+__all__ = ["LIMITS", "Limit", "Proof", "check_scratch", "no_torch_notice", "prove"]
 
 TORCH_CHILD = Path(__file__).with_name("torch_child.py")
 MEMORY_FACTOR = 1.3
@@ -101,10 +101,8 @@ class Proof:
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="edgeai-proof-")
         self._prompts = choose_prompts(self.plan, self.vocabulary)
-        reason = no_torch(self.plan)
-        if reason:
-            message = f"the reference of the proof is the unquantized export in the runtime, not torch: {reason}"
-            self.notices.append(Notice(code="no-torch-reference", message=message))
+        if (notice := no_torch_notice(self.plan)) is not None:
+            self.notices.append(notice)
         else:
             self._torch = Child(TORCH_CHILD, self._request(), what="running the source model in torch")
         return self
@@ -286,6 +284,14 @@ class Proof:
 def at_most(name: str, value: float, limit: float) -> Row:
     """Return the row of a value that must be below LIMIT; one that is not a number is not."""
     return Row(name=name, value=value, limit=f"< {limit:.2g}", ok=value < limit)
+
+
+def no_torch_notice(plan: ModelPlan) -> Notice | None:
+    """Return the notice that torch is not the reference here, or None when it is."""
+    if not (reason := no_torch(plan)):
+        return None
+    message = f"the reference of the proof is the unquantized export in the runtime, not torch: {reason}"
+    return Notice(code="no-torch-reference", message=message)
 
 
 def no_torch(plan: ModelPlan) -> str | None:

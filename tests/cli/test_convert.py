@@ -79,6 +79,7 @@ def test_json_is_one_object_with_the_promised_keys(folder: Path) -> None:
         "report",
         "timings",
         "peak_rss_bytes",
+        "proof_peak_rss_bytes",
         "warnings",
     }
     assert done.keys() == keys
