@@ -106,9 +106,9 @@ def finish_header(writer: GGUFWriter) -> None:
 
 
 def add_keys(writer: GGUFWriter, architecture: str, keys: Extra) -> None:
-    """Add KEYS under the name of the architecture."""
+    """Add KEYS under the name of the architecture, but those of the tokenizer that depend on the model under their own."""
     for key, value in keys.items():
-        add_value(writer, f"{architecture}.{key}", value)
+        add_value(writer, key if key.startswith("tokenizer.") else f"{architecture}.{key}", value)
 
 
 def add_value(writer: GGUFWriter, key: str, value: Value) -> None:

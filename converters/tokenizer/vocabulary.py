@@ -86,7 +86,6 @@ class Vocabulary:
     precompiled_charsmap: bytes | None = None
     lowercase: bool | None = None
     strip_accents: bool | None = None
-    token_type_count: int | None = None
     stop_ids: tuple[int, ...]
     normalizer: str | None
     chat_template: str | None
@@ -161,8 +160,6 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_token_types(list(vocabulary.types))
     if vocabulary.model == "gpt2":
         writer.add_token_merges(list(vocabulary.merges))
-    if vocabulary.token_type_count is not None:
-        writer.add_token_type_count(vocabulary.token_type_count)
     for name, key in SPECIAL_KEYS.items():
         token = getattr(vocabulary, name)
         if token is not None:
