@@ -37,21 +37,26 @@ def run(*command: str | Path, **env: str) -> None:
     subprocess.run([str(part) for part in command], check=True, env={**os.environ, **env}, stdout=sys.stderr)
 
 
-def llama_bench() -> Path:
-    """Return the path of llama-bench, built if it is not there."""
+def llama_sources() -> Path:
+    """Return the folder of llama.cpp's sources, unpacked if they are not there."""
     home = folder() / LLAMA
-    binary = home / "build" / "bin" / "llama-bench"
-    if binary.exists():
-        return binary
-    home.mkdir(parents=True, exist_ok=True)
-    run(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--dest", home, LLAMA)
-    with tarfile.open(next(home.glob("*.tar.gz"))) as sdist:
-        sdist.extractall(home, filter="data")
-    source = next(home.glob("llama_cpp_python-*/vendor/llama.cpp"))
-    flags = native_flags()
-    run("cmake", "-S", source, "-B", home / "build", "-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF",
-        f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}")  # fmt: skip
-    run("cmake", "--build", home / "build", "--target", "llama-bench", "-j", str(os.cpu_count() or 1))
+    if not list(home.glob("llama_cpp_python-*")):
+        home.mkdir(parents=True, exist_ok=True)
+        run(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--dest", home, LLAMA)
+        with tarfile.open(next(home.glob("*.tar.gz"))) as sdist:
+            sdist.extractall(home, filter="data")
+    return next(home.glob("llama_cpp_python-*/vendor/llama.cpp"))
+
+
+def llama_tool(name: str) -> Path:
+    """Return the path of a program of llama.cpp (llama-bench, llama-quantize, llama-imatrix), built if it is not there."""
+    build = folder() / LLAMA / "build"
+    binary = build / "bin" / name
+    if not binary.exists():
+        source, flags = llama_sources(), native_flags()
+        run("cmake", "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF",
+            f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}")  # fmt: skip
+        run("cmake", "--build", build, "--target", name, "-j", str(os.cpu_count() or 1))
     return binary
 
 
@@ -66,4 +71,4 @@ def llm() -> Path:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"llama_bench": str(llama_bench()), "llm": str(llm())}))
+    print(json.dumps({"llama_bench": str(llama_tool("llama-bench")), "llm": str(llm())}))

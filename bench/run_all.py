@@ -15,7 +15,7 @@ def main() -> None:
     """Run the scripts one after another; each writes its own file in results/."""
     for script, *arguments in (
         ("cold_start.py", "--llm", str(peers.llm())),
-        ("speed.py", "--llama-bench", str(peers.llama_bench())),
+        ("speed.py", "--llama-bench", str(peers.llama_tool("llama-bench"))),
     ):
         subprocess.run([sys.executable, str(HERE / script), *arguments], check=True)
 
