@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,20 @@ def test_the_same_source_gives_the_same_bytes(folder: Path, tmp_path: Path) -> N
     other = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
     first, second = (pipeline.convert(path, None, "q8_0").sha256 for path in (folder, other))
     assert first == second
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_threads_and_the_working_folder_change_no_byte_and_leave_no_trace(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = pipeline.convert(folder, tmp_path / "one.gguf", "q4_k_m")
+    monkeypatch.chdir(folder.parent)
+    facts = pipeline.cpu_facts()
+    monkeypatch.setattr(pipeline, "cpu_facts", lambda: replace(facts, threads=facts.threads + 5))
+    again = pipeline.convert(Path(folder.name), Path("two.gguf"), "q4_k_m")
+    assert again.sha256 == done.sha256
+    data = done.path.read_bytes()
+    assert not any(str(part).encode() in data for part in (folder, folder.name, tmp_path, Path.home()))
 
 
 @pytest.mark.usefixtures("no_torch")
