@@ -37,6 +37,7 @@ SIDE_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "modules.json",
     INDEX,
 )
 """Files beside the weights that decide what the converted model is; their hashes are part of the lineage."""
@@ -143,6 +144,8 @@ class Checkpoint:
     def files(self) -> tuple[Path, ...]:
         """Every file that the conversion depends on, in the order of their names."""
         side = [self.path / name for name in SIDE_FILES if (self.path / name).is_file()]
+        if self.path / "modules.json" in side:  # of sentence-transformers, with a folder for each module
+            side += self.path.glob("[0-9]*_*/config.json")
         return tuple(sorted({*side, *(file for tensor in self.tensors.values() for file in tensor.files)}))
 
     def hashes(self, progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
@@ -157,7 +160,8 @@ class Checkpoint:
                     done += len(block)
                     if progress:
                         progress(done, total)
-            result[path.name] = digest.hexdigest()
+            inside = path.is_relative_to(self.path)
+            result[path.relative_to(self.path).as_posix() if inside else path.name] = digest.hexdigest()
         return result
 
 

@@ -34,21 +34,53 @@ BASE: Mapping[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+BERT: Mapping[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+ROBERTA: Mapping[str, Any] = {**BERT, "pad_token_id": 1, "max_position_embeddings": 130, "type_vocab_size": 1}
+GPT2: Mapping[str, Any] = {
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
 WIDE: Mapping[str, Any] = {"hidden_size": 256, "intermediate_size": 512}
 """Rows that are whole blocks of K-quants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A model class of transformers, what its configuration gets besides BASE, and the split of its tokenizer."""
+    """A model class of transformers, what its configuration gets besides BASE, and the split of its tokenizer.
+
+    `pooling` is the way of pooling that modules.json names, for embedding models.
+    """
 
     model: str
     config: Mapping[str, Any] = field(default_factory=dict)
     split: str = "llama3"
     base: Mapping[str, Any] = field(default_factory=lambda: BASE)
+    pooling: str | None = None
 
 
 VARIANTS: Mapping[str, Variant] = {
+    "bert": Variant(model="BertModel", base=BERT, pooling="mean"),
+    "bert-256-cls": Variant(model="BertModel", base=BERT, config=WIDE, pooling="cls"),
+    "bert-masked-lm": Variant(model="BertForMaskedLM", base=BERT, config={"hidden_act": "gelu_new"}, pooling="mean"),
+    "bert-roberta": Variant(model="RobertaModel", base=ROBERTA, split="gpt2", pooling="lasttoken"),
+    "bert-roberta-masked-lm": Variant(model="RobertaForMaskedLM", base=ROBERTA, split="gpt2", pooling="mean"),
+    "bert-xlm-roberta": Variant(model="XLMRobertaModel", base=ROBERTA, config=WIDE, pooling="cls"),
+    "gpt2": Variant(model="GPT2LMHeadModel", base=GPT2, split="gpt2"),
+    "gpt2-256-inner": Variant(model="GPT2LMHeadModel", base=GPT2, config={"n_embd": 256, "n_inner": 320}, split="gpt2"),
+    "gpt2-untied": Variant(
+        model="GPT2LMHeadModel", base=GPT2, config={"n_embd": 96, "tie_word_embeddings": False}, split="gpt2"
+    ),
     "llama": Variant(model="LlamaForCausalLM"),
     "llama-256-tied": Variant(model="LlamaForCausalLM", config={**WIDE, "tie_word_embeddings": True}),
     "llama-biases": Variant(model="LlamaForCausalLM", config={"attention_bias": True, "mlp_bias": True}),
@@ -92,7 +124,26 @@ def make_variant(folder: Path, variant: Variant, **config: Any) -> Path:
     names = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     facts = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(facts), encoding="utf-8")
+    if variant.pooling:
+        add_modules(folder, pooling_mode=variant.pooling)
     return folder
+
+
+def add_modules(folder: Path, *more: str, **pooling: Any) -> None:
+    """Write what sentence-transformers writes beside the weights: a model, POOLING, and MORE modules by class."""
+    kinds = ["Transformer", "Pooling", *more]
+    modules = [
+        {
+            "idx": at,
+            "name": str(at),
+            "path": f"{at}_{kind}" if at else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for at, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
 
 
 def write_f32(folder: Path, path: Path) -> Path:
@@ -131,9 +182,8 @@ def torch_logits(folder: Path, ids: list[int]) -> F32:
     return rows
 
 
-def libllama_logits(path: Path, ids: list[int], prompt: int = PROMPT) -> F32:
-    """Return libllama's logits of every position of IDS: PROMPT tokens at once, the rest one by one with the cache."""
-    import numpy as np
+def load(path: Path) -> Any:
+    """Load the file PATH on the CPU, in the plain layout of its weights."""
     from llama_cpp import llama_cpp as lib
 
     lib.llama_backend_init()
@@ -141,6 +191,23 @@ def libllama_logits(path: Path, ids: list[int], prompt: int = PROMPT) -> F32:
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     model = lib.llama_model_load_from_file(str(path).encode(), params)
     assert model, f"libllama does not load {path}"
+    return model
+
+
+def fill(batch: Any, ids: list[int], start: int) -> None:
+    """Put IDS into BATCH, at the positions from START."""
+    batch.n_tokens = len(ids)
+    for index, token in enumerate(ids):
+        batch.token[index], batch.pos[index], batch.logits[index] = token, start + index, 1
+        batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
+
+
+def libllama_logits(path: Path, ids: list[int], prompt: int = PROMPT) -> F32:
+    """Return libllama's logits of every position of IDS: PROMPT tokens at once, the rest one by one with the cache."""
+    import numpy as np
+    from llama_cpp import llama_cpp as lib
+
+    model = load(path)
     settings = lib.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = max(64, len(ids))
     settings.n_threads = settings.n_threads_batch = 1
@@ -152,10 +219,7 @@ def libllama_logits(path: Path, ids: list[int], prompt: int = PROMPT) -> F32:
     rows = []
     batch = lib.llama_batch_init(len(ids), 0, 1)
     for start, part in [(0, ids[:prompt]), *((at, ids[at : at + 1]) for at in range(prompt, len(ids)))]:
-        batch.n_tokens = len(part)
-        for index, token in enumerate(part):
-            batch.token[index], batch.pos[index], batch.logits[index] = token, start + index, 1
-            batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
+        fill(batch, part, start)
         assert lib.llama_decode(context, batch) == 0
         logits = ctypes.cast(lib.llama_get_logits(context), ctypes.POINTER(ctypes.c_float))
         rows.append(np.ctypeslib.as_array(logits, (len(part), size)).copy())
@@ -168,3 +232,42 @@ def libllama_logits(path: Path, ids: list[int], prompt: int = PROMPT) -> F32:
 def nmse(reference: F32, candidate: F32) -> float:
     """Return Σ(candidate - reference)² / Σ reference²."""
     return float(((candidate - reference) ** 2).sum() / (reference**2).sum())
+
+
+def torch_vectors(folder: Path, ids: list[int]) -> F32:
+    """Return the last hidden state of every position of IDS in torch, (positions, hidden)."""
+    import torch
+    from transformers import AutoModel
+
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        rows: F32 = model(torch.tensor([ids])).last_hidden_state[0].float().numpy()
+    return rows
+
+
+def libllama_vectors(path: Path, ids: list[int], *, pooled: bool = False) -> F32:
+    """Return libllama's vectors of every position of IDS, (positions, hidden); POOLED: the pooled one, (1, hidden)."""
+    import numpy as np
+    from llama_cpp import llama_cpp as lib
+
+    model = load(path)
+    settings = lib.llama_context_default_params()
+    settings.n_ctx = settings.n_batch = settings.n_ubatch = max(64, len(ids))
+    settings.n_threads = settings.n_threads_batch = 1
+    settings.embeddings, settings.flash_attn_type = True, 0
+    settings.pooling_type = lib.LLAMA_POOLING_TYPE_UNSPECIFIED if pooled else lib.LLAMA_POOLING_TYPE_NONE
+    context = lib.llama_init_from_model(model, settings)
+    assert context, "libllama makes no context"
+    batch = lib.llama_batch_init(len(ids), 0, 1)
+    fill(batch, ids, 0)
+    assert lib.llama_encode(context, batch) == 0
+    count, size = 1 if pooled else len(ids), lib.llama_model_n_embd(model)
+    found = lib.llama_get_embeddings_seq(context, 0) if pooled else lib.llama_get_embeddings(context)
+    rows: F32 = np.ctypeslib.as_array(ctypes.cast(found, ctypes.POINTER(ctypes.c_float)), (count, size)).copy()
+    lib.llama_batch_free(batch)
+    lib.llama_free(context)
+    lib.llama_model_free(model)
+    return rows

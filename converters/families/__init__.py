@@ -29,15 +29,30 @@ __all__ = [
 ]
 
 FAMILIES: Mapping[str, str] = {
+    "BertForMaskedLM": "bert",
+    "BertForPreTraining": "bert",
+    "BertModel": "bert",
+    "CamembertForMaskedLM": "bert",
+    "CamembertModel": "bert",
+    "GPT2LMHeadModel": "gpt2",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
+    "RobertaForMaskedLM": "bert",
+    "RobertaModel": "bert",
+    "XLMRobertaForMaskedLM": "bert",
+    "XLMRobertaModel": "bert",
 }
 """The name in config.architectures → the module in this package."""
 MODEL_TYPES: Mapping[str, str] = {
+    "bert": "BertModel",
+    "camembert": "CamembertModel",
+    "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
 }
 """config.model_type → architecture, for folders whose config has no `architectures`."""
 
@@ -54,7 +69,8 @@ class ModelPlan:
 
     `pooling` ("mean", "cls", "last") makes it an embedding model, None a language model. `window` is the sliding window, in tokens, of
     layers that have one in the runtime too. `gaps` says whether positions may jump, which layers with a state of their own (short
-    convolutions) do not take. `kv_heads` is the largest of all layers.
+    convolutions) and texts that are read in both directions do not take. `kv_heads` is the largest of all layers. `activation_nmse` is
+    what the runtime's approximation of an activation can add to the NMSE between its results and the source's.
     """
 
     architecture: str
@@ -70,6 +86,7 @@ class ModelPlan:
     pooling: str | None = None
     window: int | None = None
     gaps: bool = True
+    activation_nmse: float = 0.0
 
     @property
     def parameters(self) -> int:
@@ -118,6 +135,7 @@ class Facts:
     pooling: str | None = None
     window: int | None = None
     gaps: bool = True
+    activation_nmse: float = 0.0
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
@@ -167,6 +185,7 @@ def plan_model(checkpoint: Checkpoint) -> ModelPlan:
         pooling=facts.pooling,
         window=facts.window,
         gaps=facts.gaps,
+        activation_nmse=facts.activation_nmse,
     )
 
 

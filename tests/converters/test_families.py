@@ -8,9 +8,21 @@ import pytest
 
 from converters.checkpoint import open_checkpoint
 from converters.families import plan_model
-from tests.families import PROMPT, VARIANTS, libllama_logits, make_variant, nmse, some_ids, torch_logits, write_f32
+from tests.families import (
+    PROMPT,
+    VARIANTS,
+    libllama_logits,
+    libllama_vectors,
+    make_variant,
+    nmse,
+    some_ids,
+    torch_logits,
+    torch_vectors,
+    write_f32,
+)
 
-CAUSAL = sorted(VARIANTS)
+CAUSAL = sorted(name for name, variant in VARIANTS.items() if variant.pooling is None)
+EMBEDDING = sorted(set(VARIANTS) - set(CAUSAL))
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +46,17 @@ def test_prompt_and_cached_decode_give_the_logits_of_torch(folders: dict[str, Pa
     assert nmse(expected[:PROMPT], found[:PROMPT]) < 1e-6
     assert nmse(expected[PROMPT:], found[PROMPT:]) < 1e-6
     assert (expected.argmax(-1) == found.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("name", EMBEDDING)
+def test_tokens_and_their_pooling_give_the_vectors_of_torch(
+    folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    folder = checkpoint_of(folders, name)
+    plan = plan_model(open_checkpoint(folder))
+    ids = [max(token, 3) for token in some_ids(plan.vocab_size)]  # not the padding, from which RoBERTa counts positions
+    expected = torch_vectors(folder, ids)
+    path = write_f32(folder, tmp_path / "model é.gguf")
+    assert nmse(expected, libllama_vectors(path, ids)) < 1e-6
+    pooled = {"mean": expected.mean(0), "cls": expected[0], "last": expected[-1]}[str(plan.pooling)]
+    assert nmse(pooled[None], libllama_vectors(path, ids, pooled=True)) < 1e-6

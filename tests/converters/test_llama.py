@@ -82,7 +82,7 @@ def test_an_impossible_configuration_is_refused(copy: Path, change: dict[str, An
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"architectures": ["BertModel"]}, "BertModel.*"),
+        ({"architectures": ["T5EncoderModel"]}, "T5EncoderModel.*"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic"),
         ({"rope_parameters": None, "rope_scaling": {"type": "longrope"}}, "longrope"),
@@ -99,7 +99,7 @@ def test_what_cannot_be_carried_over_is_refused_by_name(copy: Path, change: dict
 
 
 def test_an_unknown_family_lists_the_known_ones(copy: Path) -> None:
-    edit_json(copy / "config.json", lambda config: config.update(architectures=["BertModel"]))
+    edit_json(copy / "config.json", lambda config: config.update(architectures=["T5EncoderModel"]))
     with pytest.raises(UnsupportedModel) as caught:
         plan_model(open_checkpoint(copy))
     assert "LlamaForCausalLM" in str(caught.value.hint)
