@@ -8,17 +8,51 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from converters.checkpoint import Checkpoint, read_json
 from converters.families import ModelPlan
 
-__all__ = ["chain", "file_keys", "file_sha256", "model_name", "passport", "size_label", "tools"]
+__all__ = ["SourceHashes", "chain", "file_keys", "file_sha256", "model_name", "passport", "size_label", "tools"]
 
 TOOLS = ("gguf", "llama-cpp-python", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 MAX_NAME_CHARS = 96
+
+
+class SourceHashes:
+    """The hashes of a checkpoint's files, computed in a thread while other work goes on; leaving the `with` block stops it."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._stopped = threading.Event()
+        self._done = (0, 0)
+        self._pool = ThreadPoolExecutor(1)
+        self._future = self._pool.submit(checkpoint.hashes, self._progress)
+
+    def _progress(self, done: int, total: int) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
+        self._done = done, total
+
+    def result(self, progress: Callable[[int, int], None]) -> dict[str, str]:
+        """Wait for file name → sha256; PROGRESS gets bytes done and in all."""
+        while not wait([self._future], timeout=0.1).done:
+            progress(*self._done)
+        progress(*self._done)
+        return self._future.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._pool.shutdown()
 
 
 def chain(hashes: Mapping[str, str]) -> str:

@@ -153,7 +153,7 @@ def convert(
         source, output, parse_quant(quant), force=force, keep_failed=keep_failed, progress=progress, notify=notify
     )
     try:
-        with OutputFile(job.output) as out:
+        with OutputFile(job.output) as out, manifest.SourceHashes(job.checkpoint) as hashing:
             probe = out.temporary()  # a folder that cannot be written is found here, before any tensor is read
             check_disk(job.output, job.plan, job.quantmap)
             with job.step("tokenizer"):
@@ -161,7 +161,7 @@ def convert(
                 splits = tokenproof.prove_vocabulary(job.vocabulary, job.plan.architecture).splits
                 job.progress("proving the tokenizer", 1, 1)
             first = Row(name="pre-tokenizer cuts", value=f"equal for {splits} texts", limit="equal")
-            path, report, hashes = write_and_prove(job, out, probe)
+            path, report, hashes = write_and_prove(job, out, probe, hashing)
             report = Report(rows=(first, *report.rows))
             if not report.ok:
                 raise failure(job, report, keep(out, path) if keep_failed else None)
@@ -235,10 +235,12 @@ def check_disk(output: Path, plan: ModelPlan, quantmap: QuantMap) -> None:
         )
 
 
-def write_and_prove(job: Job, out: OutputFile, path: Path) -> tuple[Path, Report, dict[str, str]]:
+def write_and_prove(
+    job: Job, out: OutputFile, path: Path, hashing: manifest.SourceHashes
+) -> tuple[Path, Report, dict[str, str]]:
     """Write the file to PATH, then prove it beside an unquantized export; return the file, the report and the source's hashes."""
     with job.step("hash"):
-        hashes = job.checkpoint.hashes(lambda done, total: job.progress("hashing the source", done, total, "B"))
+        hashes = hashing.result(lambda done, total: job.progress("hashing the source", done, total, "B"))
     extra = manifest.file_keys(job.checkpoint, job.plan, job.quantmap.quant, manifest.chain(hashes), __version__)
     with job.step("write"):
         write(job, path, job.quantmap, extra)
