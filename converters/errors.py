@@ -6,7 +6,8 @@
     │   ├── UnsupportedModel    3   its family, tokenizer or shape is not known here
     │   └── TokenizerMismatch   9   the converted tokenizer gives other ids than the source's
     ├── InvalidModel            3   a model file is damaged, truncated or not one at all
-    └── OutputError             2   the output path cannot be written, or is the input
+    ├── OutputError             2   the output path cannot be written, or is the input
+    └── WrongChoice             2   what was asked for does not exist or does not fit this model
 
 `edgeai.errors` continues the tree. The root lives here because `converters` is the lowest layer.
 """
@@ -51,5 +52,11 @@ class InvalidModel(EdgeAIError):
 
 class OutputError(EdgeAIError):
     """The output path cannot be written, or names the input."""
+
+    exit_code = 2
+
+
+class WrongChoice(EdgeAIError):
+    """What was asked for does not exist, or does not fit this model."""
 
     exit_code = 2

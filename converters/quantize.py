@@ -39,10 +39,14 @@ NUMBER = {item.name: number for number, item in GGML_TYPES.items()}
 BLOCK = {item.name: (item.block, item.size) for item in GGML_TYPES.values()}
 
 
-def encoded_slabs(tensor: TensorPlan, kind: str, threads: int = 1) -> Iterator[bytes]:
-    """Yield the data of TENSOR in the type KIND, in order. The bytes do not depend on THREADS.
+def encoded_slabs(
+    tensor: TensorPlan, kind: str, threads: int = 1, importance: F32 | None = None
+) -> Iterator[memoryview]:
+    """Yield the data of TENSOR in the type KIND, in order. The bytes depend neither on THREADS nor on how the slabs are cut.
 
-    Raises BrokenCheckpoint for a value that is not finite, ConvertError for one that is too large for F16.
+    IMPORTANCE is (matrices, columns): one row for each matrix that is stacked in TENSOR, see `encode`.
+
+    Raises BrokenCheckpoint for a value that is not finite, ConvertError for one that KIND cannot hold.
     """
     columns = 1
     for dim in tensor.shape[1:]:
@@ -52,13 +56,14 @@ def encoded_slabs(tensor: TensorPlan, kind: str, threads: int = 1) -> Iterator[b
     if len(tensor.shape) == 1:  # the blocks of a vector would run across slabs, and vectors are small
         starts, step = range(1), tensor.shape[0]
     if len(starts) == 1:
-        yield encode_rows(tensor, 0, tensor.shape[0], kind)
+        yield encode_rows(tensor, 0, tensor.shape[0], kind, importance)
         return
-    pending: deque[Future[bytes]] = deque()
+    pending: deque[Future[memoryview]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for start in starts:
-            pending.append(pool.submit(encode_rows, tensor, start, min(start + step, tensor.shape[0]), kind))
+            end = min(start + step, tensor.shape[0])
+            pending.append(pool.submit(encode_rows, tensor, start, end, kind, importance))
             if len(pending) > threads:
                 yield pending.popleft().result()
         while pending:
@@ -67,7 +72,7 @@ def encoded_slabs(tensor: TensorPlan, kind: str, threads: int = 1) -> Iterator[b
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def encode_rows(tensor: TensorPlan, first: int, last: int, kind: str) -> bytes:
+def encode_rows(tensor: TensorPlan, first: int, last: int, kind: str, importance: F32 | None = None) -> memoryview:
     """Return the rows FIRST to LAST of TENSOR in the type KIND, after checking their values."""
     import numpy as np
 
@@ -82,24 +87,61 @@ def encode_rows(tensor: TensorPlan, first: int, last: int, kind: str) -> bytes:
         raise ConvertError(
             f"tensor {name!r} has values above {LARGEST_F16:.0f}, which F16 cannot hold", hint="use --quant bf16"
         )
-    return encode(rows, kind)
+    if importance is not None and len(tensor.shape) > 2:
+        importance = importance[first:last]
+    try:
+        return encode(rows, kind, importance)
+    except OverflowError:
+        raise ConvertError(
+            f"tensor {name!r} has values too large for the scales of {kind}, in rows {first} to {last - 1}",
+            hint=f"use --quant bf16, or --type '{tensor.name.removesuffix('.weight')}=bf16'",
+        ) from None
 
 
-def encode(rows: F32, kind: str) -> bytes:
-    """Return ROWS, (rows, columns) float32, in the ggml type KIND; columns must be whole blocks."""
+def encode(rows: F32, kind: str, importance: F32 | None = None) -> memoryview:
+    """Return ROWS, (…, columns) float32, in the ggml type KIND; columns must be whole blocks.
+
+    IMPORTANCE, (matrices, columns) float32, says how much an error in each column of a matrix costs: the mean of its squared
+    inputs. Where ROWS is (matrices, rows, columns) each matrix has a row of it. The scales are then chosen for the smallest weighted
+    error. Raises OverflowError where a block's scale is no finite number.
+    """
     import numpy as np
 
-    if kind == "F32":
-        return np.ascontiguousarray(rows, "<f4").tobytes()
-    block, size = BLOCK[kind]
     rows = np.ascontiguousarray(rows, np.float32)
+    if kind == "F32":
+        return as_bytes(rows)
+    block, size = BLOCK[kind]
     columns = rows.shape[-1]
     assert columns % block == 0, (kind, columns)  # noqa: S101 - the quant map has made sure
-    count = rows.size // columns
-    data = ctypes.create_string_buffer(rows.size // block * size)
-    written = libggml().ggml_quantize_chunk(NUMBER[kind], rows.ctypes.data, data, 0, count, columns, None)
-    assert written == len(data), (kind, written, len(data))  # noqa: S101 - libggml says how much it wrote
-    return data.raw
+    data = np.empty(rows.size // block * size, np.uint8)
+    matrices = 1 if importance is None else len(importance)
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, np.float32)
+        stacked = rows.shape[0] if rows.ndim > 2 else 1
+        assert importance.shape == (stacked, columns), (importance.shape, rows.shape)  # noqa: S101 - checked when it was read
+    lib, count = libggml(), rows.size // columns // matrices
+    for index in range(matrices):
+        wanted = len(data) // matrices
+        written = lib.ggml_quantize_chunk(
+            NUMBER[kind],
+            rows.ctypes.data + index * count * columns * 4,
+            data.ctypes.data + index * wanted,
+            0,
+            count,
+            columns,
+            None if importance is None else importance.ctypes.data + index * columns * 4,
+        )
+        assert written == wanted, (kind, written, wanted)  # noqa: S101 - libggml says how much it wrote
+    if kind != "F16" and not lib.ggml_validate_row_data(NUMBER[kind], data.ctypes.data, len(data)):
+        raise OverflowError(kind)
+    return as_bytes(data)
+
+
+def as_bytes(array: npt.NDArray[Any]) -> memoryview:
+    """Return the memory of ARRAY, little-endian as GGUF is, without copying it."""
+    import numpy as np
+
+    return memoryview(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8))
 
 
 class InitParams(ctypes.Structure):
@@ -141,6 +183,8 @@ def load_libggml() -> Any:
         ctypes.c_int64,
         ctypes.c_void_p,
     )
+    lib.ggml_validate_row_data.restype = ctypes.c_bool
+    lib.ggml_validate_row_data.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
     lib.ggml_init.restype, lib.ggml_init.argtypes = ctypes.c_void_p, (InitParams,)
     lib.ggml_free.restype, lib.ggml_free.argtypes = None, (ctypes.c_void_p,)
     lib.ggml_free(lib.ggml_init(InitParams(1024, None, True)))  # fills the tables of half-precision numbers

@@ -1,121 +1,67 @@
 """Which type each tensor gets, and why.
 
-A named type such as Q4_K_M is a mix: a base type, more bits for tensors that lose most, and a fallback where a row is not a whole number
-of blocks. The mixes are those of llama.cpp (src/llama-quant.cpp, `llama_tensor_get_type_impl` and `tensor_type_fallback`), so that a
-file named here is what the same name means elsewhere; a test compares whole files with `llama_model_quantize`.
+One map drives the dry run, the writer and the report. The mixes behind the names are tables in `converters.mixes`; a test compares
+whole files with `llama_model_quantize`. What a user asks for with patterns comes before the mix, and is never changed: where it does not
+fit it is an error.
 """
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from converters.errors import UnsupportedModel
+from converters.errors import UnsupportedModel, WrongChoice
 from converters.families import ModelPlan, TensorPlan
-from converters.ggml_types import FILE_TYPES, GGML_TYPES
+from converters.ggml_types import FILE_TYPES
+from converters.mixes import (
+    ALIASES,
+    BLOCK,
+    EMBEDDING,
+    FALLBACK,
+    MIXES,
+    NEEDS_IMPORTANCE,
+    NEVER_QUANTIZED,
+    OUTPUT,
+    PLAIN,
+    QUANTS,
+    SIZE,
+    TWO_BITS,
+    K,
+    Place,
+    V,
+    eight_experts,
+    part_of,
+)
 
-__all__ = ["ALIASES", "NEEDS_IMPORTANCE", "QUANTS", "Choice", "QuantMap", "plan_types"]
+__all__ = ["ALIASES", "NEEDS_IMPORTANCE", "QUANTS", "Choice", "Override", "QuantMap", "parse_override", "plan_types"]
 
-QUANTS: Mapping[str, str] = {
-    "F32": "F32",
-    "F16": "F16",
-    "BF16": "BF16",
-    "Q8_0": "Q8_0",
-    "Q6_K": "Q6_K",
-    "Q5_K_M": "Q5_K",
-    "Q5_K_S": "Q5_K",
-    "Q5_1": "Q5_1",
-    "Q5_0": "Q5_0",
-    "Q4_K_M": "Q4_K",
-    "Q4_K_S": "Q4_K",
-    "Q4_1": "Q4_1",
-    "Q4_0": "Q4_0",
-    "IQ4_NL": "IQ4_NL",
-    "IQ4_XS": "IQ4_XS",
-    "Q3_K_L": "Q3_K",
-    "Q3_K_M": "Q3_K",
-    "Q3_K_S": "Q3_K",
-    "IQ3_M": "IQ3_S",
-    "IQ3_S": "IQ3_S",
-    "Q2_K": "Q2_K",
-}
-"""Name of the file's type → base type of its matrices; large to small."""
-ALIASES: Mapping[str, str] = {"Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M"}
-NEEDS_IMPORTANCE = ("IQ3_XS", "IQ3_XXS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
-"""Types that libggml refuses, or that come out useless, without an importance matrix."""
-PLAIN = ("F32", "F16", "BF16")
-FALLBACK: Mapping[str, str] = {
-    "IQ3_S": "IQ4_NL",
-    "IQ4_XS": "IQ4_NL",
-    "Q2_K": "Q4_0",
-    "Q3_K": "Q4_0",
-    "Q4_K": "Q5_0",
-    "Q5_K": "Q5_1",
-    "Q6_K": "Q8_0",
-}
-"""Type with blocks of 256 → the one with blocks of 32 that stands in for it."""
-BLOCK: Mapping[str, int] = {item.name: item.block for item in GGML_TYPES.values()}
-SIZE: Mapping[str, int] = {item.name: item.size for item in GGML_TYPES.values()}
+TENSOR_TYPES = (*PLAIN, "Q8_0", *sorted(BLOCK.keys() - {*PLAIN, "Q8_0", "Q8_1", "Q8_K", "F64", "I8", "I16", "I32", "I64"}))
+"""What libggml can write (`ggml_quantize_chunk`)."""
+LARGE: Mapping[str, bool] = {"llama": True, "qwen2": False}
+"""Architectures whose models of 80 layers llama.cpp calls 70B, and whether only those with grouped heads (src/models/*.cpp)."""
+BLIND_GARBAGE = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+"""Types that come out useless without an importance matrix (`tensor_requires_imatrix` in llama-quant.cpp)."""
+BLIND_ABORT = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
+"""Types that libggml does not write without one, whatever the tensor (`ggml_quantize_requires_imatrix` in ggml.c)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a tensor stands: its layer, the number of layers, and how many query heads share a key/value head."""
+class Override:
+    """A type that a user wants for the tensors whose names match a pattern of `*`, `?` and `[…]`."""
 
-    layer: int
-    layers: int
-    group: int
+    pattern: str
+    type: str
 
+    def matches(self, name: str) -> bool:
+        """Whether the tensor NAME is meant, with or without its `.weight`."""
+        return any(fnmatch.fnmatchcase(text, self.pattern) for text in (name, name.removesuffix(".weight")))
 
-Condition = Callable[[Place], bool]
-
-
-def always(_place: Place) -> bool:
-    """Every layer."""
-    return True
-
-
-def shared(place: Place) -> bool:
-    """Four or more query heads to a value head: the value matrix is small and matters much."""
-    return place.group >= 4
-
-
-def first(count: int) -> Condition:
-    """The first COUNT layers."""
-    return lambda place: place.layer < count
-
-
-def first_part(parts: int) -> Condition:
-    """The first of PARTS equal parts of the layers."""
-    return lambda place: place.layer < place.layers // parts
-
-
-def more_bits(place: Place) -> bool:
-    """The first and the last eighth, and every third layer between them (`use_more_bits` in llama-quant.cpp)."""
-    eighth = place.layers // 8
-    return place.layer < eighth or place.layer >= 7 * place.layers // 8 or (place.layer - eighth) % 3 == 2
-
-
-V, O, DOWN = "attn_v", "attn_output", "ffn_down"  # noqa: E741 - the usual letter of the output projection
-MIXES: Mapping[str, Mapping[str, tuple[tuple[Condition, str], ...]]] = {
-    "Q5_K_M": {V: ((more_bits, "Q6_K"),), DOWN: ((more_bits, "Q6_K"),)},
-    "Q4_K_M": {V: ((more_bits, "Q6_K"),), DOWN: ((more_bits, "Q6_K"),)},
-    "Q4_K_S": {V: ((first(4), "Q5_K"),), DOWN: ((first_part(8), "Q5_K"),)},
-    "IQ4_NL": {V: ((shared, "Q5_K"),), DOWN: ((first_part(8), "Q5_K"),)},
-    "IQ4_XS": {V: ((shared, "Q5_K"),), DOWN: ((first_part(8), "Q5_K"),)},
-    "Q3_K_L": {V: ((always, "Q5_K"),), DOWN: ((always, "Q5_K"),), O: ((always, "Q5_K"),)},
-    "Q3_K_M": {
-        V: ((first(2), "Q5_K"), (always, "Q4_K")),
-        DOWN: ((first_part(16), "Q5_K"), (always, "Q4_K")),
-        O: ((always, "Q4_K"),),
-    },
-    "IQ3_M": {V: ((always, "Q4_K"),), DOWN: ((first_part(8), "Q4_K"),), O: ((always, "Q4_K"),)},
-    "IQ3_S": {V: ((shared, "Q4_K"),)},
-    "Q2_K": {V: ((shared, "Q4_K"), (always, "Q3_K")), DOWN: ((always, "Q3_K"),), O: ((always, "Q3_K"),)},
-}
-"""Name → part of the layer → the first condition that holds gives the type; otherwise it is the base type."""
+    def __str__(self) -> str:
+        return f"{self.pattern}={self.type.lower()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +85,12 @@ class QuantMap:
 
     quant: str
     choices: Mapping[str, Choice]
+    overrides: tuple[Override, ...] = ()
+
+    @property
+    def base(self) -> str:
+        """The type that the file is named after."""
+        return QUANTS[self.quant]
 
     @property
     def file_type(self) -> int:
@@ -164,8 +116,7 @@ class QuantMap:
 
     def share(self) -> float:
         """Return which part of the tensor bytes is stored in the base type of the file's name."""
-        base = QUANTS[self.quant]
-        return sum(choice.nbytes for choice in self.choices.values() if choice.type == base) / self.nbytes
+        return sum(choice.nbytes for choice in self.choices.values() if choice.type == self.base) / self.nbytes
 
     def fallback_share(self) -> float:
         """Return which part of the tensor bytes has another type than the mix wanted."""
@@ -180,7 +131,7 @@ class QuantMap:
 
         The output matrix of a type with blocks of 32 may fall back from Q6_K to Q8_0: that is not what the name says.
         """
-        base = QUANTS[self.quant]
+        base = self.base
         fallen = Counter(
             (choice.wanted, choice.type)
             for choice in self.choices.values()
@@ -197,41 +148,219 @@ class QuantMap:
         return "quant-fallback", message
 
 
-def plan_types(plan: ModelPlan, quant: str) -> QuantMap:
-    """Return the type of every tensor of PLAN under the name QUANT (a key of `QUANTS`)."""
+def parse_override(text: str) -> Override:
+    """Return the override in TEXT, `PATTERN=TYPE`; raises WrongChoice."""
+    pattern, equals, kind = (part.strip() for part in text.rpartition("="))
+    if not equals or not pattern or not kind:
+        raise WrongChoice(
+            f"{text!r} is not a pattern and a type", hint="write PATTERN=TYPE, for example 'blk.*.ffn_down=q6_k'"
+        )
+    word = kind.upper().replace("-", "_")
+    if word not in TENSOR_TYPES:
+        close = difflib.get_close_matches(word, TENSOR_TYPES, n=1)
+        meant = f"did you mean {close[0].lower()!r}? " if close else ""
+        known = ", ".join(name.lower() for name in TENSOR_TYPES)
+        raise WrongChoice(
+            f"the tensor type {kind!r} in {text!r} is not known", hint=f"{meant}one tensor has one of: {known}"
+        )
+    return Override(pattern=pattern, type=word)
+
+
+def plan_types(
+    plan: ModelPlan,
+    quant: str,
+    *,
+    importance: Collection[str] | None = None,
+    overrides: Sequence[Override] = (),
+) -> QuantMap:
+    """Return the type of every tensor of PLAN under the name QUANT (a key of `QUANTS`).
+
+    IMPORTANCE holds the names of the tensors whose important columns are known, None where there is no importance matrix; some mixes
+    depend on it. Of the OVERRIDES that match a tensor the last one wins, as on a command line.
+
+    Raises UnsupportedModel for a name that is not known and a shape that no type fits, WrongChoice for an override that matches
+    nothing or does not fit, and for a tensor that needs an importance matrix and has none.
+    """
     if quant not in QUANTS:
         raise UnsupportedModel(f"the quant type {quant!r} is not known", hint=f"known: {', '.join(QUANTS)}")
-    return QuantMap(quant=quant, choices={tensor.name: choose(plan, tensor, quant) for tensor in plan.tensors})
+    chosen = match(plan, overrides)
+    places = locate(plan, informed=importance is not None)
+    choices = {}
+    for tensor in plan.tensors:
+        override = chosen.get(tensor.name)
+        choice = obey(tensor, override) if override else choose(plan, tensor, quant, places[tensor.name])
+        check_importance(tensor.name, choice.type, quant, importance)
+        choices[tensor.name] = choice
+    return QuantMap(quant=quant, choices=choices, overrides=tuple(overrides))
 
 
-def choose(plan: ModelPlan, tensor: TensorPlan, quant: str) -> Choice:
-    """Return the type of one tensor."""
-    wanted, why = wanted_type(plan, tensor, quant)
+def match(plan: ModelPlan, overrides: Iterable[Override]) -> dict[str, Override]:
+    """Return tensor name → the last override that matches it. Vectors and what is never quantized are passed over."""
+    found: dict[str, Override] = {}
+    matrices = [tensor.name for tensor in plan.tensors if is_matrix(tensor)]
+    for override in overrides:
+        names = [name for name in matrices if override.matches(name)]
+        if not names:
+            raise nothing_matches(plan, override, matrices)
+        found |= dict.fromkeys(names, override)
+    return found
+
+
+def nothing_matches(plan: ModelPlan, override: Override, matrices: Sequence[str]) -> WrongChoice:
+    """Return the error for a pattern that fits no matrix, with names that are near."""
+    kept = [tensor.name for tensor in plan.tensors if override.matches(tensor.name)]
+    if kept:
+        return WrongChoice(
+            f"{str(override)!r} matches only {kept[0]!r}{' and its like' if len(kept) > 1 else ''}, which always stays F32",
+            hint="only matrices have a type that can be chosen",
+        )
+    short = sorted({general(name) for name in matrices})
+    near = difflib.get_close_matches(general(override.pattern), short, n=4, cutoff=0.5) or short
+    return WrongChoice(
+        f"the pattern {override.pattern!r} matches no tensor of this model", hint=f"its matrices are: {', '.join(near)}"
+    )
+
+
+def general(name: str) -> str:
+    """Return NAME without `.weight` and with `*` for the layer."""
+    parts = name.removesuffix(".weight").split(".")
+    return ".".join("*" if part.isdecimal() else part for part in parts)
+
+
+def obey(tensor: TensorPlan, override: Override) -> Choice:
+    """Return the choice that OVERRIDE makes for TENSOR; raises WrongChoice where its rows are not whole blocks."""
+    columns, kind = tensor.shape[-1], override.type
+    if columns % BLOCK[kind]:
+        fits = [name.lower() for name in TENSOR_TYPES if not columns % BLOCK[name]]
+        raise WrongChoice(
+            f"{str(override)!r} does not fit {tensor.name!r}: its rows of {columns} are not whole blocks of {BLOCK[kind]}",
+            hint=f"these fit: {', '.join(fits)}",
+        )
+    return Choice(type=kind, wanted=kind, nbytes=size_of(tensor, kind), why=f"asked for with {override}")
+
+
+def choose(plan: ModelPlan, tensor: TensorPlan, quant: str, place: Place) -> Choice:
+    """Return the type that the mix QUANT and the shape give TENSOR."""
+    wanted, why = wanted_type(plan, tensor, quant, place)
     kind = wanted
     columns = tensor.shape[-1]
     if columns % BLOCK[kind]:
+        if BLOCK[kind] > 32 and kind not in FALLBACK:
+            raise UnsupportedModel(
+                f"{quant} does not fit tensor {tensor.name!r}: its rows of {columns} are not whole blocks of {BLOCK[kind]}, "
+                "and no other type stands in for it",
+                hint="use --quant q2_k or q4_0",
+            )
         kind = FALLBACK.get(kind, "F16")
         kind = "F16" if columns % BLOCK[kind] else kind
         why = f"{why}; rows of {columns} are not whole blocks of {BLOCK[wanted]}, so {kind}"
-    return Choice(type=kind, wanted=wanted, nbytes=math.prod(tensor.shape) // BLOCK[kind] * SIZE[kind], why=why)
+    return Choice(type=kind, wanted=wanted, nbytes=size_of(tensor, kind), why=why)
 
 
-def wanted_type(plan: ModelPlan, tensor: TensorPlan, quant: str) -> tuple[str, str]:
+def size_of(tensor: TensorPlan, kind: str) -> int:
+    """Return the bytes that TENSOR takes in the type KIND."""
+    return math.prod(tensor.shape) // BLOCK[kind] * SIZE[kind]
+
+
+def is_matrix(tensor: TensorPlan) -> bool:
+    """Whether TENSOR may have another type than F32 (`tensor_allows_quantization` in llama-quant.cpp)."""
+    return (
+        len(tensor.shape) > 1
+        and tensor.name.endswith("weight")
+        and not any(piece in tensor.name for piece in NEVER_QUANTIZED)
+    )
+
+
+def locate(plan: ModelPlan, *, informed: bool) -> dict[str, Place]:
+    """Return tensor name → where it stands among the tensors of its part.
+
+    llama.cpp counts the tensors of a part in the order of the layers; of a model with experts it takes the layer's number.
+    """
+    experts, group = int(plan.keys.get("expert_count") or 0), heads_per_value(plan)
+    large = plan.layers == 80 and plan.architecture in LARGE and (group > 1 or not LARGE[plan.architecture])
+    seen: Counter[str] = Counter()
+    values = sum(part_of(tensor.name) == V for tensor in plan.tensors if tensor.name.endswith("weight"))
+    places = {}
+    for tensor in sorted(plan.tensors, key=lambda tensor: layer_of(tensor.name)):
+        part = part_of(tensor.name)
+        index = seen[part]
+        if is_matrix(tensor):
+            seen[part] += 1
+        if part != V:
+            index = layer_of(tensor.name) if experts > 1 else index
+        places[tensor.name] = Place(
+            index=index,
+            count=values if part == V else plan.layers,
+            group=group,
+            experts=experts,
+            informed=informed,
+            large=large and experts != 8,
+        )
+    return places
+
+
+def heads_per_value(plan: ModelPlan) -> int:
+    """Return how many query heads share a value head in the first layer; 0 where it has no attention (`llama_hparams::n_gqa`)."""
+    heads, kv_heads = (
+        value[0] if isinstance(value, (tuple, list)) and value else value
+        for value in (
+            plan.keys.get("attention.head_count", plan.heads),
+            plan.keys.get("attention.head_count_kv", plan.kv_heads),
+        )
+    )
+    return int(heads) // int(kv_heads) if kv_heads else 0  # type: ignore[call-overload, unused-ignore]
+
+
+def layer_of(name: str) -> int:
+    """Return the number of the layer that the tensor NAME belongs to, -1 outside of the layers."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blk" and len(parts) > 1 and parts[1].isdecimal() else -1
+
+
+def wanted_type(plan: ModelPlan, tensor: TensorPlan, quant: str, place: Place) -> tuple[str, str]:
     """Return the type that the mix wants for TENSOR, whatever its shape, and why."""
-    base, part = QUANTS[quant], tensor.name.removesuffix(".weight").rpartition(".")[2]
-    if len(tensor.shape) < 2 or tensor.name.endswith(("_norm.weight", ".bias")):
-        return "F32", "vectors stay F32"
+    base, part = QUANTS[quant], part_of(tensor.name)
+    if not is_matrix(tensor):
+        return "F32", "vectors stay F32" if len(tensor.shape) < 2 else "small, and much depends on it"
     if base in PLAIN:
         return base, "every matrix"
-    if part == "output" or (part == "token_embd" and plan.tied):
-        if tensor.shape[-1] % BLOCK[base] or base == "Q8_0":
+    rules = MIXES.get(quant, {})
+    if part == OUTPUT or (part == EMBEDDING and is_tied(plan)):
+        if quant == "MXFP4_MOE" or tensor.shape[-1] % BLOCK[base] or base == "Q8_0":
             return "Q8_0", "the output matrix keeps more bits"
-        return "Q6_K", "the output matrix keeps more bits"
-    if tensor.name.startswith("blk."):
-        place = Place(layer=int(tensor.name.split(".")[1]), layers=plan.layers, group=plan.heads // plan.kv_heads)
-        kind = next((kind for holds, kind in MIXES.get(quant, {}).get(part, ()) if holds(place)), base)
-        if part == V and kind in {"Q3_K", "Q4_K"} and plan.layers == 80 and place.group > 1:
-            return "Q5_K", "the 70B shape: eight heads share a value head"
-        if kind != base:
-            return kind, f"{quant} stores {part} of this layer in {kind}"
+        return next((kind for _, kind in rules.get(OUTPUT, ())), "Q6_K"), "the output matrix keeps more bits"
+    if quant == "MXFP4_MOE":
+        experts = len(tensor.shape) > 2 and tensor.shape[0] > 1
+        return ("MXFP4", "experts") if experts else ("Q8_0", f"{quant} stores all but experts in Q8_0")
+    kind = next((kind for holds, kind in rules.get(part, ()) if holds(place)), base)
+    if quant not in TWO_BITS and part in (V, K) and eight_experts(place):
+        return "Q8_0", f"with eight experts {part} is small beside them"
+    if quant not in TWO_BITS and part == V and place.large and kind in {"Q3_K", "Q4_K"}:
+        return "Q5_K", "the 70B shape: eight heads share a value head"
+    if kind != base:
+        return kind, f"{quant} stores {part} of this layer in {kind}" if place.count > 1 else f"{quant} stores {part} in {kind}"
     return base, f"the base type of {quant}"
+
+
+def is_tied(plan: ModelPlan) -> bool:
+    """Whether the embedding is the output matrix too; llama.cpp takes every model without `output.weight` for one."""
+    return all(tensor.name != "output.weight" for tensor in plan.tensors)
+
+
+def check_importance(name: str, kind: str, quant: str, importance: Collection[str] | None) -> None:
+    """Raise WrongChoice where the type KIND of the tensor NAME needs an importance matrix and there is none."""
+    if importance is not None and name in importance:
+        return
+    outer = part_of(name) in (EMBEDDING, OUTPUT)
+    needs = kind in BLIND_ABORT or (not outer and (kind in BLIND_GARBAGE or (kind == "Q2_K" and quant == "Q2_K_S")))
+    if not needs:
+        return
+    if importance is None:
+        raise WrongChoice(
+            f"{kind} for {name!r} needs an importance matrix, and none is given",
+            hint="--imatrix TEXT computes one from a text like what the model will read; --imatrix FILE reads one",
+        )
+    raise WrongChoice(
+        f"{kind} for {name!r} needs an importance matrix, and the one given says nothing about this tensor",
+        hint="give one of this model, or another type: --type " + repr(f"{name.removesuffix('.weight')}=q4_k"),
+    )

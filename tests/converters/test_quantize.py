@@ -16,7 +16,8 @@ from converters.ggml_types import FILE_TYPES
 from converters.gguf import write_model
 from converters.header import read_header
 from converters.quantize import SLAB_ITEMS, encode, encoded_slabs
-from converters.quantmap import FALLBACK, MIXES, QUANTS, plan_types
+from converters.mixes import FALLBACK, MIXES, QUANTS
+from converters.quantmap import plan_types
 from converters.tokenizer import read_vocabulary
 from tests.checkpoints import make
 
