@@ -1,36 +1,51 @@
 """Write a GGUF file: keys from the plan and the vocabulary, tensors one slab of rows at a time.
 
-The header is written by `gguf.GGUFWriter`; the data is appended here, so that no tensor has to be in memory whole. Same input, same
-bytes: nothing that depends on the time, the path or the number of threads goes into the file.
+`gguf.GGUFWriter` collects the keys under their usual names; the bytes are written here, so that neither a vocabulary nor a tensor has to
+be in memory twice, and with the types of `converters.ggml_types`, some of which that package does not know. Same input, same bytes:
+nothing that depends on the time, the path or the number of threads goes into the file. Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from converters.families import ModelPlan, Value
+from converters.ggml_types import GGML_TYPES
+from converters.gguf_cursor import ARRAY, CODES, STRING
 from converters.quantmap import QuantMap
 from converters.tokenizer import Vocabulary, add_vocabulary
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from gguf import GGUFWriter
 
-__all__ = ["write_model", "write_vocabulary"]
+    F32 = npt.NDArray[np.float32]
+
+__all__ = ["file_bytes", "write_header", "write_model", "write_vocabulary"]
 
 ALIGNMENT = 32
+VERSION = 3
+NUMBERS = {item.name: number for number, item in GGML_TYPES.items()}
 Extra = Mapping[str, Value]
 Progress = Callable[[int, int], None]
+TensorEntry = tuple[str, tuple[int, ...], str, int]
+"""Name, shape in numpy's order, type, bytes."""
 
 
 def write_vocabulary(path: Path, architecture: str, vocabulary: Vocabulary, keys: Extra) -> None:
     """Write a GGUF file without tensors, which libllama can load with `vocab_only`."""
-    writer = open_writer(path, architecture)
+    writer = collector(architecture)
     add_keys(writer, architecture, keys)
     add_vocabulary(writer, vocabulary)
-    finish_header(writer)
+    with path.open("wb") as file:
+        write_header(file, writer, [])
 
 
 def write_model(
@@ -42,38 +57,24 @@ def write_model(
     progress: Progress | None = None,
     *,
     threads: int = 1,
+    importance: Mapping[str, F32] | None = None,
 ) -> None:
     """Write the model PLAN with the types of QUANTMAP to PATH. EXTRA holds keys with their full names.
 
-    PROGRESS gets bytes written and in all; the bytes do not depend on THREADS.
+    PROGRESS gets bytes written and in all; the bytes do not depend on THREADS. IMPORTANCE is tensor name → (matrices, columns), what
+    an error in each column costs; a tensor without one is encoded as if all columns were alike.
 
     Raises BrokenCheckpoint where a tensor holds a value that is not a number.
     """
-    import numpy as np
-    from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
-
     from converters.quantize import encoded_slabs
 
-    writer = open_writer(path, plan.architecture)
-    for key, value in extra.items():
-        add_value(writer, key, value)
-    writer.add_file_type(quantmap.file_type)
-    writer.add_quantization_version(2)
-    add_keys(writer, plan.architecture, plan.keys)
-    add_vocabulary(writer, vocabulary)
-    for tensor in plan.tensors:
-        kind = quantmap.type_of(tensor.name)
-        shape = quant_shape_to_byte_shape(tensor.shape, GGMLQuantizationType[kind])
-        writer.add_tensor_info(
-            tensor.name, shape, np.dtype(np.uint8), quantmap.bytes_of(tensor.name), GGMLQuantizationType[kind]
-        )
-    finish_header(writer)
-    total, done = sum(quantmap.bytes_of(tensor.name) for tensor in plan.tensors), 0
-    with path.open("ab") as file:
-        pad(file, os.fstat(file.fileno()).st_size)
+    total, done = quantmap.nbytes, 0
+    with path.open("wb") as file:
+        write_header(file, all_keys(plan, vocabulary, quantmap, extra), entries(plan, quantmap))
         for tensor in plan.tensors:
             written = 0
-            for slab in encoded_slabs(tensor, quantmap.type_of(tensor.name), threads):
+            weights = importance.get(tensor.name) if importance else None
+            for slab in encoded_slabs(tensor, quantmap.type_of(tensor.name), threads, weights):
                 file.write(slab)
                 written += len(slab)
                 if progress:
@@ -85,24 +86,86 @@ def write_model(
         os.fsync(file.fileno())
 
 
-def pad(file: Any, size: int) -> None:
-    """Write zeros up to the next multiple of the alignment."""
-    file.write(bytes(-size % ALIGNMENT))
+def file_bytes(plan: ModelPlan, vocabulary: Vocabulary, quantmap: QuantMap, extra: Extra) -> int:
+    """Return the exact size of the file that `write_model` would write."""
+    sink = io.BytesIO()
+    write_header(sink, all_keys(plan, vocabulary, quantmap, extra), entries(plan, quantmap))
+    return sink.tell() + sum(-(-choice.nbytes // ALIGNMENT) * ALIGNMENT for choice in quantmap.choices.values())
 
 
-def open_writer(path: Path, architecture: str) -> GGUFWriter:
-    """Return a writer for PATH whose first key is the architecture."""
+def all_keys(plan: ModelPlan, vocabulary: Vocabulary, quantmap: QuantMap, extra: Extra) -> GGUFWriter:
+    """Return every key of the file, in its order."""
+    writer = collector(plan.architecture)
+    for key, value in extra.items():
+        add_value(writer, key, value)
+    writer.add_file_type(quantmap.file_type)
+    writer.add_quantization_version(2)
+    add_keys(writer, plan.architecture, plan.keys)
+    add_vocabulary(writer, vocabulary)
+    return writer
+
+
+def entries(plan: ModelPlan, quantmap: QuantMap) -> list[TensorEntry]:
+    """Return what the header says about each tensor."""
+    return [
+        (tensor.name, tensor.shape, quantmap.type_of(tensor.name), quantmap.bytes_of(tensor.name))
+        for tensor in plan.tensors
+    ]
+
+
+def collector(architecture: str) -> GGUFWriter:
+    """Return a writer that never opens its file: it collects keys, the architecture first."""
     from gguf import GGUFWriter
 
-    return GGUFWriter(path, architecture)
+    return GGUFWriter(None, architecture)  # type: ignore[arg-type, unused-ignore]
 
 
-def finish_header(writer: GGUFWriter) -> None:
-    """Write everything before the tensor data and close the file."""
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
+def write_header(file: BinaryIO, keys: GGUFWriter, tensors: Sequence[TensorEntry]) -> None:
+    """Write everything before the tensor data to FILE, padded to the alignment."""
+    values = keys.kv_data[0]
+    size = file.write(struct.pack("<4sIQQ", b"GGUF", VERSION, len(tensors), len(values)))
+    for key, item in values.items():
+        size += write_string(file, key)
+        size += file.write(struct.pack("<I", item.type))
+        size += write_value(file, item.value, int(item.type), item.sub_type)
+    offset = 0
+    for name, shape, kind, nbytes in tensors:
+        size += write_string(file, name)
+        dims = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        size += file.write(dims + struct.pack("<IQ", NUMBERS[kind], offset))
+        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    pad(file, size)
+
+
+def write_string(file: BinaryIO, text: str | bytes) -> int:
+    """Write a string with its length; return how many bytes that were."""
+    raw = text.encode() if isinstance(text, str) else text
+    return file.write(struct.pack("<Q", len(raw)) + raw)
+
+
+def write_value(file: BinaryIO, value: Any, kind: int, item: int | None) -> int:
+    """Write a value of the `gguf_type` KIND, an array of ITEM where it is one; return how many bytes that were."""
+    if kind == STRING:
+        return write_string(file, value)
+    if kind != ARRAY:
+        return file.write(struct.pack(f"<{CODES[kind]}", value))
+    item = int(item) if item is not None else item_type(value)
+    size = file.write(struct.pack("<IQ", item, len(value)))
+    if item == STRING:
+        return size + sum(write_string(file, text) for text in value)
+    return size + file.write(struct.pack(f"<{len(value)}{CODES[item]}", *value))
+
+
+def item_type(values: Any) -> int:
+    """Return the `gguf_type` of the items of an array, as GGUFWriter chooses it."""
+    from gguf import GGUFValueType
+
+    return 0 if isinstance(values, bytes) else int(GGUFValueType.get_type(values[0]))
+
+
+def pad(file: BinaryIO, size: int) -> None:
+    """Write zeros up to the next multiple of the alignment."""
+    file.write(bytes(-size % ALIGNMENT))
 
 
 def add_keys(writer: GGUFWriter, architecture: str, keys: Extra) -> None:

@@ -141,7 +141,7 @@ def as_bytes(array: npt.NDArray[Any]) -> memoryview:
     """Return the memory of ARRAY, little-endian as GGUF is, without copying it."""
     import numpy as np
 
-    return memoryview(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8))
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data
 
 
 class InitParams(ctypes.Structure):

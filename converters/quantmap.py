@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from converters.errors import UnsupportedModel, WrongChoice
-from converters.families import ModelPlan, TensorPlan
+from converters.families import ModelPlan, TensorPlan, Value
 from converters.ggml_types import FILE_TYPES
 from converters.mixes import (
     ALIASES,
@@ -39,7 +39,11 @@ from converters.mixes import (
 
 __all__ = ["ALIASES", "NEEDS_IMPORTANCE", "QUANTS", "Choice", "Override", "QuantMap", "parse_override", "plan_types"]
 
-TENSOR_TYPES = (*PLAIN, "Q8_0", *sorted(BLOCK.keys() - {*PLAIN, "Q8_0", "Q8_1", "Q8_K", "F64", "I8", "I16", "I32", "I64"}))
+TENSOR_TYPES = (
+    *PLAIN,
+    "Q8_0",
+    *sorted(BLOCK.keys() - {*PLAIN, "Q8_0", "Q8_1", "Q8_K", "F64", "I8", "I16", "I32", "I64"}),
+)
 """What libggml can write (`ggml_quantize_chunk`)."""
 LARGE: Mapping[str, bool] = {"llama": True, "qwen2": False}
 """Architectures whose models of 80 layers llama.cpp calls 70B, and whether only those with grouped heads (src/models/*.cpp)."""
@@ -276,7 +280,7 @@ def locate(plan: ModelPlan, *, informed: bool) -> dict[str, Place]:
 
     llama.cpp counts the tensors of a part in the order of the layers; of a model with experts it takes the layer's number.
     """
-    experts, group = int(plan.keys.get("expert_count") or 0), heads_per_value(plan)
+    experts, group = first_number(plan.keys.get("expert_count", 0)), heads_per_value(plan)
     large = plan.layers == 80 and plan.architecture in LARGE and (group > 1 or not LARGE[plan.architecture])
     seen: Counter[str] = Counter()
     values = sum(part_of(tensor.name) == V for tensor in plan.tensors if tensor.name.endswith("weight"))
@@ -301,14 +305,16 @@ def locate(plan: ModelPlan, *, informed: bool) -> dict[str, Place]:
 
 def heads_per_value(plan: ModelPlan) -> int:
     """Return how many query heads share a value head in the first layer; 0 where it has no attention (`llama_hparams::n_gqa`)."""
-    heads, kv_heads = (
-        value[0] if isinstance(value, (tuple, list)) and value else value
-        for value in (
-            plan.keys.get("attention.head_count", plan.heads),
-            plan.keys.get("attention.head_count_kv", plan.kv_heads),
-        )
-    )
-    return int(heads) // int(kv_heads) if kv_heads else 0  # type: ignore[call-overload, unused-ignore]
+    heads = first_number(plan.keys.get("attention.head_count", plan.heads))
+    kv_heads = first_number(plan.keys.get("attention.head_count_kv", plan.kv_heads))
+    return heads // kv_heads if kv_heads else 0
+
+
+def first_number(value: Value) -> int:
+    """Return a whole number, or the first of several: some keys have one for each layer."""
+    if isinstance(value, tuple):
+        value = value[0] if value else 0
+    return int(value)
 
 
 def layer_of(name: str) -> int:
@@ -338,7 +344,10 @@ def wanted_type(plan: ModelPlan, tensor: TensorPlan, quant: str, place: Place) -
     if quant not in TWO_BITS and part == V and place.large and kind in {"Q3_K", "Q4_K"}:
         return "Q5_K", "the 70B shape: eight heads share a value head"
     if kind != base:
-        return kind, f"{quant} stores {part} of this layer in {kind}" if place.count > 1 else f"{quant} stores {part} in {kind}"
+        return (
+            kind,
+            f"{quant} stores {part} of this layer in {kind}" if place.count > 1 else f"{quant} stores {part} in {kind}",
+        )
     return base, f"the base type of {quant}"
 
 

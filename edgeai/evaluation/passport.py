@@ -66,7 +66,18 @@ LIMITS: Mapping[str, Limit] = {
     "IQ4_XS": Limit(nmse=0.3, mean_kl=1.0),
     "Q3_K": Limit(nmse=0.6, mean_kl=2.0),
     "IQ3_S": Limit(nmse=0.6, mean_kl=2.0),
+    "MXFP4": Limit(nmse=0.3, mean_kl=1.0),
+    "IQ3_XXS": Limit(nmse=0.9, mean_kl=3.0),
     "Q2_K": Limit(nmse=0.9, mean_kl=4.0),
+    "IQ2_S": Limit(nmse=1.5, mean_kl=8.0),
+    "IQ2_XS": Limit(nmse=1.5, mean_kl=8.0),
+    "IQ2_XXS": Limit(nmse=1.5, mean_kl=8.0),
+    "IQ1_M": Limit(nmse=3.0, mean_kl=16.0),
+    "IQ1_S": Limit(nmse=3.0, mean_kl=16.0),
+    "Q2_0": Limit(nmse=3.0, mean_kl=16.0),  # this and those below are for models that were trained to have such weights
+    "TQ2_0": Limit(nmse=3.0, mean_kl=16.0),
+    "TQ1_0": Limit(nmse=3.0, mean_kl=16.0),
+    "Q1_0": Limit(nmse=3.0, mean_kl=16.0),
 }
 """By base type: some ten times what published measurements find for models of 7 B, because small models lose more. They catch a broken
 file, not a poor one; the measured values are in the report."""

@@ -15,53 +15,96 @@ from converters.families import ModelPlan, TensorPlan, plan_model
 from converters.ggml_types import FILE_TYPES
 from converters.gguf import write_model
 from converters.header import read_header
+from converters.mixes import FALLBACK, MIXES, NEEDS_IMPORTANCE, QUANTS
 from converters.quantize import SLAB_ITEMS, encode, encoded_slabs
-from converters.mixes import FALLBACK, MIXES, QUANTS
 from converters.quantmap import plan_types
 from converters.tokenizer import read_vocabulary
 from tests.checkpoints import make
 
 ORACLE = """
 import ctypes, json, sys
+import numpy as np
 import llama_cpp.llama_cpp as lib
 keep = lib.llama_log_callback(lambda level, text, data: None)
 lib.llama_log_set(keep, ctypes.c_void_p(0))
 lib.llama_backend_init()
-source, targets = sys.argv[1], json.loads(sys.argv[2])
+source, targets, matrix = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+if matrix:
+    rows = {name: values.ravel() for name, values in np.load(matrix).items()}
+    items = (lib.llama_model_imatrix_data * (len(rows) + 1))()
+    for item, (name, values) in zip(items, rows.items()):
+        item.name, item.data, item.size = name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), values.size
 for number, target in targets:
     params = lib.llama_model_quantize_default_params()
-    params.ftype = number
+    params.ftype, params.nthread = number, 2
+    if matrix:
+        params.imatrix = items
     if lib.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)):
         sys.exit(f"llama_model_quantize failed for {number}")
 """
 SHAPES: dict[str, dict[str, Any]] = {
-    "whole blocks": {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 9, "num_attention_heads": 8},
+    "whole blocks": {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8},
+    "narrow": {"hidden_size": 32, "intermediate_size": 256},  # only ffn_down has whole blocks
     "tied": {"hidden_size": 256, "intermediate_size": 320, "num_key_value_heads": 4, "tie_word_embeddings": True},
     "fallbacks": {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6},
+    "deep": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 17},
 }
+SLOW = {name for name in QUANTS if name.startswith(("IQ1", "IQ2", "IQ3"))}
+"""Their search takes seconds a layer; `test_quantmap` has the mixes for all layers."""
+LARGE_TABLES = {"IQ1_M", "IQ1_S", "IQ2_S", "IQ2_M"}
+"""libggml computes tables for these, for seconds, in each process."""
+NUMBER = {name: number for number, name in FILE_TYPES.items()}
 
 
 def plan_of(folder: Path) -> ModelPlan:
     return plan_model(open_checkpoint(folder))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_type_is_byte_for_byte_what_llama_quantize_writes(tmp_path: Path, shape: str) -> None:
+def random_importance(plan: ModelPlan) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    rng = np.random.default_rng(3)
+    return {
+        tensor.name: (rng.normal(size=(1, tensor.shape[-1])) ** 2 * 10).astype(np.float32) + np.float32(0.01)
+        for tensor in plan.tensors
+        if tensor.name.startswith("blk.") and len(tensor.shape) > 1
+    }
+
+
+def compare_with_llama(tmp_path: Path, shape: str, quants: list[str], *, informed: bool) -> None:
     folder = make(tmp_path / "m", **SHAPES[shape])
     plan = plan_of(folder)
     vocabulary = read_vocabulary(open_checkpoint(folder), plan.vocab_size)
-    export = tmp_path / "f32.gguf"
+    export, matrix = tmp_path / "f32.gguf", tmp_path / "matrix.npz"
     write_model(export, plan, vocabulary, plan_types(plan, "F32"), {})
-    number = {name: number for number, name in FILE_TYPES.items()}
-    slow = {"IQ3_S", "IQ3_M"} if shape == "whole blocks" else set()  # their search takes seconds a layer
-    quants = [quant for quant in QUANTS if quant not in {"F32", *slow}]
-    targets = [(number[quant], str(tmp_path / f"{quant}.oracle")) for quant in quants]
-    subprocess.run([sys.executable, "-c", ORACLE, str(export), json.dumps(targets)], check=True)
+    importance = random_importance(plan) if informed else None
+    if importance:
+        np.savez(matrix, **importance)  # type: ignore[arg-type, unused-ignore]
+    targets = [(NUMBER[quant], str(tmp_path / f"{quant}.oracle")) for quant in quants]
+    command = [sys.executable, "-c", ORACLE, str(export), json.dumps(targets), str(matrix) if informed else ""]
+    subprocess.run(command, check=True)
     for quant in quants:
         ours = tmp_path / f"{quant}.gguf"
-        write_model(ours, plan, vocabulary, plan_types(plan, quant), {})
+        write_model(ours, plan, vocabulary, plan_types(plan, quant, importance=importance), {}, importance=importance)
         expected, found = tensors(tmp_path / f"{quant}.oracle"), tensors(ours)
-        assert found == expected, quant
+        different = [name for name in expected if found[name] != expected[name]]
+        assert not different, (quant, different[0], found[different[0]][0], expected[different[0]][0])
+        assert found.keys() == expected.keys()
+
+
+@pytest.mark.parametrize("shape", ["whole blocks", "tied", "fallbacks", "deep"])
+def test_every_type_is_byte_for_byte_what_llama_quantize_writes(tmp_path: Path, shape: str) -> None:
+    skip = {"F32", *NEEDS_IMPORTANCE, *(SLOW if shape == "whole blocks" else {"Q1_0"})}  # Q1_0 has no fallback
+    compare_with_llama(tmp_path, shape, [quant for quant in QUANTS if quant not in skip], informed=False)
+
+
+@pytest.mark.parametrize("shape", ["whole blocks", "narrow", "fallbacks", "deep"])
+def test_every_type_with_an_importance_matrix_is_what_llama_quantize_writes(tmp_path: Path, shape: str) -> None:
+    skip = {"F32", "F16", "BF16", "Q8_0", "Q1_0", *(SLOW if shape == "whole blocks" else LARGE_TABLES & SLOW)}
+    compare_with_llama(tmp_path, shape, [quant for quant in QUANTS if quant not in skip], informed=True)
+
+
+@pytest.mark.slow
+def test_types_of_one_bit_are_what_llama_quantize_writes(tmp_path: Path) -> None:
+    compare_with_llama(tmp_path, "narrow", ["IQ2_M", "IQ1_M"], informed=True)
 
 
 def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
@@ -117,7 +160,7 @@ def test_every_type_is_explained(tmp_path: Path) -> None:
 
 
 def test_tables_name_only_types_that_exist() -> None:
-    known = set(QUANTS.values()) | set(FALLBACK.values()) | {"Q4_0", "Q5_0"}
+    known = set(QUANTS.values()) | set(FALLBACK.values())
     wanted = {kind for mix in MIXES.values() for rules in mix.values() for _, kind in rules}
     assert wanted <= known
     assert MIXES.keys() <= QUANTS.keys()

@@ -184,7 +184,9 @@ def test_a_broken_quantizer_is_found(llama: Path, tmp_path: Path, monkeypatch: p
     from converters import quantize
 
     encode = quantize.encode
-    monkeypatch.setattr(quantize, "encode", lambda rows, kind: encode(rows * (1 if kind == "F32" else -0.5), kind))
+    monkeypatch.setattr(
+        quantize, "encode", lambda rows, kind, *rest: encode(rows * (1 if kind == "F32" else -0.5), kind, *rest)
+    )
     with pytest.raises(ProofFailed, match="NMSE"):
         convert(llama, tmp_path / "out.gguf", "q8_0")
     assert list(tmp_path.iterdir()) == []
@@ -226,7 +228,9 @@ def test_without_torch_a_broken_quantizer_is_still_found(
 
     monkeypatch.setattr(passport, "no_torch", lambda _plan: "torch is not installed")
     encode = quantize.encode
-    monkeypatch.setattr(quantize, "encode", lambda rows, kind: encode(rows * (1 if kind == "F32" else -0.5), kind))
+    monkeypatch.setattr(
+        quantize, "encode", lambda rows, kind, *rest: encode(rows * (1 if kind == "F32" else -0.5), kind, *rest)
+    )
     with pytest.raises(ProofFailed):
         convert(llama, tmp_path / "out.gguf", "q8_0")
 
