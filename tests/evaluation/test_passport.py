@@ -371,9 +371,9 @@ def test_memory_and_threads_are_those_that_the_container_leaves(
     seen: set[int] = set()
     slabs = quantize.encoded_slabs
 
-    def spy(tensor: Any, kind: str, threads: int = 1) -> Any:
+    def spy(tensor: Any, kind: str, threads: int = 1, *rest: Any) -> Any:
         seen.add(threads)
-        return slabs(tensor, kind, threads)
+        return slabs(tensor, kind, threads, *rest)
 
     monkeypatch.setattr(quantize, "encoded_slabs", spy)
     done = convert(llama, tmp_path / "out.gguf", "q8_0")
