@@ -55,6 +55,29 @@ WIDE: Mapping[str, Any] = {"hidden_size": 256, "intermediate_size": 512}
 """Rows that are whole blocks of K-quants."""
 
 
+LFM2: Mapping[str, Any] = {
+    "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+    "num_hidden_layers": 4,
+    "block_multiple_of": 32,
+}
+YARN: Mapping[str, Any] = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 1e6,
+}
+
+
+def longrope(original: int, count: int) -> dict[str, Any]:
+    """Return a configuration whose texts of more than ORIGINAL tokens get other rotary frequencies; COUNT is that of frequencies."""
+    factors = {
+        "short_factor": [1.0 + at / 16 for at in range(count)],
+        "long_factor": [1.5 + at for at in range(count)],
+    }
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **factors}
+    return {"original_max_position_embeddings": original, "rope_parameters": rope}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """A model class of transformers, what its configuration gets besides BASE, and the split of its tokenizer.
@@ -81,23 +104,36 @@ VARIANTS: Mapping[str, Variant] = {
     "gpt2-untied": Variant(
         model="GPT2LMHeadModel", base=GPT2, config={"n_embd": 96, "tie_word_embeddings": False}, split="gpt2"
     ),
+    "lfm2": Variant(model="Lfm2ForCausalLM", config=LFM2),
+    "lfm2-256-untied": Variant(
+        model="Lfm2ForCausalLM",
+        config={**LFM2, **WIDE, "block_auto_adjust_ff_dim": False, "conv_L_cache": 4, "tie_word_embeddings": False},
+    ),
+    "lfm2-indexes-yarn": Variant(
+        model="Lfm2ForCausalLM", config={**LFM2, "layer_types": None, "full_attn_idxs": [0], "rope_parameters": YARN}
+    ),
     "llama": Variant(model="LlamaForCausalLM"),
     "llama-256-tied": Variant(model="LlamaForCausalLM", config={**WIDE, "tie_word_embeddings": True}),
     "llama-biases": Variant(model="LlamaForCausalLM", config={"attention_bias": True, "mlp_bias": True}),
     "llama-head-dim": Variant(model="LlamaForCausalLM", config={"head_dim": 32}),
     "mistral": Variant(model="MistralForCausalLM", config={"sliding_window": None}),
+    "mixtral": Variant(model="MixtralForCausalLM", config={"num_local_experts": 4}),
+    "mixtral-256-tied": Variant(
+        model="MixtralForCausalLM",
+        config={**WIDE, "num_local_experts": 8, "num_experts_per_tok": 3, "tie_word_embeddings": True},
+    ),
+    "phi3": Variant(model="Phi3ForCausalLM"),
+    "phi3-256-tied-partial": Variant(
+        model="Phi3ForCausalLM", config={**WIDE, "tie_word_embeddings": True, "partial_rotary_factor": 0.75}
+    ),
+    "phi3-long": Variant(model="Phi3ForCausalLM", config=longrope(16, 8)),
+    "phi3-long-partial": Variant(model="Phi3ForCausalLM", config={**longrope(16, 6), "partial_rotary_factor": 0.75}),
+    "phi3-short": Variant(model="Phi3ForCausalLM", config={**longrope(256, 8), "max_position_embeddings": 1024}),
     "qwen2": Variant(model="Qwen2ForCausalLM", split="qwen2"),
     "qwen2-256-tied": Variant(model="Qwen2ForCausalLM", config={**WIDE, "tie_word_embeddings": True}, split="qwen2"),
     "qwen2-yarn": Variant(
         model="Qwen2ForCausalLM",
-        config={
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "factor": 4.0,
-                "original_max_position_embeddings": 32,
-                "rope_theta": 1e6,
-            }
-        },
+        config={"rope_parameters": YARN},
         split="qwen2",
     ),
 }

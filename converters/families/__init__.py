@@ -36,7 +36,10 @@ FAMILIES: Mapping[str, str] = {
     "CamembertModel": "bert",
     "GPT2LMHeadModel": "gpt2",
     "LlamaForCausalLM": "llama",
+    "Lfm2ForCausalLM": "lfm2",
     "MistralForCausalLM": "llama",
+    "MixtralForCausalLM": "mixtral",
+    "Phi3ForCausalLM": "phi3",
     "Qwen2ForCausalLM": "qwen2",
     "RobertaForMaskedLM": "bert",
     "RobertaModel": "bert",
@@ -49,7 +52,10 @@ MODEL_TYPES: Mapping[str, str] = {
     "camembert": "CamembertModel",
     "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
     "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
@@ -70,7 +76,8 @@ class ModelPlan:
     `pooling` ("mean", "cls", "last") makes it an embedding model, None a language model. `window` is the sliding window, in tokens, of
     layers that have one in the runtime too. `gaps` says whether positions may jump, which layers with a state of their own (short
     convolutions) and texts that are read in both directions do not take. `kv_heads` is the largest of all layers. `activation_nmse` is
-    what the runtime's approximation of an activation can add to the NMSE between its results and the source's.
+    what the runtime's approximation of an activation can add to the NMSE between its results and the source's. Contexts of more
+    than `rope_switch` tokens have other rotary frequencies in the runtime; in the source, texts of more tokens.
     """
 
     architecture: str
@@ -87,6 +94,7 @@ class ModelPlan:
     window: int | None = None
     gaps: bool = True
     activation_nmse: float = 0.0
+    rope_switch: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -136,6 +144,7 @@ class Facts:
     window: int | None = None
     gaps: bool = True
     activation_nmse: float = 0.0
+    rope_switch: int | None = None
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
@@ -186,6 +195,7 @@ def plan_model(checkpoint: Checkpoint) -> ModelPlan:
         window=facts.window,
         gaps=facts.gaps,
         activation_nmse=facts.activation_nmse,
+        rope_switch=facts.rope_switch,
     )
 
 

@@ -20,12 +20,12 @@ ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 
 
 def rope_settings(
-    config: Mapping[str, Any], kinds: Sequence[str] = ROPE_KINDS, *, partial: bool = False
+    config: Mapping[str, Any], kinds: Sequence[str] = ROPE_KINDS, *, partial: bool = False, theta: float = 10000.0
 ) -> dict[str, Any]:
     """Return `kind`, `rope_theta` and the other rope settings from either layout; KINDS are those that the family can carry.
 
     transformers 5 has everything in `rope_parameters`, 4 had `rope_theta` and `rope_scaling` with `type` or `rope_type`. PARTIAL says
-    that the family may rotate a part of a head (`partial_rotary_factor`).
+    that the family may rotate a part of a head (`partial_rotary_factor`), THETA is what an absent `rope_theta` means.
     """
     settings: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
@@ -48,20 +48,21 @@ def rope_settings(
             f"config.json has partial_rotary_factor {part!r}, and this family rotates all of a head",
             hint="no file could say so to the runtime",
         )
-    theta = number(settings, "rope_theta", number(config, "rope_theta", 10000.0))
+    theta = number(settings, "rope_theta", number(config, "rope_theta", theta))
     if theta <= 1:
         raise BrokenCheckpoint(f"config.json has rope_theta {theta}, and more than 1 is needed")
     return settings | {"kind": kind, "rope_theta": theta}
 
 
 def rope(
-    config: Mapping[str, Any], head_dim: int, context: int, *, divisors: bool
+    config: Mapping[str, Any], head_dim: int, context: int, *, divisors: bool, theta: float = 10000.0
 ) -> tuple[Keys, tuple[TensorPlan, ...]]:
-    """Return the keys and computed tensors that carry the rotary embedding.
+    """Return the keys and computed tensors that carry the rotary embedding; THETA is what an absent `rope_theta` means.
 
     DIVISORS says whether the runtime's architecture reads `rope_freqs.weight`; without it only what its keys can say is possible.
     """
-    settings = rope_settings(config, ROPE_KINDS if divisors else tuple(kind for kind in ROPE_KINDS if kind != "llama3"))
+    kinds = ROPE_KINDS if divisors else tuple(kind for kind in ROPE_KINDS if kind != "llama3")
+    settings = rope_settings(config, kinds, theta=theta)
     keys: Keys = {"rope.freq_base": settings["rope_theta"]}
     if settings["kind"] == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": number(settings, "factor")}
