@@ -16,8 +16,11 @@ BASE := $(VENV)/.base-$(NATIVE_KEY)
 NATIVE_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edgeai/native-$(NATIVE_KEY)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Tests that record what they prove (tests/ledger.py).
+PROOFS := tests/converters/test_families.py
+
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench clean
+.PHONY: help run test check table bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +36,9 @@ check: $(VENV)/.dev ## style, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+table: $(VENV)/.dev ## run the proofs of all families and draw README's table from them
+	EDGEAI_RECORD_PROOFS=1 $(BIN)/python -m pytest -q $(PROOFS)
 
 bench: $(VENV)/.dev ## measure against peers; results go to bench/results
 	$(BIN)/python bench/run_all.py

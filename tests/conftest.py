@@ -4,18 +4,47 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from edgeai.model import Model, open_engine
+from tests import ledger
 
 # A suite that runs in the background inherits an ignored Ctrl-C, and the tests of Ctrl-C need the usual one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
+RECORDING = bool(os.environ.get("EDGEAI_RECORD_PROOFS"))
+"""Set by `make table`."""
 USER_HOME = os.environ.get("EDGEAI_HOME")
+
+
+PROVED: list[ledger.Proved] = []
+Record = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def record_proof() -> Record:
+    """Record that a conversion was proved: `record_proof(model=, source=, variant=, proof=, error=)`; README's table is drawn from it."""
+    known = ledger.recorded()
+
+    def record(*, model: str, source: str, variant: str, proof: str, error: float) -> None:
+        found = ledger.Proved(
+            model=model, source=source, variant=variant, proof=proof, worst=ledger.power_of_ten(error)
+        )
+        PROVED.append(found)
+        if not RECORDING:
+            assert any(found.same_as(item) for item in known), f"not in the table of README: {found}: run `make table`"
+
+    return record
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Write the record of a passing `make table`."""
+    if RECORDING and exitstatus == 0:
+        ledger.write(PROVED)
 
 
 @pytest.fixture(autouse=True)

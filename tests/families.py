@@ -220,7 +220,9 @@ def torch_logits(folder: Path, ids: list[int]) -> F32:
 
 def load(path: Path) -> Any:
     """Load the file PATH on the CPU, in the plain layout of its weights."""
-    from llama_cpp import llama_cpp as lib
+    from edgeai.native import library
+
+    lib = library()
 
     lib.llama_backend_init()
     params = lib.llama_model_default_params()
@@ -241,7 +243,10 @@ def fill(batch: Any, ids: list[int], start: int) -> None:
 def libllama_logits(path: Path, ids: list[int], prompt: int = PROMPT) -> F32:
     """Return libllama's logits of every position of IDS: PROMPT tokens at once, the rest one by one with the cache."""
     import numpy as np
-    from llama_cpp import llama_cpp as lib
+
+    from edgeai.native import library
+
+    lib = library()
 
     model = load(path)
     settings = lib.llama_context_default_params()
@@ -287,7 +292,10 @@ def torch_vectors(folder: Path, ids: list[int]) -> F32:
 def libllama_vectors(path: Path, ids: list[int], *, pooled: bool = False) -> F32:
     """Return libllama's vectors of every position of IDS, (positions, hidden); POOLED: the pooled one, (1, hidden)."""
     import numpy as np
-    from llama_cpp import llama_cpp as lib
+
+    from edgeai.native import library
+
+    lib = library()
 
     model = load(path)
     settings = lib.llama_context_default_params()

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from edgeai.cli import cli
+from tests import ledger
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,3 +43,9 @@ def test_linked_files_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_the_table_of_families_is_that_of_the_record() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert ledger.BEGIN in text
+    assert text == ledger.with_table(text, ledger.table(ledger.recorded()))
