@@ -24,6 +24,7 @@ from typing import Any
 from converters import gguf, manifest, tokenproof
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.families import ModelPlan, plan_model
+from converters.ggml_types import FILE_TYPES
 from converters.output import OutputFile, check_output
 from converters.quantmap import ALIASES, NEEDS_IMPORTANCE, QUANTS, QuantMap, plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary
@@ -114,19 +115,26 @@ class Job:
             self.timings[f"{name}_s"] = self.timings.get(f"{name}_s", 0.0) + time.perf_counter() - began
 
 
-def parse_quant(name: str) -> str:
-    """Return the quant type NAME in its usual writing; raises UsageError with what was perhaps meant and the list."""
+def parse_quant(name: str, *, informed: bool = False) -> str:
+    """Return the quant type NAME in its usual writing; raises UsageError with what was perhaps meant and the list.
+
+    INFORMED says whether there is an importance matrix, which types of few bits need. A number is one of `enum llama_ftype`, as for
+    llama-quantize.
+    """
     import difflib
 
     word = name.strip().upper().replace("-", "_")
+    if word.isdecimal() and len(word) < 4:
+        word = FILE_TYPES.get(int(word), word)
     word = ALIASES.get(word, word)
+    if word in NEEDS_IMPORTANCE and not informed:
+        raise UsageError(
+            f"the quant type {name!r} needs an importance matrix",
+            hint="with so few bits a quantizer must know which weights matter: --imatrix TEXT computes that from a text like those that "
+            "the model will read, --imatrix FILE reads it; the smallest types without one are q2_k and iq3_s",
+        )
     if word in QUANTS:
         return word
-    if word in NEEDS_IMPORTANCE:
-        raise UsageError(
-            f"the quant type {name!r} needs an importance matrix, which cannot be given yet",
-            hint="with so few bits a quantizer must know which weights matter; the smallest types without one are q2_k and iq3_s",
-        )
     known = ", ".join(quant.lower() for quant in QUANTS)
     close = difflib.get_close_matches(word, [*QUANTS, *ALIASES], n=1)
     meant = f"did you mean {close[0].lower()!r}? " if close else ""
