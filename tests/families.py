@@ -8,10 +8,13 @@ from __future__ import annotations
 import ctypes
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from tests.checkpoints import TEMPLATE, tokenizer_json
 
@@ -53,8 +56,30 @@ GPT2: Mapping[str, Any] = {
 }
 WIDE: Mapping[str, Any] = {"hidden_size": 256, "intermediate_size": 512}
 """Rows that are whole blocks of K-quants."""
-
-
+GEMMA: Mapping[str, Any] = {
+    **BASE,
+    "num_hidden_layers": 7,
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "sliding_window": 8,
+}
+"""Seven layers, of which the sixth sees everything, and a window that a prompt is longer than."""
+GRANITE: Mapping[str, Any] = {
+    **BASE,
+    "attention_multiplier": 0.1,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
+LLAMA3_ROPE: Mapping[str, Any] = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 500000.0,
+}
+LINEAR_ROPE: Mapping[str, Any] = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
 LFM2: Mapping[str, Any] = {
     "layer_types": ["conv", "full_attention", "conv", "full_attention"],
     "num_hidden_layers": 4,
@@ -66,6 +91,11 @@ YARN: Mapping[str, Any] = {
     "original_max_position_embeddings": 32,
     "rope_theta": 1e6,
 }
+
+
+def gemma_rope(full: Mapping[str, Any], near: float = 1e4) -> dict[str, Any]:
+    """Return Gemma's two sets of rotary settings."""
+    return {"full_attention": dict(full), "sliding_attention": {"rope_type": "default", "rope_theta": near}}
 
 
 def longrope(original: int, count: int) -> dict[str, Any]:
@@ -82,7 +112,8 @@ def longrope(original: int, count: int) -> dict[str, Any]:
 class Variant:
     """A model class of transformers, what its configuration gets besides BASE, and the split of its tokenizer.
 
-    `pooling` is the way of pooling that modules.json names, for embedding models.
+    `pooling` is the way of pooling that modules.json names, for embedding models. `half_gelu`: so deep that the table in half precision
+    from which the runtime takes GELU shows, and torch has to take it from there too.
     """
 
     model: str
@@ -90,6 +121,7 @@ class Variant:
     split: str = "llama3"
     base: Mapping[str, Any] = field(default_factory=lambda: BASE)
     pooling: str | None = None
+    half_gelu: bool = False
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -99,11 +131,46 @@ VARIANTS: Mapping[str, Variant] = {
     "bert-roberta": Variant(model="RobertaModel", base=ROBERTA, split="gpt2", pooling="lasttoken"),
     "bert-roberta-masked-lm": Variant(model="RobertaForMaskedLM", base=ROBERTA, split="gpt2", pooling="mean"),
     "bert-xlm-roberta": Variant(model="XLMRobertaModel", base=ROBERTA, config=WIDE, pooling="cls"),
+    "gemma3": Variant(model="Gemma3ForCausalLM", base=GEMMA),
+    "gemma3-256-untied": Variant(
+        model="Gemma3ForCausalLM",
+        base=GEMMA,
+        config={**WIDE, "tie_word_embeddings": False, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3-62": Variant(
+        model="Gemma3ForCausalLM",
+        base=GEMMA,
+        half_gelu=True,
+        config={"num_hidden_layers": 62, "query_pre_attn_scalar": 16},
+    ),
+    "gemma3-no-window": Variant(
+        model="Gemma3ForCausalLM", base=GEMMA, config={"layer_types": ["full_attention"] * 2, "num_hidden_layers": 2}
+    ),
+    "gemma3-pattern": Variant(
+        model="Gemma3ForCausalLM",
+        base=GEMMA,
+        config={"layer_types": ["full_attention", "sliding_attention", "full_attention"], "num_hidden_layers": 3},
+    ),
+    "gemma3-query": Variant(model="Gemma3ForCausalLM", base=GEMMA, config={"query_pre_attn_scalar": 256}),
+    "gemma3-rope": Variant(
+        model="Gemma3ForCausalLM",
+        base=GEMMA,
+        config={"rope_parameters": gemma_rope({"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}, 2e4)},
+    ),
+    "gemma3-two-layers": Variant(model="Gemma3ForCausalLM", base=GEMMA, config={"num_hidden_layers": 2}),
     "gpt2": Variant(model="GPT2LMHeadModel", base=GPT2, split="gpt2"),
     "gpt2-256-inner": Variant(model="GPT2LMHeadModel", base=GPT2, config={"n_embd": 256, "n_inner": 320}, split="gpt2"),
     "gpt2-untied": Variant(
         model="GPT2LMHeadModel", base=GPT2, config={"n_embd": 96, "tie_word_embeddings": False}, split="gpt2"
     ),
+    "granite": Variant(model="GraniteForCausalLM", base=GRANITE),
+    "granite-256-tied": Variant(model="GraniteForCausalLM", base=GRANITE, config={**WIDE, "tie_word_embeddings": True}),
+    "granite-biases": Variant(
+        model="GraniteForCausalLM",
+        base=GRANITE,
+        config={"attention_bias": True, "mlp_bias": True, "head_dim": 32, "rope_parameters": LLAMA3_ROPE},
+    ),
+    "granite-defaults": Variant(model="GraniteForCausalLM"),
     "lfm2": Variant(model="Lfm2ForCausalLM", config=LFM2),
     "lfm2-256-untied": Variant(
         model="Lfm2ForCausalLM",
@@ -116,12 +183,31 @@ VARIANTS: Mapping[str, Variant] = {
     "llama-256-tied": Variant(model="LlamaForCausalLM", config={**WIDE, "tie_word_embeddings": True}),
     "llama-biases": Variant(model="LlamaForCausalLM", config={"attention_bias": True, "mlp_bias": True}),
     "llama-head-dim": Variant(model="LlamaForCausalLM", config={"head_dim": 32}),
+    "llama-linear": Variant(model="LlamaForCausalLM", config={"rope_parameters": LINEAR_ROPE}),
+    "llama-llama3": Variant(model="LlamaForCausalLM", config={"rope_parameters": LLAMA3_ROPE}),
+    "llama-yarn": Variant(model="LlamaForCausalLM", config={"rope_parameters": YARN}),
+    "llama-yarn-bounds": Variant(
+        model="LlamaForCausalLM",
+        config={"rope_parameters": {**YARN, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.5}},
+    ),
+    "ministral": Variant(
+        model="MinistralForCausalLM",
+        config={
+            "head_dim": 32,
+            "sliding_window": 64,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+    ),
     "mistral": Variant(model="MistralForCausalLM", config={"sliding_window": None}),
+    "mistral-window": Variant(model="MistralForCausalLM", config={"sliding_window": 64, "head_dim": 32}),
     "mixtral": Variant(model="MixtralForCausalLM", config={"num_local_experts": 4}),
     "mixtral-256-tied": Variant(
         model="MixtralForCausalLM",
         config={**WIDE, "num_local_experts": 8, "num_experts_per_tok": 3, "tie_word_embeddings": True},
     ),
+    "olmo2": Variant(model="Olmo2ForCausalLM"),
+    "olmo2-256-yarn": Variant(model="Olmo2ForCausalLM", config={**WIDE, "rope_parameters": YARN}),
+    "olmo2-tied": Variant(model="Olmo2ForCausalLM", config={"tie_word_embeddings": True}),
     "phi3": Variant(model="Phi3ForCausalLM"),
     "phi3-256-tied-partial": Variant(
         model="Phi3ForCausalLM", config={**WIDE, "tie_word_embeddings": True, "partial_rotary_factor": 0.75}
@@ -131,10 +217,18 @@ VARIANTS: Mapping[str, Variant] = {
     "phi3-short": Variant(model="Phi3ForCausalLM", config={**longrope(256, 8), "max_position_embeddings": 1024}),
     "qwen2": Variant(model="Qwen2ForCausalLM", split="qwen2"),
     "qwen2-256-tied": Variant(model="Qwen2ForCausalLM", config={**WIDE, "tie_word_embeddings": True}, split="qwen2"),
-    "qwen2-yarn": Variant(
-        model="Qwen2ForCausalLM",
-        config={"rope_parameters": YARN},
-        split="qwen2",
+    "qwen2-yarn": Variant(model="Qwen2ForCausalLM", config={"rope_parameters": YARN}, split="qwen2"),
+    "qwen3": Variant(model="Qwen3ForCausalLM", config={"head_dim": 32}, split="qwen2"),
+    "qwen3-256-tied": Variant(
+        model="Qwen3ForCausalLM", config={**WIDE, "head_dim": 64, "tie_word_embeddings": True}, split="qwen2"
+    ),
+    "qwen3-yarn": Variant(model="Qwen3ForCausalLM", config={"head_dim": 16, "rope_parameters": YARN}, split="qwen2"),
+    "smollm3": Variant(model="SmolLM3ForCausalLM", config={"num_hidden_layers": 5}),
+    "smollm3-256-untied": Variant(
+        model="SmolLM3ForCausalLM", config={**WIDE, "num_hidden_layers": 4, "tie_word_embeddings": False}
+    ),
+    "smollm3-yarn": Variant(
+        model="SmolLM3ForCausalLM", config={"num_hidden_layers": 4, "head_dim": 32, "rope_parameters": YARN}
     ),
 }
 
@@ -204,17 +298,35 @@ def some_ids(vocab_size: int, count: int = PROMPT + DECODED) -> list[int]:
     return found
 
 
-def torch_logits(folder: Path, ids: list[int]) -> F32:
+@contextmanager
+def gelu_in_half(active: bool) -> Iterator[None]:
+    """Round before and after GELU to half precision in torch, as libggml's table does (GGML_GELU_FP16 in ggml-cpu/vec.h)."""
+    import torch
+    from torch.nn import functional
+
+    usual = functional.gelu
+
+    def rounded(values: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+        halves = usual(values.half().float(), approximate=approximate).half().float()
+        return torch.where(values <= -10, 0.0, torch.where(values >= 10, values, halves))
+
+    with pytest.MonkeyPatch.context() as patch:
+        if active:
+            patch.setattr(functional, "gelu", rounded)
+        yield
+
+
+def torch_logits(folder: Path, ids: list[int], *, half_gelu: bool = False) -> F32:
     """Return the logits of every position of IDS in torch, (positions, vocab)."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    with warnings.catch_warnings():
+    with gelu_in_half(half_gelu), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    with torch.inference_mode():
-        rows: F32 = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+        with torch.inference_mode():
+            rows: F32 = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
     return rows
 
 

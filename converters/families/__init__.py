@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from converters.checkpoint import ITEM_BYTES, Checkpoint, Source
 from converters.errors import BrokenCheckpoint, UnsupportedModel
@@ -34,15 +34,22 @@ FAMILIES: Mapping[str, str] = {
     "BertModel": "bert",
     "CamembertForMaskedLM": "bert",
     "CamembertModel": "bert",
+    "Gemma3ForCausalLM": "gemma3",
+    "Gemma3ForConditionalGeneration": "gemma3",
     "GPT2LMHeadModel": "gpt2",
-    "LlamaForCausalLM": "llama",
+    "GraniteForCausalLM": "granite",
     "Lfm2ForCausalLM": "lfm2",
+    "LlamaForCausalLM": "llama",
+    "MinistralForCausalLM": "llama",
     "MistralForCausalLM": "llama",
     "MixtralForCausalLM": "mixtral",
+    "Olmo2ForCausalLM": "olmo2",
     "Phi3ForCausalLM": "phi3",
     "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
     "RobertaForMaskedLM": "bert",
     "RobertaModel": "bert",
+    "SmolLM3ForCausalLM": "smollm3",
     "XLMRobertaForMaskedLM": "bert",
     "XLMRobertaModel": "bert",
 }
@@ -50,14 +57,21 @@ FAMILIES: Mapping[str, str] = {
 MODEL_TYPES: Mapping[str, str] = {
     "bert": "BertModel",
     "camembert": "CamembertModel",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
-    "llama": "LlamaForCausalLM",
+    "granite": "GraniteForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "ministral": "MinistralForCausalLM",
     "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
     "roberta": "RobertaModel",
+    "smollm3": "SmolLM3ForCausalLM",
     "xlm-roberta": "XLMRobertaModel",
 }
 """config.model_type → architecture, for folders whose config has no `architectures`."""
@@ -125,7 +139,7 @@ class Family:
 class Facts:
     """What a family reads from a configuration; `layer_facts` are those of single layers, `skip` names tensors that are not needed.
 
-    `head_dim` is the number that transforms get. The rest is as in `ModelPlan`.
+    `head_dim` is the number that transforms get, `factors` are those of `Rule.factor`. The rest is as in `ModelPlan`.
     """
 
     sizes: Mapping[str, int]
@@ -138,6 +152,7 @@ class Facts:
     keys: Mapping[str, Value]
     constants: tuple[TensorPlan, ...] = ()
     skip: tuple[str, ...] = ()
+    factors: Mapping[str, float] = field(default_factory=dict)
     warnings: Warnings = ()
     layer_facts: tuple[frozenset[str], ...] = ()
     pooling: str | None = None
@@ -290,6 +305,7 @@ def plan_tensor(checkpoint: Checkpoint, facts: Facts, item: Wanted) -> TensorPla
         transposed=rule.transposed,
         stacked=stacked,
         first_row=first_row,
+        factor=facts.factors[rule.factor] if rule.factor else 1.0,
     )
 
 

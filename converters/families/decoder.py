@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from converters.checkpoint import ITEM_BYTES, Checkpoint, Source
 from converters.errors import BrokenCheckpoint, UnsupportedModel
-from converters.families import Keys, Warnings
+from converters.families import Facts, Keys, TensorPlan, Warnings
 from converters.families.settings import COPY_CONFIG, integer, number
 
-__all__ = ["Shape", "base_keys", "read_shape", "require", "ties", "window"]
+__all__ = [
+    "INV_FREQ",
+    "Shape",
+    "base_keys",
+    "decoder_facts",
+    "read_shape",
+    "require",
+    "sliding_layers",
+    "ties",
+    "window",
+]
+
+
+INV_FREQ = (r"(.*\.)?rotary_emb\.inv_freq",)
+"""Rotary frequencies that older checkpoints hold; they follow from the configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +58,11 @@ def read_shape(
 ) -> Shape:
     """Return the sizes in a configuration with transformers' usual names.
 
-    CONTEXT, HEAD_DIM and KV_HEADS are what the absence of their keys means; without them hidden / heads and heads.
+    CONTEXT, HEAD_DIM and KV_HEADS are what the absence of their keys means; without them hidden / heads and heads. A family with
+    a HEAD_DIM of its own needs a number there.
     """
     hidden, heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
-    kv = integer(config, "num_key_value_heads", kv_heads or heads)
+    kv = integer(config, "num_key_value_heads", heads if "num_key_value_heads" in config else kv_heads or heads)
     size = integer(config, "head_dim", head_dim or max(1, hidden // heads))
     if heads % kv:
         raise BrokenCheckpoint(
@@ -57,7 +72,7 @@ def read_shape(
         raise UnsupportedModel(
             f"config.json has head_dim {size}, and rotary embeddings need an even one", hint=COPY_CONFIG
         )
-    for key in ("rms_norm_eps", "max_position_embeddings"):
+    for key in ("rms_norm_eps", "max_position_embeddings", *(("head_dim",) if head_dim else ())):
         if key in config and config[key] is None:  # transformers knows a default for absence, and none for null
             raise BrokenCheckpoint(f"config.json has {key} null, and a number is needed", hint=COPY_CONFIG)
     return Shape(
@@ -87,6 +102,32 @@ def base_keys(config: Mapping[str, Any], shape: Shape, context: int, *, epsilon:
         "vocab_size": shape.vocab,
         "rope.dimension_count": shape.head_dim,
     }
+
+
+def decoder_facts(
+    shape: Shape,
+    keys: Keys,
+    *,
+    context: int,
+    tied: bool,
+    facts: frozenset[str] = frozenset(),
+    constants: tuple[TensorPlan, ...] = (),
+    warnings: Warnings = (),
+) -> Facts:
+    """Return the facts of a decoder whose output matrix is `lm_head.weight`, or the embeddings where it is TIED."""
+    return Facts(
+        sizes=shape.sizes(),
+        facts=facts if tied else facts | {"untied"},
+        head_dim=shape.head_dim,
+        layers=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        context=context,
+        keys=keys,
+        constants=constants,
+        skip=("lm_head.weight",) if tied else (),
+        warnings=warnings,
+    )
 
 
 def require(config: Mapping[str, Any], key: str, *allowed: Any, why: str) -> None:
@@ -124,6 +165,23 @@ def same_values(left: Source, right: Source, step: int = 1024) -> bool:
         bool((left.rows(at, min(at + step, left.shape[0])) == right.rows(at, min(at + step, left.shape[0]))).all())
         for at in starts
     )
+
+
+def sliding_layers(config: Mapping[str, Any], default: Sequence[bool]) -> tuple[bool, ...]:
+    """Return for each layer whether it has a sliding window; DEFAULT is what absent `layer_types` mean."""
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return tuple(default)
+    if not isinstance(kinds, list) or len(kinds) != len(default):
+        raise BrokenCheckpoint(
+            f"config.json has layer_types {kinds!r}, and {len(default)} of them are needed", hint=COPY_CONFIG
+        )
+    known = {"sliding_attention": True, "full_attention": False}
+    if unknown := next((kind for kind in kinds if not isinstance(kind, str) or kind not in known), None):
+        raise UnsupportedModel(
+            f"config.json has the layer type {unknown!r}", hint=f"known layer types: {', '.join(known)}"
+        )
+    return tuple(known[kind] for kind in kinds)
 
 
 def window(config: Mapping[str, Any], context: int) -> tuple[int, Warnings]:

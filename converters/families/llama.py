@@ -1,16 +1,30 @@
-"""Llama 1 to 3 and what is laid out like them: SmolLM2, TinyLlama, Yi, Mistral.
+"""Llama 1 to 3 and what is laid out like them: SmolLM2, TinyLlama, Yi, Mistral, Ministral.
 
-Sources: `LlamaConfig` and `modeling_llama.py` in transformers; `LLM_ARCH_LLAMA` in llama.cpp (src/llama-arch.cpp, src/models/llama.cpp).
+Sources: `LlamaConfig`, `MistralConfig`, `MinistralConfig` and their modeling files in transformers; `LLM_ARCH_LLAMA` in llama.cpp
+(src/llama-arch.cpp, src/models/llama.cpp).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from converters.checkpoint import Checkpoint
-from converters.families import Facts, Family, Rule, interleave_halves
-from converters.families.decoder import base_keys, read_shape, require, ties, window
+from converters.families import Facts, Family, Rule, Warnings, interleave_halves
+from converters.families.decoder import (
+    INV_FREQ,
+    Shape,
+    base_keys,
+    decoder_facts,
+    read_shape,
+    require,
+    sliding_layers,
+    ties,
+    window,
+)
 from converters.families.rope import rope
 
-__all__ = ["FAMILY"]
+__all__ = ["BIASES", "FAMILY", "biases"]
 
 LAYER, ATTN, MLP = "model.layers.{i}", "model.layers.{i}.self_attn", "model.layers.{i}.mlp"
 
@@ -56,29 +70,41 @@ PER_LAYER = (
 )
 
 BIASES = ("attention_bias", "mlp_bias")
+"""Keys of the configuration that are also the facts of the rules."""
 
 
 def read(checkpoint: Checkpoint) -> Facts:
-    """Return the facts of a Llama configuration. Defaults of absent keys are those of `LlamaConfig`."""
+    """Return the facts of a Llama or Mistral configuration. Defaults of absent keys are those of the configuration's class."""
     config = checkpoint.config
     require(config, "hidden_act", "silu", "swish", why="GGUF's llama architecture always computes 'silu'")
-    shape = read_shape(config)
+    mistral = (checkpoint.architecture or checkpoint.model_type).lower().startswith(("mistral", "ministral"))
+    shape = read_shape(config, context=131072, kv_heads=8) if mistral else read_shape(config)
     tied, untied = ties(checkpoint)
     rope_keys, constants = rope(config, shape.head_dim, shape.context, divisors=True)
-    context, shortened = window(config, shape.context)
-    return Facts(
-        sizes=shape.sizes(),
-        facts=frozenset(name for name in BIASES if config.get(name)) | (frozenset() if tied else {"untied"}),
-        head_dim=shape.head_dim,
-        layers=shape.layers,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
+    context, shortened = mistral_window(checkpoint, shape) if mistral else window(config, shape.context)
+    return decoder_facts(
+        shape,
+        {**base_keys(config, shape, context), **rope_keys},
         context=context,
-        keys={**base_keys(config, shape, context), **rope_keys},
+        tied=tied,
+        facts=frozenset() if mistral else biases(config),
         constants=constants,
-        skip=("lm_head.weight",) if tied else (),
         warnings=untied + shortened,
     )
+
+
+def biases(config: Mapping[str, Any]) -> frozenset[str]:
+    """Return which of BIASES the configuration sets."""
+    return frozenset(name for name in BIASES if config.get(name))
+
+
+def mistral_window(checkpoint: Checkpoint, shape: Shape) -> tuple[int, Warnings]:
+    """Return the context and its warning: Mistral slides over 4096 tokens unless told otherwise, Ministral in some of its layers."""
+    config = {"sliding_window": 4096} | dict(checkpoint.config)
+    if "ministral" not in (checkpoint.architecture or checkpoint.model_type).lower():
+        return window(config, shape.context)
+    slides = sliding_layers(config, [config["sliding_window"] is not None] * shape.layers)
+    return window(config, shape.context) if any(slides) else (shape.context, ())
 
 
 FAMILY = Family(
@@ -90,5 +116,5 @@ FAMILY = Family(
         Rule(target="output_norm.weight", source="model.norm.weight", shape=("hidden",)),
         Rule(target="output.weight", source="lm_head.weight", shape=("vocab", "hidden"), when="untied"),
     ),
-    ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
+    ignored=INV_FREQ,
 )

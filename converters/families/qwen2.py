@@ -5,12 +5,26 @@ Sources: `Qwen2Config` and `modeling_qwen2.py` in transformers; src/models/qwen2
 
 from __future__ import annotations
 
-from converters.checkpoint import Checkpoint
-from converters.families import Facts, Family, Rule
-from converters.families.decoder import base_keys, read_shape, require, ties, window
-from converters.families.rope import rope
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["FAMILY"]
+from converters.checkpoint import Checkpoint
+from converters.families import Facts, Family, Rule, Warnings
+from converters.families.decoder import (
+    INV_FREQ,
+    Shape,
+    base_keys,
+    decoder_facts,
+    read_shape,
+    require,
+    sliding_layers,
+    ties,
+    window,
+)
+from converters.families.rope import rope
+from converters.families.settings import integer
+
+__all__ = ["FAMILY", "qwen_window"]
 
 LAYER, ATTN, MLP = "model.layers.{i}", "model.layers.{i}.self_attn", "model.layers.{i}.mlp"
 
@@ -34,23 +48,28 @@ def read(checkpoint: Checkpoint) -> Facts:
     """Return the facts of a Qwen2 configuration. Defaults of absent keys are those of `Qwen2Config`."""
     config = checkpoint.config
     require(config, "hidden_act", "silu", "swish", why="GGUF's qwen2 architecture always computes 'silu'")
-    shape = read_shape(config, context=32768)
+    shape = read_shape(config, context=32768, kv_heads=32)
     tied, untied = ties(checkpoint)
     rope_keys, constants = rope(config, shape.head_dim, shape.context, divisors=False)
-    context, shortened = window(config, shape.context) if config.get("use_sliding_window") else (shape.context, ())
-    return Facts(
-        sizes=shape.sizes(),
-        facts=frozenset() if tied else frozenset({"untied"}),
-        head_dim=shape.head_dim,
-        layers=shape.layers,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
+    context, shortened = qwen_window(config, shape)
+    return decoder_facts(
+        shape,
+        {**base_keys(config, shape, context), **rope_keys},
         context=context,
-        keys={**base_keys(config, shape, context), **rope_keys},
+        tied=tied,
         constants=constants,
-        skip=("lm_head.weight",) if tied else (),
         warnings=untied + shortened,
     )
+
+
+def qwen_window(config: Mapping[str, Any], shape: Shape) -> tuple[int, Warnings]:
+    """Return the context and its warning: the layers from `max_window_layers` on slide, but only with `use_sliding_window`."""
+    if not config.get("use_sliding_window"):
+        return shape.context, ()
+    settings = {"sliding_window": 4096} | dict(config)
+    first = integer(config, "max_window_layers", 28) if config.get("max_window_layers") != 0 else 0
+    usual = [settings["sliding_window"] is not None and layer >= first for layer in range(shape.layers)]
+    return window(settings, shape.context) if any(sliding_layers(config, usual)) else (shape.context, ())
 
 
 FAMILY = Family(
@@ -62,4 +81,5 @@ FAMILY = Family(
         Rule(target="output_norm.weight", source="model.norm.weight", shape=("hidden",)),
         Rule(target="output.weight", source="lm_head.weight", shape=("vocab", "hidden"), when="untied"),
     ),
+    ignored=INV_FREQ,
 )

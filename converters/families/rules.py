@@ -69,7 +69,8 @@ class Rule:
     is one matrix for each expert, stacked to three dimensions; `shape` then begins with "experts". `shape` is that of the result, in
     numpy's order. `transposed`: the checkpoint holds (in, out), as GPT-2's Conv1D does. `squeezed`: the checkpoint's shape, where it
     has dimensions of size 1 besides. `skip_rows`: the name of the number of rows at the top that are left out. `when` names a fact of
-    the configuration, or of the layer, that must hold for the tensor to be there.
+    the configuration, or of the layer, that must hold for the tensor to be there. `factor` names a number in `Facts.factors` that the
+    result is multiplied by.
     """
 
     target: str
@@ -80,6 +81,7 @@ class Rule:
     transposed: bool = False
     squeezed: tuple[str, ...] | None = None
     skip_rows: str | None = None
+    factor: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,8 @@ class TensorPlan:
     """One tensor to write: `shape` in numpy's order; the data comes from `sources` or is `constant`.
 
     Matrices of experts are `stacked` from several sources: then a row is a whole expert. A transform works on blocks of `block_rows`
-    rows, so a large tensor can be read in slabs; a transposed one is read whole. A transposed tensor has no transform.
+    rows, so a large tensor can be read in slabs; a transposed one is read whole. A transposed tensor has no transform. All is
+    multiplied by `factor` at the end.
     """
 
     name: str
@@ -99,6 +102,7 @@ class TensorPlan:
     transposed: bool = False
     stacked: bool = False
     first_row: int = 0
+    factor: float = 1.0
 
     @property
     def elements(self) -> int:
@@ -125,4 +129,5 @@ class TensorPlan:
             (source,) = self.sources
             rows = source.rows(self.first_row + first, self.first_row + last)
         rows = rows.reshape(last - first, *self.shape[1:])
-        return self.transform(rows, self.block_rows) if self.transform else rows
+        rows = self.transform(rows, self.block_rows) if self.transform else rows
+        return rows if self.factor == 1.0 else rows * np.float32(self.factor)

@@ -44,11 +44,13 @@ def test_prompt_and_cached_decode_give_the_logits_of_torch(
 ) -> None:
     folder = checkpoint_of(folders, name)
     ids = some_ids(plan_model(open_checkpoint(folder)).vocab_size)
-    expected = torch_logits(folder, ids)
+    expected = torch_logits(folder, ids, half_gelu=VARIANTS[name].half_gelu)
     found = libllama_logits(write_f32(folder, tmp_path / "model é.gguf"), ids)
     assert nmse(expected[:PROMPT], found[:PROMPT]) < 1e-6
     assert nmse(expected[PROMPT:], found[PROMPT:]) < 1e-6
     assert (expected.argmax(-1) == found.argmax(-1)).all()
+    if VARIANTS[name].half_gelu:
+        return
     record_proof(
         model=VARIANTS[name].model,
         source="safetensors",
