@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from tests.checkpoints import TEMPLATE, tokenizer_json
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from converters.families import ModelPlan
 
     F32 = npt.NDArray[np.float32]
 
@@ -233,6 +235,10 @@ VARIANTS: Mapping[str, Variant] = {
 }
 
 
+Variants = Callable[[str], Path]
+"""Name of a row → its folder."""
+
+
 def make_variant(folder: Path, variant: Variant, **config: Any) -> Path:
     """Write a random model of VARIANT with a byte-level tokenizer into FOLDER; CONFIG changes its configuration. The seed is fixed."""
     import torch
@@ -276,8 +282,8 @@ def add_modules(folder: Path, *more: str, **pooling: Any) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
 
 
-def write_f32(folder: Path, path: Path) -> Path:
-    """Convert the checkpoint in FOLDER to the GGUF file PATH in F32, without the proof."""
+def write_f32(folder: Path, path: Path, change: Callable[[ModelPlan], ModelPlan] = lambda plan: plan) -> Path:
+    """Convert the checkpoint in FOLDER to the GGUF file PATH in F32, without the proof; CHANGE breaks the plan on purpose."""
     from converters.checkpoint import open_checkpoint
     from converters.families import plan_model
     from converters.gguf import write_model
@@ -285,7 +291,7 @@ def write_f32(folder: Path, path: Path) -> Path:
     from converters.tokenizer import read_vocabulary
 
     checkpoint = open_checkpoint(folder)
-    plan = plan_model(checkpoint)
+    plan = change(plan_model(checkpoint))
     write_model(path, plan, read_vocabulary(checkpoint, plan.vocab_size), plan_types(plan, "F32"), {})
     return path
 

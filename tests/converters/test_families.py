@@ -12,9 +12,9 @@ from tests.conftest import Record
 from tests.families import (
     PROMPT,
     VARIANTS,
+    Variants,
     libllama_logits,
     libllama_vectors,
-    make_variant,
     nmse,
     some_ids,
     torch_logits,
@@ -26,23 +26,11 @@ CAUSAL = sorted(name for name, variant in VARIANTS.items() if variant.pooling is
 EMBEDDING = sorted(set(VARIANTS) - set(CAUSAL))
 
 
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where the checkpoints go; each is made by the first test that needs it."""
-    root = tmp_path_factory.mktemp("families é")
-    return {name: root / name for name in VARIANTS}
-
-
-def checkpoint_of(folders: dict[str, Path], name: str) -> Path:
-    folder = folders[name]
-    return folder if folder.exists() else make_variant(folder, VARIANTS[name])
-
-
 @pytest.mark.parametrize("name", CAUSAL)
 def test_prompt_and_cached_decode_give_the_logits_of_torch(
-    folders: dict[str, Path], tmp_path: Path, name: str, record_proof: Record
+    variants: Variants, tmp_path: Path, name: str, record_proof: Record
 ) -> None:
-    folder = checkpoint_of(folders, name)
+    folder = variants(name)
     ids = some_ids(plan_model(open_checkpoint(folder)).vocab_size)
     expected = torch_logits(folder, ids, half_gelu=VARIANTS[name].half_gelu)
     found = libllama_logits(write_f32(folder, tmp_path / "model é.gguf"), ids)
@@ -62,9 +50,9 @@ def test_prompt_and_cached_decode_give_the_logits_of_torch(
 
 @pytest.mark.parametrize("name", EMBEDDING)
 def test_tokens_and_their_pooling_give_the_vectors_of_torch(
-    folders: dict[str, Path], tmp_path: Path, name: str, record_proof: Record
+    variants: Variants, tmp_path: Path, name: str, record_proof: Record
 ) -> None:
-    folder = checkpoint_of(folders, name)
+    folder = variants(name)
     plan = plan_model(open_checkpoint(folder))
     ids = [max(token, 3) for token in some_ids(plan.vocab_size)]  # not the padding, from which RoBERTa counts positions
     expected = torch_vectors(folder, ids)
