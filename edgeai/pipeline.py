@@ -33,6 +33,7 @@ from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, OutputError, ProofFailed, UsageError
 from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice
 from edgeai.evaluation.prompts import scratch_bytes
+from edgeai.preflight import Need, Preflight, examine
 from edgeai.types import Notice, Progress, Report, Row, no_progress
 
 __all__ = ["DEFAULT_QUANT", "Conversion", "convert", "parse_quant"]
@@ -41,8 +42,11 @@ DEFAULT_QUANT = "q8_0"
 """Half the size of F16, faster on CPUs, and within measuring noise of the source (mean KL about 0.001): what a model that is converted
 without a wish should be."""
 SPARE_BYTES = 32 << 20
+PROOF_POSITIONS = 2000
+"""About how many positions the proof runs through each model."""
 MAX_PASSPORT_BYTES = 16 << 20
 Notify = Callable[[Notice], None]
+Tell = Callable[[Preflight], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,15 +154,24 @@ def convert(
     keep_failed: bool = False,
     progress: Progress = no_progress,
     notify: Notify = lambda _notice: None,
+    tell: Tell = lambda _verdict: None,
 ) -> Conversion:
     """Convert the Hugging Face folder SOURCE to the GGUF file OUTPUT (default: SOURCE with .gguf), and prove it.
 
     Raises ConvertError for a source that cannot be converted, OutputError, DoesNotFit, and ProofFailed when the file is not the model;
     then, and after Ctrl-C, nothing is left behind. NOTIFY gets each warning when it arises; what it raises ends the work.
+    TELL gets the verdict of the preflight, before any tensor is read.
     """
     began = time.perf_counter()
     job = preflight(
-        source, output, parse_quant(quant), force=force, keep_failed=keep_failed, progress=progress, notify=notify
+        source,
+        output,
+        parse_quant(quant),
+        force=force,
+        keep_failed=keep_failed,
+        progress=progress,
+        notify=notify,
+        tell=tell,
     )
     try:
         with OutputFile(job.output) as out, manifest.SourceHashes(job.checkpoint) as hashing:
@@ -198,7 +211,15 @@ def convert(
 
 
 def preflight(
-    source: Path, output: Path | None, quant: str, *, force: bool, keep_failed: bool, progress: Progress, notify: Notify
+    source: Path,
+    output: Path | None,
+    quant: str,
+    *,
+    force: bool,
+    keep_failed: bool,
+    progress: Progress,
+    notify: Notify,
+    tell: Tell,
 ) -> Job:
     """Find out everything that can be known before a tensor is read: family, tokenizer, types, output, disk."""
     began = time.perf_counter()
@@ -223,22 +244,40 @@ def preflight(
         job.say(code, message)
     if (notice := no_torch_notice(plan)) is not None:
         job.say(notice.code, notice.message)
+    tell(
+        examine(
+            plan,
+            vocabulary,
+            quantmap,
+            disk=disk_need(target, plan, quantmap),
+            proof_positions=PROOF_POSITIONS,
+            export_bytes=export_bytes(plan, quantmap),
+        )
+    )
     job.timings["preflight_s"] = time.perf_counter() - began
     return job
 
 
-def check_disk(output: Path, plan: ModelPlan, quantmap: QuantMap) -> None:
-    """Raise DoesNotFit when the file and the unquantized one it is proved with do not fit on the disk together, or the logits do not."""
-    check_scratch(plan)
-    need = quantmap.nbytes + SPARE_BYTES
-    if quantmap.quant != "F32":
-        need += plan_types(plan, "F32").nbytes
+def disk_need(output: Path, plan: ModelPlan, quantmap: QuantMap) -> Need:
+    """Return what the folder of OUTPUT has to hold: the file, the unquantized one beside it, temporary files if they go there."""
+    needed = quantmap.nbytes + SPARE_BYTES + export_bytes(plan, quantmap)
     if Path(tempfile.gettempdir()).stat().st_dev == output.parent.stat().st_dev:
-        need += scratch_bytes(plan)
-    free = shutil.disk_usage(output.parent).free
-    if need > free:
+        needed += scratch_bytes(plan)
+    return Need(needed=needed, free=shutil.disk_usage(output.parent).free)
+
+
+def export_bytes(plan: ModelPlan, quantmap: QuantMap) -> int:
+    """Return the size of the unquantized file that the proof needs beside the result."""
+    return 0 if quantmap.quant == "F32" else sum(tensor.elements for tensor in plan.tensors) * 4
+
+
+def check_disk(output: Path, plan: ModelPlan, quantmap: QuantMap) -> None:
+    """Raise DoesNotFit when the disk is too small for all files together."""
+    check_scratch(plan)
+    need = disk_need(output, plan, quantmap)
+    if not need.fits:
         raise DoesNotFit(
-            f"the conversion needs {need / 1e9:.2f} GB in {str(output.parent)!r}, and {free / 1e9:.2f} GB are free",
+            f"the conversion needs {need.needed / 1e9:.2f} GB in {str(output.parent)!r}, and {need.free / 1e9:.2f} GB are free",
             hint="free some space, or name a place on another disk with -o",
         )
 

@@ -186,9 +186,12 @@ def seconds_per_item(kind: str) -> float:
     rows = np.random.default_rng(1).normal(size=(SAMPLE_ITEMS // max(block, 256), max(block, 256))).astype(np.float32)
     ones = np.ones((1, rows.shape[1]), np.float32)
     encode(rows[:1], kind, ones)  # builds the tables of a type
-    began = time.perf_counter()
-    encode(rows, kind, ones)
-    return (time.perf_counter() - began) / rows.size
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        encode(rows, kind, ones)
+        best = min(best, time.perf_counter() - began)
+    return best / rows.size
 
 
 def proof_seconds(plan: ModelPlan, positions: int, export_bytes: int) -> float:
@@ -198,16 +201,17 @@ def proof_seconds(plan: ModelPlan, positions: int, export_bytes: int) -> float:
     return TORCH_START_S + moved + 3 * flops / (product_flops() * USED_PART)
 
 
-def product_flops(size: int = 512) -> float:
+def product_flops(size: int = 384) -> float:
     """Return the floating-point operations a second of a matrix product here, on all threads."""
     import numpy as np
 
     left = np.random.default_rng(1).normal(size=(size, size)).astype(np.float32)
-    left @ left  # starts the threads
-    began = time.perf_counter()
-    for _ in range(4):
+    best = float("inf")
+    for _ in range(12):  # the best, because another program may have had the processor
+        began = time.perf_counter()
         left @ left
-    return 4 * 2.0 * size**3 / (time.perf_counter() - began)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * size**3 / best
 
 
 def human_count(count: int) -> str:

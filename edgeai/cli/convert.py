@@ -58,6 +58,7 @@ def convert_command(
         keep_failed=keep_failed,
         progress=out.progress,
         notify=lambda notice: out.warn([notice]),
+        tell=lambda verdict: out.note("\n".join(verdict.lines(human_bytes))),
     )
     summarize(done, out)
     if out.as_json:
