@@ -104,7 +104,8 @@ def read(checkpoint: Checkpoint) -> Facts:
 
 def one_name(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return CONFIG with the family's own names of sizes."""
-    return {**config, **{name: config.get(name, config.get(other)) for name, other in OTHER_NAMES.items()}}
+    others = {name: config.get(other) for name, other in OTHER_NAMES.items() if config.get(name) is None}
+    return {**config, **others}
 
 
 PREFIXES = ("transformer.", "")
