@@ -6,6 +6,7 @@ modules. It reads a request and leaves an answer as JSON files in a temporary fo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -45,7 +46,7 @@ class ChildFailed(EdgeAIError):
 class Child:
     """A running child; leaving the `with` block kills it, finished or not, and removes its files."""
 
-    def __init__(self, script: Path, request: Mapping[str, Any], *, what: str) -> None:
+    def __init__(self, script: Path, request: Mapping[str, Any], *, what: str, feed: bool = False) -> None:
         self.what = what
         self.folder = tempfile.TemporaryDirectory(prefix="edgeai-")
         self.path = Path(self.folder.name)
@@ -56,7 +57,7 @@ class Child:
             with (self.path / "stderr").open("wb") as stderr:
                 self.process = subprocess.Popen(
                     [sys.executable, "-P", str(script), str(self.path)],
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
                     env=env,
@@ -64,6 +65,24 @@ class Child:
         except BaseException:
             self.close()
             raise
+
+    def send(self, line: str) -> None:
+        """Give a child that is fed one line; one that has died meanwhile says why in `line` or `result`."""
+        assert self.process is not None  # noqa: S101 - set by the constructor
+        assert self.process.stdin is not None  # noqa: S101 - made with feed=True
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{line}\n".encode())
+            self.process.stdin.flush()
+
+    def line(self) -> str:
+        """Wait for the next line that the child prints. Raises ChildDied or ChildFailed where it ends instead."""
+        assert self.process is not None  # noqa: S101 - set by the constructor
+        assert self.process.stdout is not None  # noqa: S101 - asked for by the constructor
+        text = self.process.stdout.readline()
+        if not text:
+            self.result()
+            raise ChildDied(f"{self.what}: the child process ended too early", hint=self._hint())
+        return text.decode("utf-8", "replace").strip()
 
     def result(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """Wait for the end and return the answer. Raises ChildDied or ChildFailed."""
@@ -106,6 +125,9 @@ class Child:
             self.process.wait()
             if self.process.stdout:
                 self.process.stdout.close()
+            if self.process.stdin:
+                with contextlib.suppress(BrokenPipeError):
+                    self.process.stdin.close()
         self.folder.cleanup()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The child process that loads a GGUF file into libllama: tokenizes texts, or computes logits.
+"""The child process that loads a GGUF file into libllama: tokenizes texts, computes logits and embeddings, continues a text.
 
 Run by `converters.child` as a script: it imports nothing of this project, because an interpreter started with -P does not see it.
 argv[1] is a folder with request.json; the answer goes to answer.json beside it.
@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 LOG: collections.deque[str] = collections.deque(maxlen=12)
+LSTRIP, RSTRIP = 1 << 7, 1 << 8
+"""`enum llama_token_attr` in llama.h."""
+POOLING_NONE, POOLING_OF_THE_MODEL = 0, -1
+"""`enum llama_pooling_type` in llama.h."""
 
 
 class NotLoaded(Exception):
@@ -85,8 +89,29 @@ def tokenize_job(lib: Any, job: dict[str, Any]) -> dict[str, Any]:
     ]
     ends = [token for token in range(count) if lib.llama_vocab_is_eog(vocab, token)]
     named = named_tokens(lib, vocab)
+    chats = [segments(lib, vocab, chat) for chat in job.get("chats", [])]
     lib.llama_model_free(model)
-    return {"ids": ids, "vocab": count, "eog": ends, "named": named}
+    return {"ids": ids, "vocab": count, "eog": ends, "named": named, "chats": chats}
+
+
+def segments(lib: Any, vocab: Any, chat: list[dict[str, Any]]) -> list[int]:
+    """Return the ids of a rendered chat: control texts are one token each, the rest is plain text, as `Vocab.tokenize_segments` does."""
+    ids: list[int] = []
+    strip = False
+    for index, part in enumerate(chat):
+        if part["control"]:
+            (token,) = tokenize(lib, vocab, part["text"], add_special=False, parse_special=True)[-1:] or [-1]
+            ids.append(token)
+            strip = bool(lib.llama_vocab_get_attr(vocab, token) & RSTRIP) if token >= 0 else False
+            continue
+        text = part["text"].lstrip() if strip else part["text"]
+        strip = False
+        after = chat[index + 1]["text"] if index + 1 < len(chat) else ""
+        if after:
+            found = tokenize(lib, vocab, after, add_special=False, parse_special=True)
+            text = text.rstrip() if found and lib.llama_vocab_get_attr(vocab, found[-1]) & LSTRIP else text
+        ids += tokenize(lib, vocab, text, add_special=False, parse_special=False) if text else []
+    return ids
 
 
 def named_tokens(lib: Any, vocab: Any) -> dict[str, str]:
@@ -99,39 +124,117 @@ def named_tokens(lib: Any, vocab: Any) -> dict[str, str]:
     return {"bos_token": "", "eos_token": "", **found}
 
 
-def score(lib: Any, request: dict[str, Any]) -> None:
-    """Write the logits of every position of every prompt, (positions, vocab) float32, to request["logits"]."""
+def score(lib: Any, request: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Continue texts, leave what is known so far in facts.json, then write the logits of every prompt to a file of its own."""
     import numpy as np
 
+    folder = Path(request["folder"])
     prompts: list[dict[str, Any]] = request["prompts"]
     model = load_model(lib, request["model"], vocab_only=False)
-    size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
-    longest = max(len(prompt["ids"]) for prompt in prompts)
+    vocab = lib.llama_model_get_vocab(model)
+    size = lib.llama_vocab_n_tokens(vocab)
+    longest = max(
+        [len(item["ids"]) + item["count"] for item in request["continue"]] + [len(item["ids"]) for item in prompts]
+    )
+    context = open_context(lib, model, longest, request["threads"])
+    batch = lib.llama_batch_init(longest, 0, 1)
+    facts["continued"] = [continuation(lib, context, batch, vocab, item) for item in request["continue"]]
+    write_facts(folder, facts)
+    turns = Turns()
+    for index, prompt in enumerate(prompts):
+        turns.wait()
+        lib.llama_memory_clear(lib.llama_get_memory(context), True)
+        with (folder / f"{index}.f32").open("wb") as file:
+            for sequence, start, ids in stretches(prompt):
+                if sequence and len(ids) > 1:  # the rest of the tail sees the head too
+                    lib.llama_memory_seq_cp(lib.llama_get_memory(context), 0, sequence, -1, -1)
+                decode(lib, context, batch, sequence, start, ids)
+                np.ctypeslib.as_array(lib.llama_get_logits(context), (len(ids), size)).tofile(file)
+        print("ready", index, flush=True)
+
+
+class Turns:
+    """How many prompts may be computed now: the parent grants some on stdin, and nobody is there any more when it ends."""
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    def wait(self) -> None:
+        """Take one turn, waiting for the next grant where none is left."""
+        while not self.left:
+            line = sys.stdin.readline()
+            if not line:
+                sys.exit(0)
+            self.left = int(line)
+        self.left -= 1
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Leave FACTS in facts.json and say so."""
+    (folder / "facts.json").write_text(json.dumps(facts))
+    print("facts", flush=True)
+
+
+def open_context(lib: Any, model: Any, longest: int, threads: int, pooling: int | None = None) -> Any:
+    """Return a context for sequences of LONGEST tokens, with everything in float32; with POOLING, one for embeddings."""
     params = lib.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = longest
     params.n_seq_max, params.kv_unified = 2, True  # the second begins behind a gap, see `stretches`
-    params.n_threads = params.n_threads_batch = request["threads"]
+    params.n_threads = params.n_threads_batch = threads
     params.type_k = params.type_v = lib.GGML_TYPE_F32  # the file is measured here, not a cache format
     params.flash_attn_type = 0
     params.no_perf = True
+    if pooling is not None:
+        params.embeddings, params.pooling_type = True, pooling
     context = lib.llama_init_from_model(model, params)
     if not context:
         raise NotLoaded(LOG[-1] if LOG else "libllama could not make a context")
-    logits = np.lib.format.open_memmap(
-        request["logits"], "w+", np.float32, (sum(len(prompt["ids"]) for prompt in prompts), size)
-    )
+    return context
+
+
+def continuation(lib: Any, context: Any, batch: Any, vocab: Any, item: dict[str, Any]) -> list[int]:
+    """Return the likeliest continuation of item["ids"], up to item["count"] tokens or an end token, which is the last."""
+    import numpy as np
+
+    size = lib.llama_vocab_n_tokens(vocab)
+    lib.llama_memory_clear(lib.llama_get_memory(context), True)
+    found: list[int] = []
+    ids, at = item["ids"], 0
+    while len(found) < item["count"]:
+        decode(lib, context, batch, 0, at, ids)
+        at += len(ids)
+        row = np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (size,))
+        found.append(int(row.argmax()))
+        if lib.llama_vocab_is_eog(vocab, found[-1]):
+            break
+        ids = found[-1:]
+    return found
+
+
+def embed(lib: Any, request: dict[str, Any]) -> None:
+    """Write what the model makes of each list of ids: hidden.f32 (all tokens, dim), pooled.f32 (lists, dim)."""
+    import numpy as np
+
+    folder, lists = Path(request["folder"]), request["lists"]
+    model = load_model(lib, request["model"], vocab_only=False)
+    size, longest = lib.llama_model_n_embd(model), max(map(len, lists))
     batch = lib.llama_batch_init(longest, 0, 1)
-    at = 0
-    for index, prompt in enumerate(prompts):
-        lib.llama_memory_clear(lib.llama_get_memory(context), True)
-        for sequence, start, ids in stretches(prompt):
-            if sequence and len(ids) > 1:  # the rest of the tail sees the head too
-                lib.llama_memory_seq_cp(lib.llama_get_memory(context), 0, sequence, -1, -1)
-            decode(lib, context, batch, sequence, start, ids)
-            logits[at : at + len(ids)] = np.ctypeslib.as_array(lib.llama_get_logits(context), (len(ids), size))
-            at += len(ids)
-        print(index + 1, len(prompts), flush=True)
-    logits.flush()
+    for name, pooling in (("hidden", POOLING_NONE), ("pooled", POOLING_OF_THE_MODEL)):
+        context = open_context(lib, model, longest, request["threads"], pooling)
+        if name == "pooled" and lib.llama_pooling_type(context) == POOLING_NONE:
+            raise NotLoaded("the file names no pooling, so it gives no embedding of a text")
+        with (folder / f"{name}.f32").open("wb") as file:
+            for index, ids in enumerate(lists):
+                if memory := lib.llama_get_memory(context):
+                    lib.llama_memory_clear(memory, True)
+                decode(lib, context, batch, 0, 0, ids)
+                rows = (
+                    lib.llama_get_embeddings(context) if name == "hidden" else lib.llama_get_embeddings_seq(context, 0)
+                )
+                count = len(ids) if name == "hidden" else 1
+                np.ctypeslib.as_array(rows, (count, size)).tofile(file)
+                print(index + 1, len(lists), flush=True)
+        lib.llama_free(context)
 
 
 def stretches(prompt: dict[str, Any]) -> list[tuple[int, int, list[int]]]:
@@ -140,7 +243,9 @@ def stretches(prompt: dict[str, Any]) -> list[tuple[int, int, list[int]]]:
     A sequence's positions must be consecutive, but a new one may begin anywhere. So behind a gap one token begins sequence 1, then
     the head is copied to it, and the rest goes on from there with the gap in its past. The cache stays as small as the prompt.
     """
-    ids, head, start = prompt["ids"], prompt["head"], prompt["start"]
+    ids, head, start, prefill = prompt["ids"], prompt["head"], prompt["start"], prompt["prefill"]
+    if prefill:  # the rest one by one, with the cache
+        return [(0, 0, ids[:prefill]), *((0, at, ids[at : at + 1]) for at in range(prefill, len(ids)))]
     if not head:
         return [(0, 0, ids)]
     return [(0, 0, ids[:head]), (1, start, ids[head : head + 1]), (1, start + 1, ids[head + 1 :])]
@@ -167,7 +272,9 @@ def main() -> None:
         lib = load_library()
         answer: dict[str, Any] = {"jobs": [tokenize_job(lib, job) for job in request["jobs"]]}
         if "score" in request:
-            score(lib, request["score"])
+            score(lib, request["score"], answer)
+        if "embed" in request:
+            embed(lib, request["embed"])
     except (NotLoaded, ImportError, RuntimeError, FileNotFoundError) as error:
         answer = {"error": str(error), "log": list(LOG)[-6:]}
     (folder / "answer.json").write_text(json.dumps(answer))

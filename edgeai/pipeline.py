@@ -31,8 +31,9 @@ from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
 from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, OutputError, ProofFailed, UsageError
-from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice
-from edgeai.evaluation.prompts import scratch_bytes
+from edgeai.evaluation.limits import check_max_kl
+from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice, scratch_bytes
+from edgeai.evaluation.summary import placeholders, stamp
 from edgeai.preflight import Need, Preflight, examine
 from edgeai.types import Notice, Progress, Report, Row, no_progress
 
@@ -42,7 +43,7 @@ DEFAULT_QUANT = "q8_0"
 """Half the size of F16, faster on CPUs, and within measuring noise of the source (mean KL about 0.001): what a model that is converted
 without a wish should be."""
 SPARE_BYTES = 32 << 20
-PROOF_POSITIONS = 2000
+PROOF_POSITIONS = 2400
 """About how many positions the proof runs through each model."""
 MAX_PASSPORT_BYTES = 16 << 20
 Notify = Callable[[Notice], None]
@@ -102,6 +103,10 @@ class Job:
     notices: list[Notice] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     peak_rss_bytes: int = 0
+    text: str | None = None
+    max_kl: float | None = None
+    torch: bool = True
+    measured: dict[str, float | str] = field(default_factory=dict)
 
     def say(self, code: str, message: str) -> None:
         """Record a notice and pass it on at once: under --strict that ends the work before it starts."""
@@ -152,6 +157,8 @@ def convert(
     *,
     force: bool = False,
     keep_failed: bool = False,
+    max_kl: float | None = None,
+    text: str | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _notice: None,
     tell: Tell = lambda _verdict: None,
@@ -159,10 +166,12 @@ def convert(
     """Convert the Hugging Face folder SOURCE to the GGUF file OUTPUT (default: SOURCE with .gguf), and prove it.
 
     Raises ConvertError for a source that cannot be converted, OutputError, DoesNotFit, and ProofFailed when the file is not the model;
-    then, and after Ctrl-C, nothing is left behind. NOTIFY gets each warning when it arises; what it raises ends the work.
-    TELL gets the verdict of the preflight, before any tensor is read.
+    then, and after Ctrl-C, nothing is left behind. TEXT replaces the text that a quantized file is compared on, and MAX_KL the limit of
+    its type for the mean KL in nats. NOTIFY gets each warning when it arises; what it raises ends the work. TELL gets the verdict of the
+    preflight, before any tensor is read.
     """
     began = time.perf_counter()
+    check_max_kl(max_kl)
     job = preflight(
         source,
         output,
@@ -173,6 +182,7 @@ def convert(
         notify=notify,
         tell=tell,
     )
+    job.text, job.max_kl = text, max_kl
     try:
         with OutputFile(job.output) as out, manifest.SourceHashes(job.checkpoint) as hashing:
             probe = out.temporary()  # a folder that cannot be written is found here, before any tensor is read
@@ -184,11 +194,12 @@ def convert(
             first = Row(name="pre-tokenizer cuts", value=f"equal for {splits} texts", limit="equal")
             path, report, hashes = write_and_prove(job, out, probe, hashing)
             report = Report(rows=(first, *report.rows))
+            stamp(path, job.measured, ok=report.ok)
             if not report.ok:
-                raise failure(job, report, keep(out, path) if keep_failed else None)
+                raise failure(job, report, keep(job, out, path, report, hashes) if keep_failed else None)
             with job.step("finish"):
                 size, digest = path.stat().st_size, manifest.file_sha256(path)
-                paper = write_passport(out, passport(job, report, hashes, digest))
+                paper = write_passport(out, passport(job, job.output, report, hashes, digest))
                 passport_of(job.output).unlink(missing_ok=True)  # never an old passport beside a new model
                 out.commit(path)
                 out.commit(paper, passport_of(job.output))
@@ -243,6 +254,7 @@ def preflight(
     for code, message in (*plan.warnings, *vocabulary.warnings, *filter(None, [quantmap.warning()])):
         job.say(code, message)
     if (notice := no_torch_notice(plan)) is not None:
+        job.torch = False
         job.say(notice.code, notice.message)
     tell(
         examine(
@@ -288,34 +300,47 @@ def write_and_prove(
     """Write the file to PATH, then prove it beside an unquantized export; return the file, the report and the source's hashes."""
     with job.step("hash"):
         hashes = hashing.result(lambda done, total: job.progress("hashing the source", done, total, "B"))
-    extra = manifest.file_keys(job.checkpoint, job.plan, job.quantmap.quant, manifest.chain(hashes), __version__)
+    extra = {
+        **manifest.file_keys(job.checkpoint, job.plan, job.quantmap.quant, manifest.chain(hashes), __version__),
+        **placeholders(job.plan, torch=job.torch),
+    }
     with job.step("write"):
         write(job, path, job.quantmap, extra)
     job.peak_rss_bytes = peak_rss_bytes()
-    with (
-        job.step("proof"),
-        Proof(checkpoint=job.checkpoint, plan=job.plan, vocabulary=job.vocabulary, progress=job.progress) as proof,
-    ):
+    with job.step("proof"), open_proof(job) as proof:
         export = path
         if job.quantmap.quant != "F32":
             export = out.temporary()
             write(job, export, plan_types(job.plan, "F32"), extra)
         report = Report(rows=tuple(proof.export(export)))
+        if export != path and report.ok:
+            said = {row.name for row in report.rows}
+            rows = proof.quantized(path)
+            report = report.plus(row for row in rows if not row.ok or row.name not in said).plus([share(job.quantmap)])
         if export != path:
             out.discard(export)
-            if report.ok:
-                said = {row.name for row in report.rows}
-                rows = proof.quantized(path, QUANTS[job.quantmap.quant])
-                report = report.plus(row for row in rows if not row.ok or row.name not in said).plus(
-                    [share(job.quantmap)]
-                )
+        job.measured = proof.summary
         for notice in proof.notices:
-            if notice not in job.notices:  # that torch is absent was said before the work
-                job.say(notice.code, notice.message)
+            job.say(notice.code, notice.message)
     return path, report, hashes
 
 
-def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, str]) -> None:
+def open_proof(job: Job) -> Proof:
+    """Return the proof of the file that JOB writes; it begins when the block is entered."""
+    return Proof(
+        checkpoint=job.checkpoint,
+        plan=job.plan,
+        vocabulary=job.vocabulary,
+        base=QUANTS[job.quantmap.quant],
+        types={name: choice.type for name, choice in job.quantmap.choices.items()},
+        torch=job.torch,
+        text=job.text,
+        max_kl=job.max_kl,
+        progress=job.progress,
+    )
+
+
+def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, str | float]) -> None:
     """Write the model with the types of QUANTMAP."""
     label = f"writing {quantmap.quant}"
     gguf.write_model(
@@ -352,24 +377,28 @@ def shown(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3g}"
 
 
-def keep(out: OutputFile, path: Path) -> Path:
-    """Keep the file that failed, under a name that nobody takes for a model that passed."""
+def keep(job: Job, out: OutputFile, path: Path, report: Report, hashes: Mapping[str, str]) -> Path:
+    """Keep the file that failed, under a name that nobody takes for a model that passed, with its passport."""
     kept = failed_name(out.output)
+    paper = write_passport(out, passport(job, kept, report, hashes, manifest.file_sha256(path)))
+    passport_of(kept).unlink(missing_ok=True)
     out.commit(path, kept)
+    out.commit(paper, passport_of(kept))
     return kept
 
 
-def passport(job: Job, report: Report, hashes: Mapping[str, str], digest: str) -> bytes:
+def passport(job: Job, path: Path, report: Report, hashes: Mapping[str, str], digest: str) -> bytes:
     """Return the passport: what the file is, what it was made from and with, and the proof."""
     return manifest.passport(
         {
-            "file": job.output.name,
+            "file": path.name,
             "sha256": digest,
             "quant": job.quantmap.quant,
             "parameters": job.plan.parameters,
             "source": {"sha256": manifest.chain(hashes), "files": dict(hashes)},
             "tools": {"edgeai": __version__, **manifest.tools()},
             "report": report.to_dict(),
+            "measured": job.measured,
             "types": {name: kind for name, kind, _why in job.quantmap.explain()},
             "warnings": [asdict(notice) for notice in job.notices],
         }
@@ -395,11 +424,13 @@ def failed_name(output: Path) -> Path:
 
 def check_companions(output: Path, *, force: bool, keep_failed: bool) -> None:
     """Raise OutputError where a file beside OUTPUT would be lost. A passport that was written here for a file of this name may be."""
-    taken = [path for path in (passport_of(output), *([failed_name(output)] * keep_failed)) if os.path.lexists(path)]
+    failed = failed_name(output)
+    beside = [passport_of(output), *([failed, passport_of(failed)] if keep_failed else [])]
+    taken = [path for path in beside if os.path.lexists(path)]
     for path in taken:
         if path.is_dir() and not path.is_symlink():
             raise OutputError(f"{str(path)!r} is a folder, and a file goes there", hint="name another file with -o")
-        if not force and not is_passport(path, output):
+        if not force and not is_passport(path, failed if path == passport_of(failed) else output):
             raise OutputError(
                 f"{str(path)!r} is there already", hint="--force replaces it, -o names another file for the model"
             )

@@ -155,13 +155,14 @@ class Completion:
 class Row:
     """One line of a report: a measured value, the limit it had to meet, and whether it did.
 
-    `limit` is None for a value that is only stated.
+    `limit` is None for a value that is only stated; `interval` is where the value lies with 95 % confidence.
     """
 
     name: str
     value: float | str
     limit: str | None = None
     ok: bool = True
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeai.cli.output import Output, human_bytes, output_options
+from edgeai.cli.report import report_lines
 
 if TYPE_CHECKING:
     from edgeai.pipeline import Conversion
@@ -32,10 +33,27 @@ __all__ = ["convert_command"]
 @click.option(
     "--force", is_flag=True, help="Replace the output if it is there; the old file stays until the new one is proved."
 )
-@click.option("--keep-failed", is_flag=True, help="Keep a file that fails its proof, as OUT.failed.")
+@click.option(
+    "--max-kl", type=float, metavar="NATS", help="Fail above this mean KL to the source  [default: by the type]"
+)
+@click.option(
+    "--eval-text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The text to compare on, instead of the bundled one.",
+)
+@click.option("--keep-failed", is_flag=True, help="Keep a file that fails its proof, as OUT.failed, with its passport.")
 @output_options
 def convert_command(
-    source: str, output: Path | None, target: str, quant: str, force: bool, keep_failed: bool, out: Output
+    source: str,
+    output: Path | None,
+    target: str,
+    quant: str,
+    force: bool,
+    max_kl: float | None,
+    eval_text: Path | None,
+    keep_failed: bool,
+    out: Output,
 ) -> None:
     """Convert the Hugging Face folder SOURCE (a path, or a pulled model's name) to GGUF, and prove the result.
 
@@ -47,7 +65,9 @@ def convert_command(
     """
     del target  # one format so far; the option is there so that scripts can say it
     from edgeai import pipeline
+    from edgeai.evaluation.corpus import read_text
 
+    text = read_text(eval_text) if eval_text is not None else None
     quant = pipeline.parse_quant(quant)
     path, default = find(source)
     done = pipeline.convert(
@@ -56,6 +76,8 @@ def convert_command(
         quant=quant,
         force=force,
         keep_failed=keep_failed,
+        max_kl=max_kl,
+        text=text,
         progress=out.progress,
         notify=lambda notice: out.warn([notice]),
         tell=lambda verdict: out.note("\n".join(verdict.lines(human_bytes))),
@@ -79,11 +101,8 @@ def find(source: str) -> tuple[Path, Path | None]:
 
 def summarize(done: Conversion, out: Output) -> None:
     """Say on stderr what was checked, what came out, and what to do next."""
-    width = max(len(row.name) for row in done.report.rows)
-    for row in done.report.rows:
-        value = row.value if isinstance(row.value, str) else f"{row.value:.3g}"
-        limit = f"  (limit {row.limit})" if row.limit and not isinstance(row.value, str) else ""
-        out.note(f"  {'ok' if row.limit else '  '}  {row.name:<{width}}  {value}{limit}")
+    for line in report_lines(done.report):
+        out.note(line)
     types = ", ".join(f"{count} {kind}" for kind, count in done.types.items())
     out.note(
         f"{done.quant} · {human_bytes(done.bytes)} · {done.bpw:.2f} bits per weight · {types} · {done.timings['total_s']:.1f} s"

@@ -1,4 +1,4 @@
-"""The prompts that a file and its source are run on: prose, random ids, and tokens that are far apart.
+"""The prompts that a file and its source are run on: prose, random ids, tokens far apart, the cache, the end of an answer, long text.
 
 Rotary positions are relative: a wrong scaling factor turns the slow frequencies by so little within a hundred tokens that no logit shows
 it, wherever the hundred begin. So some prompts have a gap: a head at position 0, and a tail at up to the end of the context that
@@ -8,112 +8,86 @@ first one's tokens. The one token that begins it, the bridge, sees nothing but i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from converters.families import ModelPlan
 from converters.stress import PROSE
 from converters.tokenizer import Vocabulary, source_tokenizer
 
-__all__ = ["Prompt", "Prompts", "choose_prompts", "far_limit", "scratch_bytes"]
+__all__ = ["BLOCK", "EXACT_NMSE", "Kind", "Prompt", "far_limit", "near_prompts", "window_tokens"]
 
+Kind = Literal["text", "noise", "far", "cached", "end", "window"]
+"""What a prompt is for; `window` is long text, on which the measures of a quantized file are taken."""
 TEXT_TOKENS, RANDOM_TOKENS = 48, 96
 HEAD, TAIL = 16, 17
 """Tokens before and after a gap; the first of the tail is the bridge."""
-MAX_LOGITS = 96_000_000
-"""Positions · vocabulary: 384 MB in each file of logits."""
+PREFILL, STEPS = 24, 12
+"""Tokens at once, and tokens one by one with the cache behind them."""
+WINDOW, BLOCK = 512, 64
+"""The longest window, and the positions that are one unit of the statistics."""
+WINDOW_BYTES = 128 << 20
+"""Logits of one window: with a large vocabulary, windows are shorter."""
 EXACT_NMSE = 1e-6
 """Two correct float32 implementations are four to six orders below; a wrong row order or rope is five above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """Token ids; the first `head` of them are at position 0 and up, and the others at `start` and up."""
+    """Token ids, as the two children get them.
 
+    Where `head` is not 0, the first `head` of them are at position 0 and up, and the others at `start` and up. Where `prefill` is not
+    0, the runtime computes so many at once and the others one by one.
+    """
+
+    kind: Kind
     ids: list[int]
     head: int = 0
     start: int = 0
+    prefill: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompts:
-    """All prompts in their order: prose, random ids, those with a gap."""
-
-    text: list[Prompt] = field(default_factory=list)
-    noise: list[Prompt] = field(default_factory=list)
-    far: list[Prompt] = field(default_factory=list)
-
-    def all(self) -> list[Prompt]:
-        """Return the prompts in the order of their logits."""
-        return [*self.text, *self.noise, *self.far]
-
-    @property
-    def text_positions(self) -> int:
-        """How many positions are prose; they come first."""
-        return positions(self.text)
-
-    @property
-    def near_positions(self) -> int:
-        """How many positions belong to prompts without a gap."""
-        return positions([*self.text, *self.noise])
-
-    @property
-    def positions(self) -> int:
-        """How many positions there are."""
-        return positions(self.all())
-
-    def gaps(self) -> Iterator[tuple[int, slice]]:
-        """Yield (distance in tokens, where its logits are) for each gap: the positions that see across it."""
-        at = self.near_positions
-        for prompt in self.far:
-            yield prompt.start, slice(at + prompt.head + 1, at + len(prompt.ids))
-            at += len(prompt.ids)
-
-
-def positions(prompts: list[Prompt]) -> int:
-    """Return how many positions PROMPTS have."""
-    return sum(len(prompt.ids) for prompt in prompts)
-
-
-def choose_prompts(plan: ModelPlan, vocabulary: Vocabulary) -> Prompts:
-    """Choose the gaps first, then prose, then random ids of the whole vocabulary, as far as the room for logits goes."""
+def near_prompts(plan: ModelPlan, vocabulary: Vocabulary, *, exact: bool) -> list[Prompt]:
+    """Return the prompts that are not long text: for an EXACT comparison all kinds, otherwise random ids and gaps."""
     import numpy as np
 
     draw = np.random.default_rng(20240229)
-    tokenizer = source_tokenizer(vocabulary.spec)
-    bos = [vocabulary.bos] if vocabulary.add_bos and vocabulary.bos is not None else []
-    most = min(plan.context, TEXT_TOKENS)
-    texts = [[*bos, *tokenizer.encode(text, add_special_tokens=False).ids][:most] for text in PROSE]
+    before = list(vocabulary.before)
     noise: list[int] = draw.integers(0, plan.vocab_size, min(plan.context, RANDOM_TOKENS)).tolist()
-    chosen = Prompts()
-    for start in distances(plan.context):
+    found = [Prompt(kind="noise", ids=noise)]
+    for start in distances(plan):
         ids: list[int] = draw.integers(0, plan.vocab_size, HEAD + TAIL).tolist()
-        chosen.far.append(Prompt(ids=ids, head=HEAD, start=start))
-    room = near_room(plan)
-    for part, ids in [*((chosen.text, text) for text in texts if text), (chosen.noise, noise)]:
-        if len(ids) <= room:
-            part.append(Prompt(ids=ids))
-            room -= len(ids)
-    return chosen
+        found.append(Prompt(kind="far", ids=ids, head=HEAD, start=start))
+    if not exact:
+        return found
+    tokenizer = source_tokenizer(vocabulary.spec)
+    texts = [[*before, *tokenizer.encode(text, add_special_tokens=False).ids] for text in PROSE]
+    most = min(plan.context, TEXT_TOKENS)
+    found += [Prompt(kind="text", ids=text[:most]) for text in texts if text]
+    steps = [token for text in texts for token in text][: min(plan.context, PREFILL + STEPS)]
+    if len(steps) > 1:
+        found.append(Prompt(kind="cached", ids=steps, prefill=min(PREFILL, len(steps) // 2)))
+    return found
 
 
-def near_room(plan: ModelPlan) -> int:
-    """Return how many positions without a gap there is room for."""
-    far = len(distances(plan.context)) * (HEAD + TAIL)
-    return max(2 * min(plan.context, TEXT_TOKENS), MAX_LOGITS // plan.vocab_size - far)
+def window_tokens(plan: ModelPlan) -> int:
+    """Return how long a window is: at most 512 tokens, the context, and what its logits take of memory; whole blocks where it can."""
+    most = min(WINDOW, plan.context, max(32, WINDOW_BYTES // (4 * plan.vocab_size)))
+    return most // BLOCK * BLOCK or most
 
 
-def scratch_bytes(plan: ModelPlan) -> int:
-    """Return how many bytes of logits a proof writes at most: those of torch, of the export and of the quantized file."""
-    near = min(near_room(plan), len(PROSE) * TEXT_TOKENS + RANDOM_TOKENS)
-    return 3 * 4 * plan.vocab_size * (near + len(distances(plan.context)) * (HEAD + TAIL))
+def distances(plan: ModelPlan) -> list[int]:
+    """Return where the tails of the prompts with a gap begin; none where the random ids fill the context anyway.
 
-
-def distances(context: int) -> list[int]:
-    """Return where the tails of the prompts with a gap begin; none where the random ids fill the context anyway."""
-    if context <= RANDOM_TOKENS:
+    With sliding-window attention there is one more, half of whose tail sees half of the head in those layers.
+    """
+    if plan.context <= RANDOM_TOKENS or not plan.gaps:
         return []
-    return sorted({start for start in (context // 8, context // 2, context - TAIL) if start >= HEAD})
+    wanted = {plan.context // 8, plan.context // 2, plan.context - TAIL}
+    if plan.window is not None:
+        wanted.add(plan.window - TAIL // 2 + HEAD // 2)
+    return sorted(start for start in wanted if HEAD <= start <= plan.context - TAIL)
 
 
 def far_limit(distance: int) -> float:
@@ -124,3 +98,8 @@ def far_limit(distance: int) -> float:
     instead of 32 gives 1.1e-3 and 5.5e-2.
     """
     return float(max(EXACT_NMSE, (distance * 2.0**-24) ** 2))
+
+
+def positions(prompts: Sequence[Prompt]) -> int:
+    """Return how many positions PROMPTS have."""
+    return sum(len(prompt.ids) for prompt in prompts)

@@ -1,105 +1,122 @@
-"""Logits of a model file or of its source, and what two sets of logits have to do with each other."""
+"""What two sets of logits have to do with each other, position by position."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from converters.child import NATIVE, Child
-from edgeai.device import cpu_facts
-from edgeai.types import Progress, no_progress
+from edgeai.evaluation.stream import Slab
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import numpy as np
     import numpy.typing as npt
 
-    from edgeai.evaluation.prompts import Prompt
-
+    F64 = npt.NDArray[np.float64]
     Logits = npt.NDArray[np.float32]
 
-__all__ = ["Agreement", "compare", "native_logits"]
+__all__ = ["TIE", "Measures", "compare", "join", "log_softmax", "measure"]
 
-CHUNK = 64
-"""Positions compared at once: memory stays at a few times CHUNK · vocabulary · 8 bytes."""
-SMALL_BYTES = 64 << 20
+SLAB_ITEMS = 1 << 18
+"""Logits compared at once: few enough for the processor's cache, and for the memory whatever the vocabulary."""
+LARGEST = 80.0
+"""Differences beyond this would overflow float32: such a file is broken whatever its exact KL."""
 TIE = 1e-4
 """Two logits closer than this part of their position's spread are the same first choice: rounding decides between them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """How two models' logits agree: NMSE, mean KL(reference ‖ candidate) in nats, share of equal first choices."""
+class Measures:
+    """What was measured at each position; every array is (positions,) float64.
 
-    positions: int
-    nmse: float
-    mean_kl: float
-    top1: float
-
-
-def native_logits(
-    model: Path,
-    prompts: Sequence[Prompt],
-    out: Path,
-    progress: Progress = no_progress,
-    *,
-    jobs: Sequence[Mapping[str, Any]] = (),
-) -> tuple[Logits, list[dict[str, Any]]]:
-    """Return libllama's logits for every position of PROMPTS, (positions, vocab) float32, kept in the file OUT.
-
-    JOBS are texts to tokenize on the way (`tokenproof.Question.request`); their answers come second. Runs in a child
-    process. Raises ChildFailed where libllama refuses the file, ChildDied where it crashes.
+    `error` is Σ(candidate - reference)² over the vocabulary and `power` Σ reference²; `kl` is KL(reference ‖ candidate) in nats;
+    `same` is 1 where the first choices agree; `loss` is the difference of the negative log-probabilities of the token that follows in
+    the text, NaN where none does.
     """
-    import numpy as np
 
-    score = {
-        "model": str(model),
-        "prompts": [asdict(prompt) for prompt in prompts],
-        "logits": str(out),
-        "threads": threads(model),
-    }
-    with Child(NATIVE, {"jobs": list(jobs), "score": score}, what=f"running {model.name!r}") as child:
-        answer = child.result(lambda done, total: progress("running the file", done, total))
-    logits: Logits = np.load(out, mmap_mode="r")
-    return logits, list(answer["jobs"])
+    error: F64
+    power: F64
+    kl: F64
+    same: F64
+    loss: F64
+
+    @property
+    def nmse(self) -> float:
+        """Σ error / Σ power, as in llama.cpp's tests."""
+        power = float(self.power.sum())
+        return float(self.error.sum()) / power if power else float("inf")
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean over the positions, in nats."""
+        return float(self.kl.mean())
+
+    @property
+    def top1(self) -> float:
+        """Share of equal first choices."""
+        return float(self.same.mean())
 
 
-def threads(model: Path) -> int:
-    """Return how many threads to run MODEL with: all that this process may use, but one for a small file.
+def measure(reference: Slab, candidate: Slab, ids: Sequence[int]) -> Measures:
+    """Compare the logits of one prompt of token IDS, slab by slab.
 
-    ggml's threads wait for each other by spinning; where the cores are shared, that costs a small model ten times its work.
+    Raises ValueError when the two have other numbers of positions or another vocabulary.
     """
-    if model.stat().st_size < SMALL_BYTES:
-        return 1
-    return cpu_facts().threads
+    if (reference.positions, reference.vocab) != (candidate.positions, candidate.vocab):
+        raise ValueError(
+            f"logits of shape {(reference.positions, reference.vocab)} and {(candidate.positions, candidate.vocab)}"
+        )
+    step = max(1, SLAB_ITEMS // reference.vocab)
+    parts = []
+    for first in range(0, reference.positions, step):
+        last = min(first + step, reference.positions)
+        follows = [*ids[first + 1 : last + 1], *([-1] * (last == reference.positions))]
+        parts.append(compare(reference.rows(first, last), candidate.rows(first, last), follows))
+    return join(parts)
 
 
-def compare(reference: Logits, candidate: Logits) -> Agreement:
-    """Compare two (positions, vocab) arrays of logits.
+def compare(reference: Logits, candidate: Logits, follows: Sequence[int] | None = None) -> Measures:
+    """Compare two (positions, vocab) arrays; FOLLOWS is the next token of each position, -1 where there is none.
 
-    NMSE is Σ(candidate - reference)² / Σ reference² as in llama.cpp's tests; KL as in its perplexity tool.
-    Raises ValueError when the shapes differ.
+    With p the reference's probabilities and d the difference of the logits less its mean under p, KL(reference ‖ candidate) is
+    log Σ p·exp(d): that loses no digits where the two are close, so float32 is enough. Raises ValueError when the shapes differ.
     """
     import numpy as np
 
     if reference.shape != candidate.shape:
         raise ValueError(f"logits of shape {reference.shape} and {candidate.shape} cannot be compared")
-    error = power = kl = 0.0
-    same = 0
-    for start in range(0, len(reference), CHUNK):
-        ref = np.asarray(reference[start : start + CHUNK], np.float64)  # (positions, vocab)
-        cand = np.asarray(candidate[start : start + CHUNK], np.float64)
-        error += float(((cand - ref) ** 2).sum())
-        power += float((ref**2).sum())
-        log_p, log_q = log_softmax(ref), log_softmax(cand)
-        kl += float((np.exp(log_p) * (log_p - log_q)).sum())
-        chosen = np.take_along_axis(ref, cand.argmax(-1, keepdims=True), -1)[:, 0]
-        same += int((ref.max(-1) - chosen <= TIE * ref.std(-1)).sum())
-    count = len(reference)
-    return Agreement(
-        positions=count, nmse=error / power if power else float("inf"), mean_kl=kl / count, top1=same / count
+    places = np.arange(len(reference))
+    best = reference.max(-1)
+    p = np.exp(reference - best[:, None])
+    p /= p.sum(-1, keepdims=True, dtype=np.float64).astype(p.dtype)
+    d = candidate - reference
+    error = np.einsum("pv,pv->p", d, d, dtype=np.float64)
+    d -= np.einsum("pv,pv->p", p, d, dtype=np.float64).astype(d.dtype)[:, None]
+    with np.errstate(invalid="ignore"):  # where something is not a number, so is the result, and that is below no limit
+        p *= np.expm1(np.minimum(d, LARGEST))
+    kl = np.log1p(np.maximum(p.sum(-1, dtype=np.float64), -0.5))
+    chosen = reference[places, candidate.argmax(-1)]
+    loss = np.full(len(reference), np.nan)
+    if follows is not None:
+        there = np.flatnonzero(np.asarray(follows) >= 0)
+        loss[there] = kl[there] - d[there, np.asarray(follows)[there]]
+    return Measures(
+        error=error,
+        power=np.einsum("pv,pv->p", reference, reference, dtype=np.float64),
+        kl=kl,
+        same=(best - chosen <= TIE * reference.std(-1)).astype(np.float64),
+        loss=loss,
     )
+
+
+def join(parts: Sequence[Measures]) -> Measures:
+    """Return PARTS one after the other."""
+    import numpy as np
+
+    names = ("error", "power", "kl", "same", "loss")
+    return Measures(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:

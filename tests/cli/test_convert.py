@@ -21,8 +21,10 @@ from converters.checkpoint import SINGLE
 from converters.header import read_header
 from edgeai import pipeline
 from edgeai.cli import cli
-from edgeai.evaluation import passport
+from edgeai.evaluation import limits, passport
 from tests.checkpoints import edit_json, make
+
+NOTHING = limits.Limit(nmse=0, mean_kl=0, cosine=1)
 
 
 @pytest.fixture(scope="session")
@@ -185,7 +187,7 @@ def test_an_existing_file_survives_until_the_new_one_is_proved(folder: Path, mon
     output.write_bytes(b"old")
     assert run(folder).exit_code == 2
     with monkeypatch.context() as patch:
-        patch.setattr(passport, "LIMITS", {"Q8_0": passport.Limit(nmse=0, mean_kl=0)})
+        patch.setattr(limits, "LIMITS", {"Q8_0": NOTHING})
         failed = run(folder, "--force")
     assert (failed.exit_code, output.read_bytes()) == (9, b"old")
     assert names(folder) == {folder.name, output.name}
@@ -197,11 +199,14 @@ def test_an_existing_file_survives_until_the_new_one_is_proved(folder: Path, mon
 def test_a_failed_file_is_kept_only_when_asked_and_under_another_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passport, "LIMITS", {"Q8_0": passport.Limit(nmse=0, mean_kl=0)})
+    monkeypatch.setattr(limits, "LIMITS", {"Q8_0": NOTHING})
     result = run(folder, "--keep-failed")
     assert result.exit_code == 9
     assert "NMSE" in result.stderr
-    assert names(folder) == {folder.name, f"{folder.name}.gguf.failed"}
+    assert names(folder) == {folder.name, f"{folder.name}.gguf.failed", f"{folder.name}.gguf.failed.passport.json"}
+    facts = json.loads(Path(f"{folder}.gguf.failed.passport.json").read_text())
+    assert not facts["report"]["ok"]
+    assert read_header(Path(f"{folder}.gguf.failed")).kv["edgeai.passport.ok"] is False
 
 
 @pytest.mark.usefixtures("no_torch")

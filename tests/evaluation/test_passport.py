@@ -17,7 +17,8 @@ from converters.families import llama as family
 from converters.tokenizer import Vocabulary
 from edgeai import pipeline
 from edgeai.errors import ProofFailed
-from edgeai.evaluation import passport
+from edgeai.evaluation import passport, tokens
+from edgeai.evaluation.prove import prove
 from edgeai.pipeline import convert
 from edgeai.types import Report
 from tests.checkpoints import edit_json, make
@@ -152,8 +153,8 @@ def template_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
         header = header_of(path)
         return replace(header, kv={**header.kv, "tokenizer.chat_template": "x"})
 
-    header_of = passport.read_header
-    monkeypatch.setattr(passport, "read_header", read)
+    header_of = tokens.read_header
+    monkeypatch.setattr(tokens, "read_header", read)
 
 
 MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
@@ -201,14 +202,14 @@ def test_a_quantized_file_passes_and_says_how_far_it_is(llama: Path, tmp_path: P
 
 def test_prove_takes_a_finished_file(llama: Path, tmp_path: Path) -> None:
     convert(llama, tmp_path / "out.gguf", "q2_k")
-    assert passport.prove(llama, tmp_path / "out.gguf").ok
+    assert prove(llama, tmp_path / "out.gguf").report.ok
 
 
 def test_prove_finds_a_file_of_another_model(llama: Path, tmp_path: Path) -> None:
     convert(llama, tmp_path / "out.gguf", "q8_0")
     other = Path(shutil.copytree(llama, tmp_path / "other"))
     edit_json(other / "config.json", lambda config: config["rope_parameters"].update(rope_theta=77.0))
-    assert not passport.prove(other, tmp_path / "out.gguf").ok
+    assert not prove(other, tmp_path / "out.gguf").report.ok
 
 
 def test_without_torch_the_report_and_a_notice_say_so(
@@ -295,8 +296,12 @@ def test_a_wrong_rope_is_found_and_the_right_one_passes_at_the_context_of_real_m
 def test_a_gap_needs_no_cache_of_its_size() -> None:
     from converters.native_child import stretches
 
-    assert stretches({"ids": [5, 6, 7, 8], "head": 2, "start": 90}) == [(0, 0, [5, 6]), (1, 90, [7]), (1, 91, [8])]
-    assert stretches({"ids": [5, 6], "head": 0, "start": 0}) == [(0, 0, [5, 6])]
+    assert stretches({"ids": [5, 6, 7, 8], "head": 2, "start": 90, "prefill": 0}) == [
+        (0, 0, [5, 6]),
+        (1, 90, [7]),
+        (1, 91, [8]),
+    ]
+    assert stretches({"ids": [5, 6], "head": 0, "start": 0, "prefill": 0}) == [(0, 0, [5, 6])]
 
 
 def with_template(folder: Path, template: str) -> Path:
@@ -330,7 +335,7 @@ def test_a_template_with_a_name_that_the_runtime_does_not_know_fails(tmp_path: P
 
 def test_prove_renders_the_template_of_a_quantized_file_too(llama: Path, tmp_path: Path) -> None:
     convert(llama, tmp_path / "out.gguf", "q8_0")
-    assert "renders 3 conv" in str(value(passport.prove(llama, tmp_path / "out.gguf"), "chat template"))
+    assert "renders 3 conv" in str(value(prove(llama, tmp_path / "out.gguf").report, "chat template"))
 
 
 def test_the_proof_renders_with_the_names_of_the_runtime(
@@ -360,14 +365,13 @@ def test_memory_and_threads_are_those_that_the_container_leaves(
 ) -> None:
     from converters import quantize
     from edgeai.device import Memory, cpu_facts
-    from edgeai.evaluation import score
 
     small = Memory(total=1 << 34, available=1000, limit=1000)
     monkeypatch.setattr(passport, "memory_facts", lambda: small)
     cpu = replace(cpu_facts(), physical=8, usable=3)
-    for module in (passport, score, pipeline):
+    for module in (passport, pipeline):
         monkeypatch.setattr(module, "cpu_facts", lambda: cpu)
-    monkeypatch.setattr(score, "SMALL_BYTES", 0)
+    monkeypatch.setattr(passport, "SMALL_BYTES", 0)
     seen: set[int] = set()
     slabs = quantize.encoded_slabs
 
@@ -379,21 +383,4 @@ def test_memory_and_threads_are_those_that_the_container_leaves(
     done = convert(llama, tmp_path / "out.gguf", "q8_0")
     assert "0.0 GB are free" in next(item.message for item in done.warnings if item.code == "no-torch-reference")
     assert seen == {3}
-    assert score.threads(tmp_path / "out.gguf") == 3
-
-
-@pytest.mark.parametrize(("context", "vocabulary"), [(32, 500), (128, 500), (131072, 128256), (131072, 500000)])
-def test_the_room_for_logits_is_never_less_than_what_is_written(llama: Path, context: int, vocabulary: int) -> None:
-    from converters.checkpoint import open_checkpoint
-    from converters.families import plan_model
-    from converters.tokenizer import read_vocabulary
-    from edgeai.evaluation.prompts import choose_prompts, scratch_bytes
-
-    checkpoint = open_checkpoint(llama)
-    plan = plan_model(checkpoint)
-    words = read_vocabulary(checkpoint, plan.vocab_size)
-    plan = replace(plan, context=context, vocab_size=vocabulary)
-    chosen = choose_prompts(plan, words)
-    assert 3 * 4 * chosen.positions * vocabulary <= scratch_bytes(plan)
-    assert chosen.text
-    assert all(prompt.start + len(prompt.ids) - prompt.head <= context for prompt in chosen.all())
+    assert passport.threads(tmp_path / "out.gguf") == 1

@@ -1,0 +1,86 @@
+"""The text on which the measures of a quantized file are taken, cut into windows of token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from pathlib import Path
+
+from converters.families import ModelPlan
+from converters.stress import PROSE, STRESS
+from converters.tokenizer import Vocabulary, source_tokenizer
+from edgeai.errors import UsageError
+from edgeai.evaluation.prompts import BLOCK, window_tokens
+
+__all__ = ["MOST_TOKENS", "corpus_sha256", "default_text", "read_text", "windows"]
+
+FEWEST_TOKENS, MOST_TOKENS = 512, 1280
+WORK = 3e11
+"""Parameters times tokens: what a proof may cost decides how many tokens of the bundled text a larger model gets."""
+GIVEN_TOKENS = 8192
+"""Of a text that the user names; the rest is left out."""
+LEAST = 2 * BLOCK
+"""Fewer tokens than this say nothing about a quantized file."""
+MAX_TEXT_BYTES = 64 << 20
+SHORT = 4
+"""A text of the stress list with fewer words is a case for tokenizers, not for models."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of the file PATH; raises UsageError for one that is no UTF-8 text, empty or absurdly large."""
+    hint = "name a file of plain text, such as the model will meet"
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise UsageError(
+                f"{str(path)!r} has {path.stat().st_size} bytes, and at most {MAX_TEXT_BYTES} are read", hint=hint
+            )
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{str(path)!r} is not UTF-8 text: byte {error.start}: {error.reason}", hint=hint) from error
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {error.strerror or error}", hint=hint) from error
+    if not text.strip():
+        raise UsageError(f"{str(path)!r} is empty", hint=hint)
+    return text
+
+
+def default_text() -> str:
+    """Return prose, lines in many scripts, and then Python's own documentation, which is wherever Python is."""
+    scripts = [text for text in STRESS if len(text.split()) >= SHORT]
+    try:
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:  # distributions may leave it out
+        topics = {}
+    documentation = [
+        topics[name] for name in ("for", "numbers", "assignment", "class", "strings", "naming") if name in topics
+    ]
+    return "\n\n".join([*PROSE, *scripts, *documentation])
+
+
+def windows(plan: ModelPlan, vocabulary: Vocabulary, text: str | None = None) -> list[list[int]]:
+    """Return the windows of TEXT (None: the bundled one): token ids, each with BOS first where the tokenizer adds it.
+
+    Raises UsageError where a given text is too short to say anything.
+    """
+    budget = GIVEN_TOKENS if text is not None else max(FEWEST_TOKENS, min(MOST_TOKENS, int(WORK / plan.parameters)))
+    before = list(vocabulary.before)
+    # no token has more than some tens of characters, and a text is cut before it is tokenized
+    ids = (
+        source_tokenizer(vocabulary.spec)
+        .encode((text if text is not None else default_text())[: budget * 64], add_special_tokens=False)
+        .ids[:budget]
+    )
+    size = window_tokens(plan) - len(before)
+    found = [[*before, *ids[at : at + size]] for at in range(0, len(ids), size)]
+    if len(found) > 1 and len(found[-1]) < min(BLOCK, size):  # too short to be a block of its own
+        found.pop()
+    if text is not None and len(ids) < LEAST:
+        raise UsageError(
+            f"the text has {len(ids)} tokens, and a comparison needs at least {LEAST}", hint="name a longer text"
+        )
+    return found
+
+
+def corpus_sha256(found: list[list[int]]) -> str:
+    """Return a hash of the token ids, so that two passports can be compared."""
+    return hashlib.sha256("\n".join(" ".join(map(str, ids)) for ids in found).encode()).hexdigest()
