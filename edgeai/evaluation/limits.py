@@ -48,7 +48,9 @@ LIMITS: Mapping[str, Limit] = {
     "IQ2_XXS": Limit(nmse=1.5, mean_kl=8.0, cosine=0.5),
     "IQ1_M": Limit(nmse=3.0, mean_kl=16.0, cosine=0.2),
     "IQ1_S": Limit(nmse=3.0, mean_kl=16.0, cosine=0.2),
-    "Q2_0": Limit(nmse=3.0, mean_kl=16.0, cosine=0.2),  # this and those below are for models that were trained to have such weights
+    "Q2_0": Limit(
+        nmse=3.0, mean_kl=16.0, cosine=0.2
+    ),  # this and those below are for models that were trained to have such weights
     "TQ2_0": Limit(nmse=3.0, mean_kl=16.0, cosine=0.2),
     "TQ1_0": Limit(nmse=3.0, mean_kl=16.0, cosine=0.2),
     "Q1_0": Limit(nmse=3.0, mean_kl=16.0, cosine=0.2),
