@@ -53,6 +53,7 @@ GPT2: Mapping[str, Any] = {
     "n_layer": 2,
     "n_head": 4,
     "n_positions": 128,
+    "n_ctx": 128,
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
