@@ -7,12 +7,13 @@ is a convolution and the last norm is named `token_embd_norm`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from converters.checkpoint import Checkpoint
 from converters.errors import BrokenCheckpoint, UnsupportedModel
 from converters.families import Facts, Family, Rule
-from converters.families.decoder import base_keys, read_shape, require, ties
+from converters.families.decoder import base_keys, decoder_facts, read_shape, require, ties
 from converters.families.rope import rope
 from converters.families.settings import COPY_CONFIG, integer, number
 
@@ -79,25 +80,24 @@ def read(checkpoint: Checkpoint) -> Facts:
     tied, untied = ties(
         checkpoint, default=True, key="tie_embedding" if "tie_embedding" in config else "tie_word_embeddings"
     )
-    return Facts(
-        sizes={**shape.sizes(), "kernel": kernel, "one": 1, "bcx": 3 * shape.hidden},
-        facts=frozenset() if tied else frozenset({"untied"}),
-        layer_facts=tuple(frozenset({kind}) for kind in kinds),
-        head_dim=shape.head_dim,
-        layers=shape.layers,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        context=shape.context,
-        keys={
+    facts = decoder_facts(
+        shape,
+        {
             **base_keys(config, shape, shape.context),
             "attention.head_count_kv": tuple(shape.kv_heads if kind == ATTENTION else 0 for kind in kinds),
             "attention.layer_norm_rms_epsilon": number(config, "norm_eps", 1e-5),
             "shortconv.l_cache": kernel,
             **rope_keys,
         },
+        context=shape.context,
+        tied=tied,
         constants=constants,
-        skip=("lm_head.weight",) if tied else (),
         warnings=untied,
+    )
+    return replace(
+        facts,
+        sizes={**facts.sizes, "kernel": kernel, "one": 1, "bcx": 3 * shape.hidden},
+        layer_facts=tuple(frozenset({kind}) for kind in kinds),
         gaps=False,
     )
 

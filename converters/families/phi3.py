@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from converters.checkpoint import Checkpoint
 from converters.errors import BrokenCheckpoint, UnsupportedModel
 from converters.families import Facts, Family, Keys, Rule, TensorPlan, Warnings
-from converters.families.decoder import base_keys, read_shape, require, ties, window
+from converters.families.decoder import INV_FREQ, base_keys, decoder_facts, read_shape, require, ties, window
 from converters.families.rope import rope_settings
 from converters.families.settings import COPY_CONFIG, integer, number
 
@@ -51,15 +52,9 @@ def read(checkpoint: Checkpoint) -> Facts:
     tied, untied = ties(checkpoint)
     context, shortened = window(config, shape.context)
     switch = original if longrope and context > original else None
-    return Facts(
-        sizes={**shape.sizes(), "qkv": shape.hidden + 2 * shape.kv_heads * shape.head_dim, "gate_up": 2 * shape.ff},
-        facts=frozenset() if tied else frozenset({"untied"}),
-        head_dim=shape.head_dim,
-        layers=shape.layers,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        context=context,
-        keys={
+    facts = decoder_facts(
+        shape,
+        {
             **base_keys(config, shape, context, epsilon=1e-5),
             "rope.dimension_count": rotated,
             "rope.freq_base": settings["rope_theta"],
@@ -69,11 +64,13 @@ def read(checkpoint: Checkpoint) -> Facts:
             ),  # 0 says none; absent means a guess in old runtimes
             **keys,
         },
+        context=context,
+        tied=tied,
         constants=constants,
-        skip=("lm_head.weight",) if tied else (),
         warnings=untied + shortened + factors_switch(switch),
-        rope_switch=switch,
     )
+    fused = {"qkv": shape.hidden + 2 * shape.kv_heads * shape.head_dim, "gate_up": 2 * shape.ff}
+    return replace(facts, sizes={**facts.sizes, **fused}, rope_switch=switch)
 
 
 def rotated_size(settings: Mapping[str, Any], config: Mapping[str, Any], head_dim: int) -> int:
@@ -134,5 +131,5 @@ FAMILY = Family(
         Rule(target="output_norm.weight", source="model.norm.weight", shape=("hidden",)),
         Rule(target="output.weight", source="lm_head.weight", shape=("vocab", "hidden"), when="untied"),
     ),
-    ignored=(r"(.*\.)?rotary_emb\.inv_freq",),
+    ignored=INV_FREQ,
 )
