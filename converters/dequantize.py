@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
 
-__all__ = ["decode", "decodable"]
+__all__ = ["decodable", "decode"]
 
 WHOLE = ("F32", "F64")
 """Types that are numbers by themselves, and that libggml has no kernel for."""

@@ -150,14 +150,16 @@ def encode(rows: F32, dtype: str, name: str) -> tuple[bytes, bool]:
 
     if not np.isfinite(rows).all():
         raise BrokenCheckpoint(
-            f"tensor {name!r} has values that are not finite numbers", hint="the file is damaged, or its training went wrong"
+            f"tensor {name!r} has values that are not finite numbers",
+            hint="the file is damaged, or its training went wrong",
         )
     if dtype == "f32":
         return np.ascontiguousarray(rows, "<f4").tobytes(), False
     if dtype == "f16":
         if float(np.abs(rows).max(initial=0.0)) > LARGEST_F16:
             raise ConvertError(
-                f"tensor {name!r} has values above {LARGEST_F16:.0f}, which f16 cannot hold", hint="use --dtype bf16 or f32"
+                f"tensor {name!r} has values above {LARGEST_F16:.0f}, which f16 cannot hold",
+                hint="use --dtype bf16 or f32",
             )
         half = rows.astype("<f2")
         return half.tobytes(), bool((half.astype(np.float32) != rows).any())

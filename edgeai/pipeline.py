@@ -204,7 +204,7 @@ def convert(
                 out.commit(path)
                 out.commit(paper, passport_of(job.output))
     except OSError as error:
-        raise cannot_write(job, error) from error
+        raise cannot_write(job.output, error) from error
     job.timings["total_s"] = time.perf_counter() - began
     return Conversion(
         path=job.output,
@@ -448,14 +448,14 @@ def is_passport(path: Path, output: Path) -> bool:
     return isinstance(facts, dict) and facts.keys() >= keys and facts["file"] == output.name
 
 
-def cannot_write(job: Job, error: OSError) -> DoesNotFit | OutputError:
+def cannot_write(output: Path, error: OSError) -> DoesNotFit | OutputError:
     """Return the error for a write that the system refused."""
-    folder = str(job.output.parent)
+    folder = str(output.parent)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DoesNotFit(
             f"the disk of {folder!r} is full", hint="free some space, or name a place on another disk with -o"
         )
-    return OutputError(f"{str(job.output)!r} cannot be written: {error.strerror or error}")
+    return OutputError(f"{str(output)!r} cannot be written: {error.strerror or error}")
 
 
 def peak_rss_bytes(*, children: bool = False) -> int:

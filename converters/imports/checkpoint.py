@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.checkpoint import Checkpoint, Source
+from converters.dequantize import decodable
 from converters.errors import UnsupportedModel
 from converters.families import FAMILIES, Family, ModelPlan, Rule, names, plan_model
 from converters.families.rules import INVERSE
@@ -66,6 +67,12 @@ def import_gguf(path: Path) -> Imported:
     """
     header = read_header(path)
     stored = stored_tensors(header)
+    for tensor in stored.values():
+        if not decodable(tensor.kind):
+            raise UnsupportedModel(
+                f"the tensor {tensor.name!r} of {str(path)!r} is stored as {tensor.kind}, which holds no weights",
+                hint="convert the full-precision model it was made from",
+            )
     config, without_place = config_of(header, stored)
     vocabulary = vocabulary_of(header)
     ends = {f"{name}_token_id": getattr(vocabulary, name) for name in ("bos", "eos", "pad")}
@@ -139,9 +146,7 @@ def rules_of(family: Family, stored: Mapping[str, StoredTensor]) -> Iterator[tup
             yield rule, layer
 
 
-def undone(
-    rule: Rule, layer: int | None, prefix: str, tensor: StoredTensor, head_dim: int
-) -> Iterator[Backwards]:
+def undone(rule: Rule, layer: int | None, prefix: str, tensor: StoredTensor, head_dim: int) -> Iterator[Backwards]:
     """Yield what TENSOR was made of by RULE."""
     if rule.skip_rows or rule.squeezed:
         raise UnsupportedModel(f"the tensor {tensor.name!r} cannot be read back: its rule has no inverse")

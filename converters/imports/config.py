@@ -33,8 +33,10 @@ IGNORED = (
 )
 """Keys that say what tensors or other keys say already."""
 FREQUENCIES = "rope_freqs.weight"
-LONGEST_CONTEXTS = (8192, 4096, 2048, 16384, 32768, 65536, 131072)
+CONTEXTS = (8192, 4096, 2048, 16384, 32768, 65536, 131072)
 """What `original_max_position_embeddings` is in practice; Llama 3's is the first."""
+LOW, HIGH = 1.0, 4.0
+"""`low_freq_factor` and `high_freq_factor` of Llama 3."""
 SCALE_TOLERANCE = 2e-6
 
 
@@ -208,15 +210,18 @@ def llama3(config: Mapping[str, Any], divisors: F32, where: str) -> dict[str, An
     import numpy as np
 
     factor = float(divisors.max())
-    guesses = [guess(factor, 1.0, 4.0, original) for original in LONGEST_CONTEXTS]
     dims = len(divisors)
-    frequency = config["rope_theta"] ** (-np.arange(dims) / dims)
+    wavelength = 2 * np.pi * config["rope_theta"] ** (np.arange(dims) / dims)
     blend = (1 / divisors.astype(np.float64) - 1 / factor) / (1 - 1 / factor)
     inner = np.flatnonzero((blend > 1e-3) & (blend < 1 - 1e-3))
+    guesses = [guess(factor, LOW, HIGH, original) for original in CONTEXTS]
+    guesses += [guess(factor, LOW, HIGH, round((blend[at] * (HIGH - LOW) + LOW) * wavelength[at])) for at in inner]
+    if not inner.size and (divisors == 1).any():
+        guesses.append(guess(factor, LOW, HIGH, int(np.ceil(HIGH * wavelength[divisors == 1].max()))))
     if len(inner) > 1:
-        slope, offset = np.polyfit(frequency[inner] / (2 * np.pi), blend[inner], 1)
+        slope, offset = np.polyfit(1 / wavelength[inner], blend[inner], 1)
         if offset < 0 < slope:
-            guesses.append(guess(factor, 1.0, round(1 - 1 / offset, 4), round(-slope / offset)))
+            guesses.append(guess(factor, LOW, round(1 - 1 / offset, 4), round(-slope / offset)))
     for scaling in guesses:
         settings = scaling | {"rope_theta": config["rope_theta"]}
         found = llama3_divisors(settings, 2 * dims, config["max_position_embeddings"]).constant

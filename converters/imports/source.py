@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converters.checkpoint import Source, read_at
-from converters.dequantize import decodable, decode
-from converters.errors import BrokenCheckpoint, UnsupportedModel
+from converters.dequantize import decode
+from converters.errors import BrokenCheckpoint
 from converters.families.rules import Transform
-from converters.header import GGUFHeader, TensorInfo
+from converters.header import GGUFHeader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,8 @@ class Backwards:
             whole = self.stored.rows(0, self.stored.shape[0])
             return np.ascontiguousarray(whole.T[first:last])
         if self.part is not None:
-            return self.stored.rows(self.part, self.part + 1)[0][first:last]
+            matrix: F32 = self.stored.rows(self.part, self.part + 1)[0]
+            return matrix[first:last]
         if self.undo is None:
             return self.stored.rows(first, last).reshape(last - first, *self.shape[1:])
         begin = first // self.block_rows * self.block_rows
@@ -106,22 +107,15 @@ class Backwards:
 
 
 def stored_tensors(header: GGUFHeader) -> dict[str, StoredTensor]:
-    """Return every tensor of the file by name. Raises UnsupportedModel for a type that holds no weights."""
-    return {tensor.name: stored(header, tensor) for tensor in header.tensors}
-
-
-def stored(header: GGUFHeader, tensor: TensorInfo) -> StoredTensor:
-    """Return one tensor."""
-    if not decodable(tensor.type):
-        raise UnsupportedModel(
-            f"the tensor {tensor.name!r} of {str(header.path)!r} is stored as {tensor.type}, which holds no weights",
-            hint="convert the full-precision model it was made from",
+    """Return every tensor of the file by name; their shapes in torch's order."""
+    return {
+        tensor.name: StoredTensor(
+            name=tensor.name,
+            shape=tuple(reversed(tensor.shape)),
+            kind=tensor.type,
+            file=header.path,
+            start=tensor.offset,
+            nbytes=tensor.nbytes,
         )
-    return StoredTensor(
-        name=tensor.name,
-        shape=tuple(reversed(tensor.shape)),
-        kind=tensor.type,
-        file=header.path,
-        start=tensor.offset,
-        nbytes=tensor.nbytes,
-    )
+        for tensor in header.tensors
+    }

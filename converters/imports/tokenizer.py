@@ -54,6 +54,10 @@ def vocabulary_of(header: GGUFHeader) -> Vocabulary:
     types = header.array("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     named = {field: named_id(header, name, len(tokens)) for field, name in NAMES.items()}
     answer = ask(header)
+    ends = frozenset(
+        answer["eog"]
+    )  # the runtime makes control tokens of them, whatever the file says (llama-vocab.cpp)
+    types = [CONTROL if token in ends and kind == USER_DEFINED else kind for token, kind in enumerate(types)]
     before, after = around(header, *answer["ids"])
     scores = tuple(header.array("tokenizer.ggml.scores")) if model == "llama" else None
     normalizer = kv.get("edgeai.tokenizer.normalizer")
@@ -82,7 +86,13 @@ def vocabulary_of(header: GGUFHeader) -> Vocabulary:
         chat_template=text_or_none(kv.get("tokenizer.chat_template")),
         named_templates=templates(header),
         spec=spec,
-        **named,
+        bos=named["bos"],
+        eos=named["eos"],
+        unk=named["unk"],
+        pad=named["pad"],
+        sep=named["sep"],
+        eot=named["eot"],
+        eom=named["eom"],
     )
 
 
@@ -92,7 +102,9 @@ def ask(header: GGUFHeader) -> dict[str, Any]:
     try:
         answer = run_native({"jobs": [{"model": str(header.path), "sets": sets}]}, what="asking for the tokenizer")
     except ChildFailed as error:
-        raise InvalidModel(f"the runtime does not load {str(header.path)!r}: {error.reason}", hint=error.hint) from error
+        raise InvalidModel(
+            f"the runtime does not load {str(header.path)!r}: {error.reason}", hint=error.hint
+        ) from error
     job: dict[str, Any] = answer["jobs"][0]
     return job | {"ids": [found[0] for found in job["ids"]]}
 
@@ -129,10 +141,7 @@ def tokenizer_json(
     size = len(tokens)
     while size and types[size - 1] == UNUSED:
         size -= 1
-    texts = [
-        token.replace(" ", SPACE) if kind == USER_DEFINED and not token.strip(" ") else token
-        for token, kind in zip(tokens[:size], types[:size], strict=True)
-    ]
+    texts = tokens[:size]
     vocab = {text: token for token, text in enumerate(texts)}
     if len(vocab) != size:
         raise InvalidModel("the vocabulary has one text under two ids", hint="convert the original model again")

@@ -10,6 +10,7 @@ import click
 
 from edgeai.cli.output import Output, human_bytes, output_options
 from edgeai.cli.report import report_lines
+from edgeai.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeai.pipeline import Conversion
@@ -17,18 +18,32 @@ if TYPE_CHECKING:
 __all__ = ["convert_command"]
 
 
-@click.command("convert", short_help="Turn a Hugging Face folder into GGUF, with proof.")
+@click.command("convert", short_help="Turn a Hugging Face folder into GGUF, or back, with proof.")
 @click.argument("source", metavar="SOURCE")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="The file to write  [default: SOURCE.gguf]"
 )
-@click.option("--to", "target", type=click.Choice(["gguf"]), default="gguf", show_default=True, help="The file format.")
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(["gguf", "hf"]),
+    default="gguf",
+    show_default=True,
+    help="A GGUF file, or from one a Hugging Face folder.",
+)
 @click.option(
     "--quant",
     default="q8_0",
     show_default=True,
     metavar="TYPE",
     help="f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 iq4_nl q3_k_m q2_k …",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "f32", "f16", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="With --to hf: how the weights are stored. auto is exact: f32 for a quantized file, which f16 and bf16 would round.",
 )
 @click.option(
     "--force", is_flag=True, help="Replace the output if it is there; the old file stays until the new one is proved."
@@ -49,6 +64,7 @@ def convert_command(
     output: Path | None,
     target: str,
     quant: str,
+    dtype: str,
     force: bool,
     max_kl: float | None,
     eval_text: Path | None,
@@ -62,14 +78,18 @@ def convert_command(
     \b
     edgeai convert out/tiny
     edgeai convert out/tiny --quant q4_k_m -o out/tiny-q4.gguf
+    edgeai convert model.gguf --to hf
     """
-    del target  # one format so far; the option is there so that scripts can say it
     from edgeai import pipeline
     from edgeai.evaluation.corpus import read_text
 
     text = read_text(eval_text) if eval_text is not None else None
     quant = pipeline.parse_quant(quant)
+    check_options(target)
     path, default = find(source)
+    if target == "hf":
+        finish(to_hf(path, output or (default and Path(f"{default.stem}-hf")), dtype, out, force=force), out)
+        return
     done = pipeline.convert(
         path,
         output or default,
@@ -82,11 +102,39 @@ def convert_command(
         notify=lambda notice: out.warn([notice]),
         tell=lambda verdict: out.note("\n".join(verdict.lines(human_bytes))),
     )
+    finish(done, out)
+
+
+def finish(done: Conversion, out: Output) -> None:
+    """Say what came out."""
     summarize(done, out)
     if out.as_json:
         out.json(done.to_dict())
     else:
         out.answer(str(done.path))
+
+
+def to_hf(path: Path, folder: Path | None, dtype: str, out: Output, *, force: bool) -> Conversion:
+    """Read the GGUF file PATH back as a folder."""
+    from edgeai import importing
+
+    return importing.import_model(
+        path, folder, dtype, force=force, progress=out.progress, notify=lambda notice: out.warn([notice])
+    )
+
+
+OF_TARGET = {"quant": "gguf", "keep_failed": "gguf", "max_kl": "gguf", "eval_text": "gguf", "dtype": "hf"}
+"""Option → the only target that it belongs to."""
+
+
+def check_options(target: str) -> None:
+    """Raise UsageError for an option that TARGET would silently ignore."""
+    context = click.get_current_context()
+    for name, of in OF_TARGET.items():
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and of != target:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} belongs to --to {of}, and the target is {target!r}", hint=f"leave {option} out")
 
 
 def find(source: str) -> tuple[Path, Path | None]:
@@ -109,4 +157,5 @@ def summarize(done: Conversion, out: Output) -> None:
     )
     if out.verbose:
         out.note(" · ".join(f"{name.removesuffix('_s')} {value:.2f} s" for name, value in done.timings.items()))
-    out.note(f'next: edgeai run {shlex.quote(str(done.path))} "Hello"')
+    path = shlex.quote(str(done.path))
+    out.note(f"next: edgeai convert {path}" if done.format == "hf" else f'next: edgeai run {path} "Hello"')

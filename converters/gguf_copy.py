@@ -1,0 +1,129 @@
+"""Write a GGUF file again with other types of tensors: its keys and its vocabulary byte for byte, its tensors a slab at a time.
+
+No family takes part, so any architecture can be copied; and where a file is compared with what was read from it, nothing that could be
+wrong twice.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from converters.families import TensorPlan
+from converters.ggml_types import FILE_TYPES, GGML_TYPES
+from converters.gguf_cursor import STRING, TYPE_NAMES, Cursor
+from converters.header import MAGIC, GGUFHeader, TensorInfo, align, read_keys
+from converters.imports.source import stored_tensors
+from converters.quantize import encoded_slabs
+
+__all__ = ["copy_gguf", "type_bytes"]
+
+VERSION = 3
+U32 = TYPE_NAMES.index("u32")
+NUMBER = {item.name: number for number, item in GGML_TYPES.items()}
+SIZES = {item.name: (item.block, item.size) for item in GGML_TYPES.values()}
+MADE_NEW = ("general.file_type", "general.quantization_version")
+OURS = "edgeai."
+KEPT = ("edgeai.tokenizer.",)
+"""Keys of ours that belong to the vocabulary."""
+COPY_BYTES = 1 << 22
+Progress = Callable[[int, int], None]
+
+
+def type_bytes(tensor: TensorInfo, kind: str) -> int:
+    """Return the bytes of TENSOR in the type KIND."""
+    block, size = SIZES[kind]
+    return tensor.elements // block * size
+
+
+def copy_gguf(
+    header: GGUFHeader,
+    path: Path,
+    types: Mapping[str, str],
+    file_type: str,
+    extra: Mapping[str, str],
+    progress: Progress | None = None,
+    *,
+    threads: int = 1,
+) -> None:
+    """Write the file of HEADER to PATH with TYPES (tensor → ggml type), the file type FILE_TYPE and the keys EXTRA.
+
+    A tensor that keeps its type keeps its bytes. PROGRESS gets bytes written and in all.
+    """
+    number = next(number for number, name in FILE_TYPES.items() if name == file_type)
+    total = sum(type_bytes(tensor, types[tensor.name]) for tensor in header.tensors)
+    done = 0
+    with path.open("wb") as out:
+        keys = [*kept_keys(header), u32("general.file_type", number), u32("general.quantization_version", 2)]
+        keys += [text(key, value) for key, value in extra.items()]
+        out.write(MAGIC + struct.pack("<IQQ", VERSION, len(header.tensors), len(keys)))
+        out.writelines(keys)
+        at = 0
+        for tensor in header.tensors:
+            kind = types[tensor.name]
+            shape = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
+            out.write(raw(tensor.name) + shape + struct.pack("<IQ", NUMBER[kind], at))
+            at = align(at + type_bytes(tensor, kind), header.alignment)
+        pad(out, header.alignment)
+        for tensor in header.tensors:
+            for slab in data_of(header, tensor, types[tensor.name], threads):
+                out.write(slab)
+                done += len(slab)
+                if progress:
+                    progress(done, total)
+            pad(out, header.alignment)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def data_of(header: GGUFHeader, tensor: TensorInfo, kind: str, threads: int) -> Iterator[bytes]:
+    """Yield the data of TENSOR in the type KIND."""
+    if kind == tensor.type:
+        with header.path.open("rb") as file:
+            file.seek(tensor.offset)
+            left = tensor.nbytes
+            while left:
+                block = file.read(min(left, COPY_BYTES))
+                yield block
+                left -= len(block) or left
+        return
+    source = stored_tensors(header)[tensor.name]
+    yield from encoded_slabs(TensorPlan(name=tensor.name, shape=source.shape, sources=(source,)), kind, threads)
+
+
+def kept_keys(header: GGUFHeader) -> list[bytes]:
+    """Return the keys of the file as the bytes that they are, without those that are made new."""
+    with header.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        cursor = Cursor(path=header.path, data=data, size=len(data), at=len(MAGIC) + 12)
+        count, found = cursor.u64("its key count"), []
+        start = cursor.at
+        for key, _ in read_keys(cursor, count):
+            if key not in MADE_NEW and (not key.startswith(OURS) or key.startswith(KEPT)):
+                found.append(bytes(data[start : cursor.at]))
+            start = cursor.at
+    return found
+
+
+def raw(value: str) -> bytes:
+    """Return VALUE as the format writes a string."""
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def u32(key: str, value: int) -> bytes:
+    """Return a key with a whole number."""
+    return raw(key) + struct.pack("<II", U32, value)
+
+
+def text(key: str, value: str) -> bytes:
+    """Return a key with a text."""
+    return raw(key) + struct.pack("<I", STRING) + raw(value)
+
+
+def pad(out: BinaryIO, alignment: int) -> None:
+    """Write zeros up to the next multiple of ALIGNMENT."""
+    out.write(bytes(-out.tell() % alignment))
