@@ -53,7 +53,7 @@ def decodable(kind: str) -> bool:
     return kind in WHOLE or kernel(kind) is not None
 
 
-def decode(data: bytes, kind: str, columns: int) -> F32:
+def decode(data: bytes | memoryview, kind: str, columns: int) -> F32:
     """Return DATA of the ggml type KIND as (rows, COLUMNS) float32; COLUMNS must be whole blocks. Raises UnsupportedModel."""
     import numpy as np
 
@@ -66,5 +66,5 @@ def decode(data: bytes, kind: str, columns: int) -> F32:
         )
     block, size = BLOCK[kind]
     result = np.empty((len(data) // size * block // columns, columns), np.float32)
-    run(data, result.ctypes.data, result.size)
+    run(np.frombuffer(data, np.uint8).ctypes.data, result.ctypes.data, result.size)
     return result

@@ -80,7 +80,7 @@ def copy_gguf(
         os.fsync(out.fileno())
 
 
-def data_of(header: GGUFHeader, tensor: TensorInfo, kind: str, threads: int) -> Iterator[bytes]:
+def data_of(header: GGUFHeader, tensor: TensorInfo, kind: str, threads: int) -> Iterator[bytes | memoryview]:
     """Yield the data of TENSOR in the type KIND."""
     if kind == tensor.type:
         with header.path.open("rb") as file:
