@@ -126,7 +126,7 @@ def backwards(header: GGUFHeader, stored: Mapping[str, StoredTensor], head_dim: 
         if target not in left:
             continue
         tensor = left.pop(target)
-        for source in undone(rule, layer, family.prefixes[0], tensor, head_dim):
+        for source in undone(rule, layer, layout.prefix, tensor, head_dim):
             found[source.name] = source
     if left:
         raise UnsupportedModel(

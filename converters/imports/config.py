@@ -48,6 +48,7 @@ class Layout:
     model_type: str
     more: Callable[[Settings, dict[str, Any]], dict[str, Any]]
     frequencies: bool = False
+    prefix: str = "model."
 
 
 def llama(settings: Settings, _config: dict[str, Any]) -> dict[str, Any]:
