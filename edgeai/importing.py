@@ -24,8 +24,7 @@ from converters.output_folder import OutputFolder, check_output_folder
 from edgeai import __version__
 from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, ProofFailed, UsageError
-from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice
-from edgeai.evaluation.prompts import scratch_bytes
+from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice, scratch_bytes
 from edgeai.pipeline import SPARE_BYTES, Conversion, Notify, cannot_write, peak_rss_bytes, shown
 from edgeai.types import Notice, Progress, Report, Row, no_progress
 
@@ -171,8 +170,19 @@ def prove(
         value=f"equal for {len(tokenproof.stress_texts(imported.vocabulary))} texts",
         limit="equal",
     )
-    with Proof(checkpoint=checkpoint, plan=plan, vocabulary=imported.vocabulary, progress=progress) as proof:
-        decoded = proof.file("decoded.gguf")
+    torch = no_torch_notice(plan) is None
+    loose = rounded and torch  # then the type's own limit holds
+    with Proof(
+        checkpoint=checkpoint,
+        plan=plan,
+        vocabulary=imported.vocabulary,
+        base=kind.upper() if loose else "F32",
+        exports=not loose,
+        stores=False,
+        torch=torch,
+        progress=progress,
+    ) as proof:
+        decoded = proof.place("decoded.gguf")
         copy_gguf(
             imported.header,
             decoded,
@@ -182,10 +192,7 @@ def prove(
             lambda done, total: progress("decoding the file", done, total, "B"),
             threads=cpu_facts().threads,
         )
-        if rounded and proof.reference() is not None:
-            rows = [*proof.quantized(decoded, kind.upper()), *proof.template(decoded)]
-        else:
-            rows = proof.export(decoded)
+        rows = proof.quantized(decoded) if loose else proof.export(decoded)
         notices += [notice for notice in proof.notices if notice not in notices]
     return Report(rows=(first, *rows))
 

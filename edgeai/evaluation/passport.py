@@ -42,7 +42,8 @@ HALVES = ("F16", "BF16")
 class Proof:
     """One proof in the making. The torch reference starts in the background when the block is entered, and dies when it is left.
 
-    `base` is the base type of the file to prove, `types` GGUF tensor name → type; `exports` says whether `export` will be asked for.
+    `base` is the base type of the file to prove, `types` GGUF tensor name → type; `exports` says whether `export` will be asked for,
+    and `stores` whether a file of halves is also compared with weights that torch has rounded in the same way.
     `text` replaces the bundled text and `max_kl` the limit of the type; `torch` says whether it is the reference (None: if it can be).
     """
 
@@ -52,6 +53,7 @@ class Proof:
     base: str = "F32"
     types: Mapping[str, str] = field(default_factory=dict)
     exports: bool = True
+    stores: bool = True
     torch: bool | None = None
     text: str | None = None
     max_kl: float | None = None
@@ -96,7 +98,7 @@ class Proof:
         if self.base != "F32":
             self._loose = [*near_prompts(self.plan, self.vocabulary, exact=False), *end, *texts]
             self.summary["text_sha256"] = corpus.corpus_sha256(windows)
-        if self.base in HALVES:
+        if self.base in HALVES and self.stores:
             self._stored = [*(prompt for prompt in near if prompt.kind == "text"), *texts[:1]]
 
     def _start_torch(self) -> LogitStream:
