@@ -19,7 +19,7 @@ from converters.families import ModelPlan, Value
 from converters.ggml_types import GGML_TYPES
 from converters.gguf_cursor import ARRAY, CODES, STRING
 from converters.quantmap import QuantMap
-from converters.tokenizer import Vocabulary, add_vocabulary
+from converters.tokenizer import Vocabulary, add_vocabulary, plain_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,8 @@ TensorEntry = tuple[str, tuple[int, ...], str, int]
 def write_vocabulary(path: Path, architecture: str, vocabulary: Vocabulary, keys: Extra) -> None:
     """Write a GGUF file without tensors, which libllama can load with `vocab_only`."""
     writer = collector(architecture)
+    if vocabulary.needs_name:
+        writer.add_name(vocabulary.needs_name)
     add_keys(writer, architecture, keys)
     add_vocabulary(writer, vocabulary)
     with path.open("wb") as file:
@@ -97,7 +99,7 @@ def all_keys(plan: ModelPlan, vocabulary: Vocabulary, quantmap: QuantMap, extra:
     """Return every key of the file, in its order."""
     writer = collector(plan.architecture)
     for key, value in extra.items():
-        add_value(writer, key, value)
+        add_value(writer, key, plain_name(str(value), vocabulary.needs_name) if key == "general.name" else value)
     writer.add_file_type(quantmap.file_type)
     writer.add_quantization_version(2)
     add_keys(writer, plan.architecture, plan.keys)

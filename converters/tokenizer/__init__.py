@@ -7,9 +7,11 @@ Whatever has no twin in the runtime raises UnsupportedModel before any tensor is
 from converters.tokenizer.bytelevel import merges_reach_every_token
 from converters.tokenizer.read import read_vocabulary
 from converters.tokenizer.source import source_tokenizer
+from converters.tokenizer.strip import plain_name
 from converters.tokenizer.vocabulary import (
     BYTE,
     CONTROL,
+    CUTS,
     NORMAL,
     UNKNOWN,
     UNUSED,
@@ -23,6 +25,7 @@ from converters.tokenizer.vocabulary import (
 __all__ = [
     "BYTE",
     "CONTROL",
+    "CUTS",
     "NORMAL",
     "UNKNOWN",
     "UNUSED",
@@ -32,6 +35,7 @@ __all__ = [
     "add_vocabulary",
     "byte_alphabet",
     "merges_reach_every_token",
+    "plain_name",
     "read_vocabulary",
     "source_tokenizer",
 ]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from converters.errors import UnsupportedModel
-from converters.pretokenizer import PreTokenizer, candidates, normalizer_of
-from converters.tokenizer.kind import Kind
+from converters.pretokenizer import NAMES, PreTokenizer, candidates, normalizer_of, splits_of
+from converters.tokenizer.kind import Hazard, Kind
 from converters.tokenizer.source import source_tokenizer
 from converters.tokenizer.special import Warnings
 from converters.tokenizer.table import vocab_table
@@ -16,20 +16,36 @@ __all__ = ["byte_level", "merges_of", "merges_reach_every_token"]
 
 
 def byte_level(spec: Mapping[str, Any], warnings: Warnings) -> Kind:
-    """Return what is particular to the byte-level BPE SPEC. Raises UnsupportedModel for what the runtime has no twin of."""
-    normalizer, choices = normalizer_of(spec), candidates(spec)
+    """Return what is particular to the byte-level BPE SPEC. Raises UnsupportedModel for what no file can hold."""
     check_model(spec["model"])
-    if normalizer:
-        message = f"the tokenizer brings text into {normalizer} first, which llama.cpp does not know of: "
+    normalizer, doubts = normalizer_of(spec), []
+    if normalizer == "NFC":
+        message = "the tokenizer brings text into NFC first, which llama.cpp does not know of: "
         message += "edgeai does so, and other runtimes give text in decomposed Unicode other token ids"
         warnings.append(("tokenizer-normalizer", message))
+    elif normalizer:
+        doubts.append(f"it normalizes text by {normalizer}")
+    found = fitting(spec, candidates(spec))
+    if not found:
+        doubts.append(f"it splits text by {' then '.join(map(repr, splits_of(spec['pre_tokenizer']))) or 'nothing'}")
+        if spec["model"].get("ignore_merges"):
+            doubts.append("it takes words that are tokens whole (ignore_merges)")
+    near = [item.near for item in found if item.near]
     return Kind(
         model="gpt2",
-        pre=choose(spec, choices).name,
+        pre=found[0].name if found else NAMES[0],
         table=vocab_table(spec["model"]),
         merges=merges_of(spec["model"]),
-        normalizer=normalizer,
+        normalizer=normalizer if normalizer == "NFC" else None,
+        choices=tuple(item.name for item in found) if near else () if found else NAMES,
+        doubts=tuple(doubts),
+        hazards=tuple(Hazard(in_text=is_foreign, reason=reason) for reason in dict.fromkeys(near)),
     )
+
+
+def is_foreign(text: str) -> bool:
+    """Whether TEXT has characters that are not ASCII."""
+    return not text.isascii()
 
 
 def check_model(model: Mapping[str, Any]) -> None:
@@ -50,16 +66,18 @@ def merges_of(model: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(merges)
 
 
-def choose(spec: Mapping[str, Any], choices: list[PreTokenizer]) -> PreTokenizer:
-    """Return the first of CHOICES that treats whole words as the tokenizer does, by its flag or in effect."""
-    wanted = bool(spec["model"].get("ignore_merges"))
+def fitting(spec: Mapping[str, Any], choices: list[PreTokenizer]) -> list[PreTokenizer]:
+    """Return those of CHOICES that treat whole words as the tokenizer does, by their flag or in effect; of exact ones the first."""
+    wanted, reach = bool(spec["model"].get("ignore_merges")), None
+    found: list[PreTokenizer] = []
     for item in choices:
-        if item.ignore_merges == wanted or merges_reach_every_token(spec):
-            return item
-    raise UnsupportedModel(
-        f"the tokenizer has ignore_merges {wanted}, and the runtime's {choices[0].name!r} is the other way",
-        hint="its vocabulary has tokens that merges do not reach, so the two would give different ids",
-    )
+        if item.ignore_merges != wanted and reach is None:
+            reach = merges_reach_every_token(spec)
+        if item.ignore_merges == wanted or reach:
+            found.append(item)
+            if not item.near:
+                return found
+    return found
 
 
 def merges_reach_every_token(spec: Mapping[str, Any]) -> bool:

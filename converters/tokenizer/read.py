@@ -7,26 +7,50 @@ from typing import Any
 
 from converters.checkpoint import Checkpoint
 from converters.errors import UnsupportedModel
+from converters.pretokenizer import flatten
 from converters.tokenizer.bytelevel import byte_level
 from converters.tokenizer.kind import Kind
+from converters.tokenizer.sentencepiece import sentence_piece
+from converters.tokenizer.settle import settle
 from converters.tokenizer.source import check_ids, read_spec
-from converters.tokenizer.special import Warnings, chat_templates, ends_of, flags_differ, named_ids, stop_tokens
+from converters.tokenizer.special import (
+    Warnings,
+    chat_templates,
+    ends_of,
+    flags_differ,
+    mark_control,
+    named_ids,
+    stop_tokens,
+)
+from converters.tokenizer.strip import with_strips
 from converters.tokenizer.table import add_tokens, check_size, pad
+from converters.tokenizer.unigram import unigram
 from converters.tokenizer.vocabulary import Vocabulary
+from converters.tokenizer.wordpiece import word_piece
 
 __all__ = ["read_vocabulary"]
 
 Reader = Callable[[Mapping[str, Any], Warnings], Kind]
 
 
-def read_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> Vocabulary:
+def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, *, allow_inexact: bool = False) -> Vocabulary:
     """Return the vocabulary of CHECKPOINT, padded to VOCAB_SIZE.
 
-    Raises UnsupportedModel for a tokenizer that is not known, BrokenCheckpoint for one that is damaged or of another model.
+    Raises UnsupportedModel for a tokenizer that is not known, BrokenCheckpoint for one that is damaged or of another model, and
+    TokenizerMismatch for one that the runtime can only do nearly, unless ALLOW_INEXACT: then a warning has the measured rate.
     """
+    vocabulary, kind = assemble(checkpoint, vocab_size)
+    if kind.doubts or kind.hazards:
+        return settle(vocabulary, kind, allow_inexact=allow_inexact)
+    return vocabulary
+
+
+def assemble(checkpoint: Checkpoint, vocab_size: int) -> tuple[Vocabulary, Kind]:
+    """Return the vocabulary of CHECKPOINT as far as its files tell, and its kind."""
     spec = read_spec(checkpoint)
     warnings: Warnings = []
-    kind = reader_of(spec)(spec, warnings)
+    mark_control(spec, warnings)
+    kind = with_strips(reader_of(spec)(spec, warnings), spec)
     special = named_ids(checkpoint, spec, warnings)
     table = dict(kind.table)
     add_tokens(table, spec)
@@ -43,7 +67,7 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> Vocabulary:
         )
     default, named = chat_templates(checkpoint)
     scores = kind.scores
-    return Vocabulary(
+    vocabulary = Vocabulary(
         model=kind.model,
         pre=kind.pre,
         tokens=tokens,
@@ -53,7 +77,7 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> Vocabulary:
         real_size=real_size,
         bos=special["bos_token"],
         eos=eos,
-        unk=special["unk_token"],
+        unk=kind.unk if special["unk_token"] is None else special["unk_token"],
         pad=special["pad_token"],
         sep=special["sep_token"],
         cls=special["cls_token"],
@@ -69,17 +93,37 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> Vocabulary:
         **ends,
         **kind.fields,
     )
+    return vocabulary, kind
 
 
 def reader_of(spec: Mapping[str, Any]) -> Reader:
     """Return the function that reads the kind of tokenizer that SPEC is."""
     model = spec["model"]
-    name = model.get("type") or ("BPE" if "merges" in model else None)
-    if name != "BPE":
-        raise UnsupportedModel(f"the tokenizer model {name!r} is not known", hint="known: BPE (byte-level)")
-    if model.get("byte_fallback"):
-        raise UnsupportedModel("the tokenizer is SentencePiece-style BPE (byte_fallback)", hint="known: byte-level BPE")
-    return byte_level
+    name = model.get("type") or guess(model)
+    if name == "BPE":
+        return sentence_piece if is_sentence_piece(spec) else byte_level
+    if isinstance(name, str) and name in READERS:
+        return READERS[name]
+    raise UnsupportedModel(
+        f"the tokenizer model {name!r} is not known",
+        hint="known: BPE (byte-level or SentencePiece), WordPiece, Unigram",
+    )
+
+
+READERS: Mapping[str, Reader] = {"WordPiece": word_piece, "Unigram": unigram}
+
+
+def guess(model: Mapping[str, Any]) -> str | None:
+    """Return the model that an old tokenizer.json without a name for it has."""
+    if "merges" in model:
+        return "BPE"
+    return "Unigram" if isinstance(model.get("vocab"), list) else None
+
+
+def is_sentence_piece(spec: Mapping[str, Any]) -> bool:
+    """Whether the BPE of SPEC is over characters, with bytes in angle brackets, and not over the bytes of byte-level BPE."""
+    steps = flatten(spec.get("pre_tokenizer"))
+    return bool(spec["model"].get("byte_fallback")) or any(step.get("type") == "Metaspace" for step in steps)
 
 
 def surround(

@@ -7,28 +7,35 @@ from typing import Any
 
 from converters.checkpoint import Checkpoint
 from converters.errors import UnsupportedModel
+from converters.tokenizer import known
 from converters.tokenizer.source import NAMED, source_tokenizer, special_text
 from converters.tokenizer.vocabulary import CONTROL, USER_DEFINED
 
-__all__ = ["KNOWN_ENDS", "Warnings", "chat_templates", "ends_of", "named_ids", "stop_tokens"]
+__all__ = [
+    "Warnings",
+    "chat_templates",
+    "ends_of",
+    "flags_differ",
+    "mark_control",
+    "named_ids",
+    "stop_tokens",
+]
 
-KNOWN_ENDS = {
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|end_of_text|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "<EOT>",
-    "</s>",
-    "<eos>",
-    "<end_of_utterance>",
-}
-"""Texts that libllama takes for the end of a generation wherever they are (llama-vocab.cpp, `special_eog_ids`)."""
 Warnings = list[tuple[str, str]]
 SAMPLE = "a b"
+
+
+def mark_control(spec: Mapping[str, Any], warnings: Warnings) -> None:
+    """Make those added tokens of SPEC special that libllama makes control tokens whatever the file says."""
+    changed = []
+    for item in spec["added_tokens"]:
+        if isinstance(item, dict) and not item.get("special") and item.get("content") in known.ENDS | known.GAPS:
+            item["special"] = True
+            changed.append(str(item["content"]))
+    if changed:
+        names = ", ".join(map(repr, changed[:6])) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
+        message = f"llama.cpp makes control tokens of {names} by their names: a user who writes them writes plain text"
+        warnings.append(("tokenizer-control", message))
 
 
 def named_ids(checkpoint: Checkpoint, spec: Mapping[str, Any], warnings: Warnings) -> dict[str, int | None]:
@@ -81,7 +88,7 @@ def stop_tokens(
     eos = listed[0] if eos is None else eos
     extra = [token for token in dict.fromkeys(listed) if token != eos]
     # The two further slots go to ends that the runtime does not know by their text; the rest it finds itself, or the proof says no.
-    slots = sorted(extra, key=lambda token: tokens[token] in KNOWN_ENDS)
+    slots = sorted(extra, key=lambda token: tokens[token] in known.ENDS)
     eot, eom = (*slots, None, None)[:2]
     return eos, eot, eom, (eos, *extra)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from converters.errors import BrokenCheckpoint, UnsupportedModel
+from converters.errors import BrokenCheckpoint
 from converters.tokenizer.source import AGAIN
-from converters.tokenizer.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from converters.tokenizer.vocabulary import CONTROL, NORMAL, PHANTOM, UNKNOWN, UNUSED, USER_DEFINED
 
 __all__ = ["Table", "add_tokens", "check_size", "pad", "vocab_table"]
 
@@ -27,13 +27,20 @@ def vocab_table(model: Mapping[str, Any]) -> Table:
 
 
 def add_tokens(table: Table, spec: Mapping[str, Any]) -> None:
-    """Put the added tokens of SPEC into TABLE, where they stand or behind it."""
+    """Put the added tokens of SPEC into TABLE, where they stand or behind it.
+
+    The unknown token keeps its type. One that is a piece with spaces (Gemma's runs of them) stays a piece: libllama would look for it
+    before it writes spaces as U+2581, and merging finds it anyway.
+    """
     for item in spec["added_tokens"]:
-        table[check_added(item, table)] = (str(item["content"]), CONTROL if item.get("special") else USER_DEFINED)
+        token = check_added(item, table)
+        old = table.get(token, ("", NORMAL))[1]
+        if old != UNKNOWN and not (PHANTOM in item["content"] and token in table and not item.get("special")):
+            table[token] = (str(item["content"]), CONTROL if item.get("special") else USER_DEFINED)
 
 
 def check_added(item: Any, table: Table) -> int:
-    """Return the id of one added token after checking what it does to the text around it."""
+    """Return the id of one added token after checking it against the vocabulary."""
     if not isinstance(item, dict) or type(item.get("id")) is not int or item["id"] < 0 or not item.get("content"):
         raise BrokenCheckpoint(f"tokenizer.json has the added token {item!r}", hint=AGAIN)
     token, text = int(item["id"]), str(item["content"])
@@ -41,12 +48,6 @@ def check_added(item: Any, table: Table) -> int:
         raise BrokenCheckpoint(
             f"the added token {text!r} has the id {token}, which is {table[token][0]!r} in the vocabulary"
         )
-    for option in ("lstrip", "rstrip", "single_word"):
-        if item.get(option):
-            raise UnsupportedModel(
-                f"the added token {text!r} has {option}, which the runtime cannot do",
-                hint=f"save the tokenizer with {option} false",
-            )
     return token
 
 

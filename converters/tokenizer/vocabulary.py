@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BYTE",
     "CONTROL",
+    "CUTS",
     "NORMAL",
     "PHANTOM",
     "UNKNOWN",
@@ -28,27 +29,45 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """`enum llama_token_type` in llama.h."""
 PHANTOM = "▁"
 """U+2581: the space of SentencePiece, and what libllama's WordPiece puts before each word."""
+CUTS = "places of the cuts"
+"""What the names of readings begin with that are about cuts and not about the model's own tokens."""
 Model = Literal["gpt2", "llama", "bert", "t5"]
 """`tokenizer.ggml.model`: byte-level BPE, SentencePiece BPE, WordPiece, Unigram."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inexact:
-    """How far the runtime's tokenizer is from the source's: measured on the stress list, one count for each reading.
+    """How far the runtime's tokenizer is from the source's, as measured on the stress list.
 
-    `wrong` is reading → texts with other ids, of `texts`; `tokens` is the share of tokens in places that differ, in the worst reading.
+    `found` is reading → text → the ids that the runtime gives where they are others than the source's; a proof allows these and no
+    more. `texts` is how many texts were tried, `tokens` the share of tokens that differ, in the worst reading.
     """
 
     texts: int
-    wrong: Mapping[str, int]
+    found: Mapping[str, Mapping[str, tuple[int, ...]]]
     tokens: float
     example: str
     reason: str
 
     @property
+    def wrong(self) -> int:
+        """How many texts get other ids, in the worst reading."""
+        return max((len(texts) for name, texts in self.found.items() if not name.startswith(CUTS)), default=0)
+
+    @property
+    def cuts(self) -> int:
+        """How many texts are cut into words in other places, whether or not any token shows it."""
+        return max((len(texts) for name, texts in self.found.items() if name.startswith(CUTS)), default=0)
+
+    @property
     def rate(self) -> float:
         """The share of texts that get other ids, in the worst reading."""
-        return max(self.wrong.values(), default=0) / max(self.texts, 1)
+        return self.wrong / max(self.texts, 1)
+
+    def summary(self) -> str:
+        """Return the measured difference in words."""
+        text = f"{self.wrong} of {self.texts} stress texts ({self.rate:.1%}; {self.tokens:.2%} of the tokens) get other token ids"
+        return f"{text}, and {self.cuts} are cut into words in other places" if self.cuts else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +76,8 @@ class Vocabulary:
 
     `before` and `after` are the ids that the tokenizer puts around a text. `stop_ids` are the tokens that end a generation in the
     source; the runtime must know each of them. `eos` is absent where a model of embeddings names none. What only some kinds have is
-    None (or empty) for the others, and is then not written.
+    None (or empty) for the others, and is then not written. `needs_name` must be part of `general.name`: by it libllama knows that
+    tokens swallow the spaces after them.
     """
 
     model: Model = "gpt2"
@@ -91,6 +111,7 @@ class Vocabulary:
     chat_template: str | None
     named_templates: Mapping[str, str]
     spec: Mapping[str, Any]
+    needs_name: str | None = None
     inexact: Inexact | None = None
     warnings: tuple[tuple[str, str], ...] = field(default=())
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from converters import pretokenizer
 from converters.checkpoint import open_checkpoint
 from converters.errors import BrokenCheckpoint, ConvertError, TokenizerMismatch, UnsupportedModel
 from converters.families import plan_model
@@ -20,6 +21,17 @@ from tests.checkpoints import edit_json, make, tokenizer_json
 def vocabulary_of(folder: Path) -> Vocabulary:
     checkpoint = open_checkpoint(folder)
     return read_vocabulary(checkpoint, plan_model(checkpoint).vocab_size)
+
+
+def inexact_of(folder: Path) -> Vocabulary:
+    checkpoint = open_checkpoint(folder)
+    return read_vocabulary(checkpoint, plan_model(checkpoint).vocab_size, allow_inexact=True)
+
+
+@pytest.fixture
+def few_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try few pre-tokenizers where any of them would do."""
+    monkeypatch.setattr("converters.tokenizer.bytelevel.NAMES", ("gpt-2", "llama-bpe", "dbrx", "qwen2"))
 
 
 @pytest.fixture
@@ -125,24 +137,83 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(copy: Path) -> None:
 
 
 REFUSED: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
-    ("WordPiece", lambda spec: spec["model"].update(type="WordPiece")),
-    ("byte_fallback", lambda spec: spec["model"].update(byte_fallback=True)),
-    ("Metaspace", lambda spec: spec.update(pre_tokenizer={"type": "Metaspace"})),
-    ("add_prefix_space", lambda spec: spec["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True)),
-    ("Lowercase", lambda spec: spec.update(normalizer={"type": "Lowercase"})),
-    ("lstrip", lambda spec: spec["added_tokens"][1].update(lstrip=True)),
+    ("WordLevel", lambda spec: spec["model"].update(type="WordLevel")),
+    ("Metaspace", lambda spec: spec.update(pre_tokenizer={"type": "Metaspace", "replacement": "_"})),
     ("continuing_subword_prefix", lambda spec: spec["model"].update(continuing_subword_prefix="##")),
-    (r"\{1,4\}", lambda spec: spec["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": r"\p{N}{1,4}"})),
+    ("Whitespace", lambda spec: spec.update(pre_tokenizer={"type": "Whitespace"})),
 ]
 
 
 @pytest.mark.parametrize(("named", "change"), REFUSED, ids=[named for named, _ in REFUSED])
-def test_what_the_runtime_cannot_do_is_refused_by_name(
+def test_what_no_file_can_hold_is_refused_by_name(
     copy: Path, named: str, change: Callable[[dict[str, Any]], object]
 ) -> None:
     edit_json(copy / "tokenizer.json", change)
-    with pytest.raises(UnsupportedModel, match=named):
+    with pytest.raises((UnsupportedModel, TokenizerMismatch), match=named):
         vocabulary_of(copy)
+
+
+INEXACT: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
+    ("add_prefix_space", lambda spec: spec["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True)),
+    ("Lowercase", lambda spec: spec.update(normalizer={"type": "Lowercase"})),
+    (
+        r"\{1,4\}",
+        lambda spec: spec["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": r"\p{N}{1,4}|\s+|\S"}),
+    ),
+]
+
+
+@pytest.mark.parametrize(("named", "change"), INEXACT, ids=[named for named, _ in INEXACT])
+def test_what_the_runtime_does_nearly_stops_with_the_rate_and_the_nearest_name(
+    copy: Path, few_names: None, named: str, change: Callable[[dict[str, Any]], object]
+) -> None:
+    edit_json(copy / "tokenizer.json", change)
+    with pytest.raises(
+        TokenizerMismatch, match=rf"{named}.*pre '(llama-bpe|dbrx|gpt-2|qwen2)'.* stress texts"
+    ) as caught:
+        vocabulary_of(copy)
+    assert "--allow-inexact-tokenizer" in str(caught.value.hint)
+    assert caught.value.exit_code == 9
+
+
+@pytest.mark.parametrize(("named", "change"), INEXACT, ids=[named for named, _ in INEXACT])
+def test_an_inexact_tokenizer_is_proved_with_just_the_measured_rate(
+    copy: Path, few_names: None, named: str, change: Callable[[dict[str, Any]], object]
+) -> None:
+    edit_json(copy / "tokenizer.json", change)
+    found = inexact_of(copy)
+    assert found.inexact is not None
+    assert found.inexact.wrong > 0
+    assert [code for code, _ in found.warnings] == ["tokenizer-inexact"]
+    assert prove_vocabulary(found).texts > 100
+
+
+def test_a_proof_allows_no_more_than_was_measured(copy: Path, few_names: None) -> None:
+    edit_json(copy / "tokenizer.json", INEXACT[0][1])
+    found = inexact_of(copy)
+    assert found.inexact is not None
+    fewer = {reading: dict(list(texts.items())[1:]) for reading, texts in found.inexact.found.items()}
+    with pytest.raises(TokenizerMismatch, match="1 of"):
+        prove_vocabulary(replace(found, inexact=replace(found.inexact, found=fewer)))
+
+
+def test_an_unknown_expression_that_cuts_as_a_known_one_is_said_and_taken(copy: Path, few_names: None) -> None:
+    text = "(?:" + pretokenizer.LLAMA3 + ")"
+    edit_json(
+        copy / "tokenizer.json",
+        lambda spec: spec["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": text}),
+    )
+    found = vocabulary_of(copy)
+    assert found.pre in ("llama-bpe", "dbrx")
+    assert [code for code, _ in found.warnings] == ["tokenizer-measured"]
+
+
+def test_a_token_that_swallows_spaces_is_measured_and_said(copy: Path) -> None:
+    edit_json(copy / "tokenizer.json", lambda spec: spec["added_tokens"][1].update(lstrip=True))
+    found = vocabulary_of(copy)
+    assert [code for code, _ in found.warnings] == ["tokenizer-inexact"]
+    assert found.inexact is not None
+    assert all("<|im_start|>" in text for texts in found.inexact.found.values() for text in texts)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"model": 3}', '{"model": {"type": "BPE", "merges": []}}', "[" * 100_000])

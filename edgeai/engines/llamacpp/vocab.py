@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
+from converters.normalize import NORMALIZERS, normalize
 from edgeai.chat import Segment
 from edgeai.engines.llamacpp.handle import Handle
 from edgeai.errors import InvalidModel, UsageError
@@ -26,20 +26,22 @@ class Vocab:
     """
 
     def __init__(self, handle: Handle, *, normalizer: str | None = None) -> None:
-        if normalizer not in (None, "NFC"):
+        if normalizer not in (None, *NORMALIZERS):
             raise InvalidModel(
                 f"the file's tokenizer needs the text normalizer {normalizer!r}, which is not known here"
             )
-        self._normalizer: Literal["NFC"] | None = "NFC" if normalizer else None
+        self._normalizer = normalizer
         self._lib: Any = handle.lib
         self._vocab = handle.vocab
         self._size = handle.n_vocab
         self._buffer_size = 256
 
-    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """Return the ids of TEXT, with the model's BOS/EOS if `add_special`."""
+    def tokenize(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False, first: bool = True
+    ) -> list[int]:
+        """Return the ids of TEXT, with the model's BOS/EOS if `add_special`. FIRST: no token stands before it in a prompt."""
         try:
-            data = (text if self._normalizer is None else unicodedata.normalize(self._normalizer, text)).encode()
+            data = normalize(text, self._normalizer, first=first).encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"the text is not valid Unicode: {error.reason} at position {error.start}") from error
         room = len(data) + 8
@@ -68,7 +70,7 @@ class Vocab:
             after = parts[index + 1] if index + 1 < len(parts) else None
             if after is not None and after.control and self.control[after.text][1] & _LSTRIP:
                 text = text.rstrip()
-            ids += self.tokenize(text) if text else []
+            ids += self.tokenize(text, first=not ids) if text else []
             strip_next = False
         return ids
 
