@@ -60,6 +60,16 @@ class TokenProof:
     texts: int
     splits: int
     end_tokens: tuple[int, ...]
+    different_cuts: int = 0
+
+    @property
+    def cuts(self) -> str:
+        """In words, for how many texts the pre-tokenizer cuts in equal places."""
+        if self.different_cuts:
+            return (
+                f"equal for {self.splits - self.different_cuts} of {self.splits} texts; the others as measured before"
+            )
+        return f"equal for {self.splits} texts"
 
 
 def stress_texts(vocabulary: Vocabulary) -> list[str]:
@@ -168,6 +178,7 @@ def prove_vocabulary(vocabulary: Vocabulary, architecture: str = "llama") -> Tok
             texts=len(stress_texts(vocabulary)),
             splits=len(cuts[0].texts) if cuts else 0,
             end_tokens=tuple(answers[0]["eog"]),
+            different_cuts=vocabulary.inexact.cuts if vocabulary.inexact else 0,
         )
 
 

@@ -157,6 +157,7 @@ def convert(
     *,
     force: bool = False,
     keep_failed: bool = False,
+    allow_inexact_tokenizer: bool = False,
     max_kl: float | None = None,
     text: str | None = None,
     progress: Progress = no_progress,
@@ -178,6 +179,7 @@ def convert(
         parse_quant(quant),
         force=force,
         keep_failed=keep_failed,
+        allow_inexact_tokenizer=allow_inexact_tokenizer,
         progress=progress,
         notify=notify,
         tell=tell,
@@ -189,11 +191,11 @@ def convert(
             check_disk(job.output, job.plan, job.quantmap)
             with job.step("tokenizer"):
                 job.progress("proving the tokenizer", 0, 1)
-                splits = tokenproof.prove_vocabulary(job.vocabulary, job.plan.architecture).splits
+                tokens = tokenproof.prove_vocabulary(job.vocabulary, job.plan.architecture)
                 job.progress("proving the tokenizer", 1, 1)
-            first = Row(name="pre-tokenizer cuts", value=f"equal for {splits} texts", limit="equal")
+            first = [Row(name="pre-tokenizer cuts", value=tokens.cuts, limit="equal")] if tokens.splits else []
             path, report, hashes = write_and_prove(job, out, probe, hashing)
-            report = Report(rows=(first, *report.rows))
+            report = Report(rows=(*first, *report.rows))
             stamp(path, job.measured, ok=report.ok)
             if not report.ok:
                 raise failure(job, report, keep(job, out, path, report, hashes) if keep_failed else None)
@@ -228,6 +230,7 @@ def preflight(
     *,
     force: bool,
     keep_failed: bool,
+    allow_inexact_tokenizer: bool,
     progress: Progress,
     notify: Notify,
     tell: Tell,
@@ -236,7 +239,7 @@ def preflight(
     began = time.perf_counter()
     checkpoint = open_checkpoint(source)
     plan = plan_model(checkpoint)
-    vocabulary = read_vocabulary(checkpoint, plan.vocab_size)
+    vocabulary = read_vocabulary(checkpoint, plan.vocab_size, allow_inexact=allow_inexact_tokenizer)
     place = Path(os.path.abspath(source))  # noqa: PTH100 - resolve() would leave the folder that a link stands in
     target = output or place.with_name(f"{place.name}.gguf")
     check_output(target, source, checkpoint.files, force=force)

@@ -193,6 +193,8 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
         writer.add_precompiled_charsmap(vocabulary.precompiled_charsmap)
     if vocabulary.normalizer:
         writer.add_string("edgeai.tokenizer.normalizer", vocabulary.normalizer)
+    if vocabulary.inexact:
+        writer.add_string("edgeai.tokenizer.inexact", vocabulary.inexact.summary())
     add_templates(writer, vocabulary)
 
 

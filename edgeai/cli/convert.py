@@ -57,6 +57,11 @@ __all__ = ["convert_command"]
     metavar="FILE",
     help="The text to compare on, instead of the bundled one.",
 )
+@click.option(
+    "--allow-inexact-tokenizer",
+    is_flag=True,
+    help="Convert a tokenizer that the runtime can only do nearly; a warning has the measured rate.",
+)
 @click.option("--keep-failed", is_flag=True, help="Keep a file that fails its proof, as OUT.failed, with its passport.")
 @output_options
 def convert_command(
@@ -69,6 +74,7 @@ def convert_command(
     max_kl: float | None,
     eval_text: Path | None,
     keep_failed: bool,
+    allow_inexact_tokenizer: bool,
     out: Output,
 ) -> None:
     """Convert the Hugging Face folder SOURCE (a path, or a pulled model's name) to GGUF, and prove the result.
@@ -96,6 +102,7 @@ def convert_command(
         quant=quant,
         force=force,
         keep_failed=keep_failed,
+        allow_inexact_tokenizer=allow_inexact_tokenizer,
         max_kl=max_kl,
         text=text,
         progress=out.progress,

@@ -97,7 +97,7 @@ def id_rows(vocabulary: Vocabulary, question: Question, answer: Mapping[str, Any
     except TokenizerMismatch as error:
         return [Row(name="token ids", value=error.message, limit="equal", ok=False)]
     ends = ", ".join(repr(vocabulary.tokens[token]) for token in answer["eog"])
-    ids = f"equal for {len(question.texts)} texts (pre {vocabulary.pre!r})"
+    ids = f"{question.summary()} (pre {vocabulary.pre!r})"
     return [Row(name="token ids", value=ids, limit="equal"), Row(name="end tokens", value=ends)]
 
 

@@ -113,7 +113,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, change: Callable[[ModelPlan], Model
 
 def worded(monkeypatch: pytest.MonkeyPatch, change: Callable[[Vocabulary], Vocabulary]) -> None:
     original = pipeline.read_vocabulary
-    monkeypatch.setattr(pipeline, "read_vocabulary", lambda checkpoint, size: change(original(checkpoint, size)))
+    monkeypatch.setattr(pipeline, "read_vocabulary", lambda checkpoint, size, **_: change(original(checkpoint, size)))
 
 
 def norm_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
