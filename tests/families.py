@@ -69,9 +69,9 @@ GEMMA: Mapping[str, Any] = {
 """Seven layers, of which the sixth sees everything, and a window that a prompt is longer than."""
 GRANITE: Mapping[str, Any] = {
     **BASE,
-    "attention_multiplier": 0.1,
-    "embedding_multiplier": 12.0,
-    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.5,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.7,
     "logits_scaling": 8.0,
 }
 LLAMA3_ROPE: Mapping[str, Any] = {

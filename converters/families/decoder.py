@@ -177,9 +177,9 @@ def sliding_layers(config: Mapping[str, Any], default: Sequence[bool]) -> tuple[
             f"config.json has layer_types {kinds!r}, and {len(default)} of them are needed", hint=COPY_CONFIG
         )
     known = {"sliding_attention": True, "full_attention": False}
-    if unknown := next((kind for kind in kinds if not isinstance(kind, str) or kind not in known), None):
+    if unknown := [kind for kind in kinds if not isinstance(kind, str) or kind not in known]:
         raise UnsupportedModel(
-            f"config.json has the layer type {unknown!r}", hint=f"known layer types: {', '.join(known)}"
+            f"config.json has the layer type {unknown[0]!r}", hint=f"known layer types: {', '.join(known)}"
         )
     return tuple(known[kind] for kind in kinds)
 

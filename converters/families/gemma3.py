@@ -163,7 +163,12 @@ def rope_keys(config: Mapping[str, Any], slides: Sequence[bool]) -> Keys:
     """Return the keys of the two rotary bases; only that of layers without a window can be scaled (`Gemma3TextConfig`)."""
     nested, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     kinds = ("full_attention", "sliding_attention")
-    if not isinstance(nested, dict) or not isinstance(scaling, dict) or not nested.keys() <= set(kinds):
+    sets = [scaling, *(nested.values() if isinstance(nested, dict) else [])]
+    if (
+        not isinstance(nested, dict)
+        or not nested.keys() <= set(kinds)
+        or not all(isinstance(item or {}, dict) for item in sets)
+    ):
         raise UnsupportedModel(
             f"config.json has rope_parameters {nested!r}, and settings for {' and '.join(kinds)} are needed",
             hint=COPY_CONFIG,
