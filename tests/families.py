@@ -67,6 +67,19 @@ GEMMA: Mapping[str, Any] = {
     "sliding_window": 8,
 }
 """Seven layers, of which the sixth sees everything, and a window that a prompt is longer than."""
+GEMMA_IMAGES: Mapping[str, Any] = {
+    "text_config": GEMMA,
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": 5,
+}
 GRANITE: Mapping[str, Any] = {
     **BASE,
     "attention_multiplier": 0.5,
@@ -146,6 +159,7 @@ VARIANTS: Mapping[str, Variant] = {
         half_gelu=True,
         config={"num_hidden_layers": 62, "query_pre_attn_scalar": 16},
     ),
+    "gemma3-images": Variant(model="Gemma3ForConditionalGeneration", base=GEMMA_IMAGES),
     "gemma3-no-window": Variant(
         model="Gemma3ForCausalLM", base=GEMMA, config={"layer_types": ["full_attention"] * 2, "num_hidden_layers": 2}
     ),
@@ -248,7 +262,10 @@ def make_variant(folder: Path, variant: Variant, **config: Any) -> Path:
     text = tokenizer_json(variant.split)
     model_class = getattr(transformers, variant.model)
     size = len(json.loads(text)["model"]["vocab"]) + 8
-    settings = model_class.config_class(**{**variant.base, "vocab_size": size, **variant.config, **config})
+    given = {**variant.base, "vocab_size": size, **variant.config, **config}
+    if "text_config" in given:  # the language model of one that also reads images
+        given["text_config"] = {**given["text_config"], "vocab_size": given.pop("vocab_size")}
+    settings = model_class.config_class(**given)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(7)
