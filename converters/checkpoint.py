@@ -1,7 +1,8 @@
 """Open a Hugging Face folder lazily: its configuration, its tokenizer and its tensors by name, with no tensor read.
 
 A checkpoint is untrusted input. The safetensors library checks each header (sizes, offsets, no overlap, no hole); the index is
-checked against the shards, names of files must stay inside the folder, and nothing is unpickled. Data is read in slabs of rows with
+checked against the shards, names of files must stay inside the folder, and of .bin files only tensors are unpickled
+(`converters.pickled`). Data is read in slabs of rows with
 plain file reads: memory stays bounded, and a file that shrinks meanwhile is an error instead of a SIGBUS.
 """
 
@@ -29,6 +30,7 @@ __all__ = ["Checkpoint", "Source", "SourceTensor", "open_checkpoint"]
 MAX_JSON_BYTES = 256 << 20
 """The largest tokenizer.json in use is about 35 MB."""
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+BIN_INDEX, BIN_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 SIDE_FILES = (
     "config.json",
@@ -39,6 +41,7 @@ SIDE_FILES = (
     "chat_template.jinja",
     "modules.json",
     INDEX,
+    BIN_INDEX,
 )
 """Files beside the weights that decide what the converted model is; their hashes are part of the lineage."""
 
@@ -219,12 +222,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def find_tensors(path: Path) -> dict[str, SourceTensor]:
-    """Return every tensor of the folder; the single file comes before the index, as in transformers."""
+def find_tensors(path: Path) -> Mapping[str, Source]:
+    """Return every tensor of the folder; the single file comes before the index and safetensors before .bin, as in transformers."""
+    from converters.pickled import pickled_tensors
+
     if (path / SINGLE).exists():
         return shard_tensors(path / SINGLE)
     if (path / INDEX).exists():
-        return indexed_tensors(path)
+        return indexed_tensors(path, INDEX, shard_tensors)
     found = sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return shard_tensors(found[0])
@@ -232,35 +237,39 @@ def find_tensors(path: Path) -> dict[str, SourceTensor]:
         raise BrokenCheckpoint(
             f"{str(path)!r} has {len(found)} .safetensors files and no {INDEX}", hint="copy the index of the shards too"
         )
-    pickled = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
-    if pickled:
+    if (path / BIN_SINGLE).exists():
+        return pickled_tensors(path / BIN_SINGLE)
+    if (path / BIN_INDEX).exists():
+        return indexed_tensors(path, BIN_INDEX, pickled_tensors)
+    other = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"), *path.glob("*.h5")])
+    if other:
         raise UnsupportedModel(
-            f"{str(path)!r} has weights in {pickled[0].name!r} only, and .safetensors files are needed",
+            f"{str(path)!r} has no {SINGLE}, no {BIN_SINGLE} and no index of either; {other[0].name!r} is not read",
             hint="load it with transformers and call save_pretrained(folder): that writes .safetensors",
         )
     raise BrokenCheckpoint(f"{str(path)!r} has no weights: no {SINGLE} and no {INDEX}")
 
 
-def indexed_tensors(path: Path) -> dict[str, SourceTensor]:
-    """Return the tensors of all shards, after checking index and shards against each other."""
-    weight_map = (read_json(path / INDEX) or {}).get("weight_map")
+def indexed_tensors(path: Path, index: str, read: Callable[[Path], Mapping[str, Source]]) -> dict[str, Source]:
+    """Return the tensors of all shards, after checking the file INDEX and the shards against each other; READ opens a shard."""
+    weight_map = (read_json(path / index) or {}).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise BrokenCheckpoint(f"{str(path / INDEX)!r} has no weight_map")
-    shards: dict[str, dict[str, SourceTensor]] = {}
+        raise BrokenCheckpoint(f"{str(path / index)!r} has no weight_map")
+    shards: dict[str, Mapping[str, Source]] = {}
     for name in sorted({str(value) for value in weight_map.values()}):
         if os.path.basename(name) != name or name in {"", ".", ".."} or "\\" in name:  # noqa: PTH119 - on any system
-            raise BrokenCheckpoint(f"{INDEX} names the shard {name!r}, which is not a plain file name")
+            raise BrokenCheckpoint(f"{index} names the shard {name!r}, which is not a plain file name")
         if not (path / name).is_file():
             raise BrokenCheckpoint(
-                f"{INDEX} names the shard {name!r}, and it is not in {str(path)!r}", hint="copy or download it again"
+                f"{index} names the shard {name!r}, and it is not in {str(path)!r}", hint="copy or download it again"
             )
-        shards[name] = shard_tensors(path / name)
+        shards[name] = read(path / name)
     listed = {(str(tensor), str(shard)) for tensor, shard in weight_map.items()}
     present = {(tensor, shard) for shard, tensors in shards.items() for tensor in tensors}
     if missing := sorted(listed - present):
-        raise BrokenCheckpoint(f"tensors of {INDEX} are not in their shards: {some(missing)}")
+        raise BrokenCheckpoint(f"tensors of {index} are not in their shards: {some(missing)}")
     if extra := sorted(present - listed):
-        raise BrokenCheckpoint(f"shards hold tensors that {INDEX} does not list there: {some(extra)}")
+        raise BrokenCheckpoint(f"shards hold tensors that {index} does not list there: {some(extra)}")
     return {name: tensor for tensors in shards.values() for name, tensor in tensors.items()}
 
 

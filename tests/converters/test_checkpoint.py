@@ -116,9 +116,9 @@ def test_a_folder_without_config_is_refused(copy: Path) -> None:
         open_checkpoint(copy)
 
 
-def test_pickled_weights_are_refused_by_name(copy: Path) -> None:
-    (copy / SINGLE).rename(copy / "pytorch_model.bin")
-    with pytest.raises(UnsupportedModel, match=r"pytorch_model\.bin"):
+def test_weights_under_a_foreign_name_are_refused_by_name(copy: Path) -> None:
+    (copy / SINGLE).rename(copy / "consolidated.00.pth")
+    with pytest.raises(UnsupportedModel, match=r"consolidated\.00\.pth"):
         open_checkpoint(copy)
 
 
