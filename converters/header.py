@@ -95,8 +95,10 @@ class GGUFHeader:
         return list(cursor.numbers(kind, value.length, key))
 
 
-def read_header(path: Path) -> GGUFHeader:
+def read_header(path: Path, *, model: bool = True) -> GGUFHeader:
     """Return the checked header of the GGUF file PATH, reading no tensor data.
+
+    A MODEL must name its architecture; an importance matrix has none.
 
     Raises InvalidModel for anything that is not a whole, valid, little-endian GGUF file of version 2 or 3.
     """
@@ -107,7 +109,7 @@ def read_header(path: Path) -> GGUFHeader:
         with path.open("rb") as file:
             check_magic(path, file.read(512))
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return parse(Cursor(path=path, data=data, size=len(data), at=len(MAGIC)))
+                return parse(Cursor(path=path, data=data, size=len(data), at=len(MAGIC)), model=model)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InvalidModel(f"{str(path)!r} cannot be read: {reason}", hint="check the path and permissions") from None
@@ -136,7 +138,7 @@ def recognise(head: bytes) -> str:
     return "name a .gguf file, or make one with `edgeai convert`"
 
 
-def parse(cursor: Cursor) -> GGUFHeader:
+def parse(cursor: Cursor, *, model: bool = True) -> GGUFHeader:
     """Read version, counts, keys and tensors, in the order of the file."""
     version = cursor.u32("its version")
     if version and not version & 0xFFFF:
@@ -147,7 +149,7 @@ def parse(cursor: Cursor) -> GGUFHeader:
     check_count(cursor, "tensors", tensor_count, MIN_TENSOR_BYTES, MAX_TENSORS)
     check_count(cursor, "keys", key_count, MIN_KEY_BYTES, MAX_KEYS)
     kv = dict(read_keys(cursor, key_count))
-    check_keys(cursor, kv)
+    check_keys(cursor, kv, model=model)
     alignment = kv.get("general.alignment", DEFAULT_ALIGNMENT)
     raw = [read_tensor(cursor) for _ in range(tensor_count)]
     data_offset = align(cursor.at, alignment)
@@ -190,10 +192,10 @@ def read_keys(cursor: Cursor, count: int) -> Iterator[tuple[str, Any]]:
         yield key, cursor.value(kind, key)
 
 
-def check_keys(cursor: Cursor, kv: Mapping[str, Any]) -> None:
+def check_keys(cursor: Cursor, kv: Mapping[str, Any], *, model: bool) -> None:
     """Check the keys that the rest of the file, or a reader of any family, depends on."""
     arch = kv.get("general.architecture")
-    if not isinstance(arch, str) or not arch:
+    if model and (not isinstance(arch, str) or not arch):
         cursor.fail(f"does not name its architecture: general.architecture is {arch!r}")
     alignment = kv.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
