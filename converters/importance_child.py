@@ -49,13 +49,10 @@ def windows(request: Mapping[str, Any]) -> tuple[list[list[int]], int]:
 
     text = Path(request["text"]).read_bytes().decode("utf-8-sig")
     tokenizer = AutoTokenizer.from_pretrained(request["source"], local_files_only=True, trust_remote_code=False)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.encode_special_tokens = True  # what looks like a special token is text
     before, after, size = request["before"], request["after"], request["window"]
     ids = list(before)
     for piece in pieces(text, request["tokens"] * CHARS_PER_TOKEN):
-        ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+        ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # all of it is text
     cut = [ids[at : at + size] for at in range(0, len(ids), size)]
     whole = [window for window in cut if len(window) == size] or [cut[0]]
     if len(whole[0]) < max(16, len(before) + len(after) + 1):
@@ -70,9 +67,10 @@ def pieces(text: str, budget: int) -> list[str]:
     """Return TEXT, or where it is longer than BUDGET characters, pieces from all over it."""
     if len(text) <= budget:
         return [text]
-    count = max(1, budget // PIECE_CHARS)
-    starts = [index * (len(text) - PIECE_CHARS) // max(1, count - 1) for index in range(count)]
-    return [text[max(0, at) : max(0, at) + PIECE_CHARS] for at in starts]
+    size = max(256, min(PIECE_CHARS, budget // 8))
+    count = max(2, budget // size)
+    starts = [index * (len(text) - size) // (count - 1) for index in range(count)]
+    return [text[at : at + size] for at in starts]
 
 
 def match(model: Any, sources: Mapping[str, str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -218,6 +218,11 @@ def nothing_matches(plan: ModelPlan, override: Override, matrices: Sequence[str]
             f"{str(override)!r} matches only {kept[0]!r}{' and its like' if len(kept) > 1 else ''}, which always stays F32",
             hint="only matrices have a type that can be chosen",
         )
+    if override.matches("output.weight") and "token_embd.weight" in matrices:
+        return WrongChoice(
+            f"the pattern {override.pattern!r} matches no tensor of this model, whose embedding is its output matrix too",
+            hint=f"--type token_embd={override.type.lower()}",
+        )
     short = sorted({general(name) for name in matrices})
     near = difflib.get_close_matches(general(override.pattern), short, n=4, cutoff=0.5) or short
     return WrongChoice(

@@ -23,25 +23,22 @@ from typing import Any
 
 from converters import gguf, manifest, tokenproof
 from converters.checkpoint import Checkpoint, open_checkpoint
-from converters.families import ModelPlan, plan_model
-from converters.ggml_types import FILE_TYPES
+from converters.families import ModelPlan, Value, plan_model
 from converters.output import OutputFile, check_output
-from converters.quantmap import ALIASES, NEEDS_IMPORTANCE, QUANTS, QuantMap, plan_types
+from converters.quantmap import QUANTS, QuantMap, plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
 from edgeai.device import cpu_facts
-from edgeai.errors import DoesNotFit, OutputError, ProofFailed, UsageError
+from edgeai.errors import DoesNotFit, OutputError, ProofFailed
 from edgeai.evaluation.limits import check_max_kl
 from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice, scratch_bytes
-from edgeai.evaluation.summary import placeholders, stamp
+from edgeai.evaluation.summary import stamp
 from edgeai.preflight import Need, Preflight, examine
+from edgeai.quantization import DEFAULT_QUANT, Quantization, Wish, decide, file_keys, parse_quant
 from edgeai.types import Notice, Progress, Report, Row, no_progress
 
-__all__ = ["DEFAULT_QUANT", "Conversion", "convert", "parse_quant"]
+__all__ = ["DEFAULT_QUANT", "Conversion", "Wish", "convert", "parse_quant"]
 
-DEFAULT_QUANT = "q8_0"
-"""Half the size of F16, faster on CPUs, and within measuring noise of the source (mean KL about 0.001): what a model that is converted
-without a wish should be."""
 SPARE_BYTES = 32 << 20
 PROOF_POSITIONS = 2400
 """About how many positions the proof runs through each model."""
@@ -96,7 +93,7 @@ class Job:
     checkpoint: Checkpoint
     plan: ModelPlan
     vocabulary: Vocabulary
-    quantmap: QuantMap
+    quantization: Quantization
     output: Path
     progress: Progress
     notify: Notify
@@ -107,6 +104,11 @@ class Job:
     max_kl: float | None = None
     torch: bool = True
     measured: dict[str, float | str] = field(default_factory=dict)
+
+    @property
+    def quantmap(self) -> QuantMap:
+        """The type of every tensor."""
+        return self.quantization.quantmap
 
     def say(self, code: str, message: str) -> None:
         """Record a notice and pass it on at once: under --strict that ends the work before it starts."""
@@ -124,36 +126,10 @@ class Job:
             self.timings[f"{name}_s"] = self.timings.get(f"{name}_s", 0.0) + time.perf_counter() - began
 
 
-def parse_quant(name: str, *, informed: bool = False) -> str:
-    """Return the quant type NAME in its usual writing; raises UsageError with what was perhaps meant and the list.
-
-    INFORMED says whether there is an importance matrix, which types of few bits need. A number is one of `enum llama_ftype`, as for
-    llama-quantize.
-    """
-    import difflib
-
-    word = name.strip().upper().replace("-", "_")
-    if word.isdecimal() and len(word) < 4:
-        word = FILE_TYPES.get(int(word), word)
-    word = ALIASES.get(word, word)
-    if word in NEEDS_IMPORTANCE and not informed:
-        raise UsageError(
-            f"the quant type {name!r} needs an importance matrix",
-            hint="with so few bits a quantizer must know which weights matter: --imatrix TEXT computes that from a text like those that "
-            "the model will read, --imatrix FILE reads it; the smallest types without one are q2_k and iq3_s",
-        )
-    if word in QUANTS:
-        return word
-    known = ", ".join(quant.lower() for quant in QUANTS)
-    close = difflib.get_close_matches(word, [*QUANTS, *ALIASES], n=1)
-    meant = f"did you mean {close[0].lower()!r}? " if close else ""
-    raise UsageError(f"the quant type {name!r} is not known", hint=f"{meant}known: {known}")
-
-
 def convert(
     source: Path,
     output: Path | None = None,
-    quant: str = DEFAULT_QUANT,
+    quant: str | Wish = DEFAULT_QUANT,
     *,
     force: bool = False,
     keep_failed: bool = False,
@@ -176,7 +152,7 @@ def convert(
     job = preflight(
         source,
         output,
-        parse_quant(quant),
+        quant if isinstance(quant, Wish) else Wish(quant=quant),
         force=force,
         keep_failed=keep_failed,
         allow_inexact_tokenizer=allow_inexact_tokenizer,
@@ -193,6 +169,8 @@ def convert(
                 job.progress("proving the tokenizer", 0, 1)
                 tokens = tokenproof.prove_vocabulary(job.vocabulary, job.plan.architecture)
                 job.progress("proving the tokenizer", 1, 1)
+            with job.step("calibrate"):
+                calibrate(job)
             first = [Row(name="pre-tokenizer cuts", value=tokens.cuts, limit="equal")] if tokens.splits else []
             path, report, hashes = write_and_prove(job, out, probe, hashing)
             report = Report(rows=(*first, *report.rows))
@@ -226,7 +204,7 @@ def convert(
 def preflight(
     source: Path,
     output: Path | None,
-    quant: str,
+    wish: Wish,
     *,
     force: bool,
     keep_failed: bool,
@@ -244,17 +222,19 @@ def preflight(
     target = output or place.with_name(f"{place.name}.gguf")
     check_output(target, source, checkpoint.files, force=force)
     check_companions(target, force=force, keep_failed=keep_failed)
-    quantmap = plan_types(plan, quant)
+    said: list[tuple[str, str]] = []
+    quantization = decide(wish, plan, checkpoint, lambda code, message: said.append((code, message)), force=force)
+    quantmap = quantization.quantmap
     job = Job(
         checkpoint=checkpoint,
         plan=plan,
         vocabulary=vocabulary,
-        quantmap=quantmap,
+        quantization=quantization,
         output=target,
         progress=progress,
         notify=notify,
     )
-    for code, message in (*plan.warnings, *vocabulary.warnings, *filter(None, [quantmap.warning()])):
+    for code, message in (*plan.warnings, *vocabulary.warnings, *said, *filter(None, [quantmap.warning()])):
         job.say(code, message)
     if (notice := no_torch_notice(plan)) is not None:
         job.torch = False
@@ -303,10 +283,7 @@ def write_and_prove(
     """Write the file to PATH, then prove it beside an unquantized export; return the file, the report and the source's hashes."""
     with job.step("hash"):
         hashes = hashing.result(lambda done, total: job.progress("hashing the source", done, total, "B"))
-    extra = {
-        **manifest.file_keys(job.checkpoint, job.plan, job.quantmap.quant, manifest.chain(hashes), __version__),
-        **placeholders(job.plan, torch=job.torch),
-    }
+    extra = file_keys(job.checkpoint, job.plan, job.quantization, manifest.chain(hashes), torch=job.torch)
     with job.step("write"):
         write(job, path, job.quantmap, extra)
     job.peak_rss_bytes = peak_rss_bytes()
@@ -343,7 +320,19 @@ def open_proof(job: Job) -> Proof:
     )
 
 
-def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, str | float]) -> None:
+def calibrate(job: Job) -> None:
+    """Compute the importance matrix, where it comes from a text."""
+    job.quantization.calibrate(
+        job.checkpoint,
+        job.plan,
+        job.vocabulary,
+        job.say,
+        threads=cpu_facts().threads,
+        progress=lambda done, total: job.progress("reading the calibration text", done, total),
+    )
+
+
+def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, Value]) -> None:
     """Write the model with the types of QUANTMAP."""
     label = f"writing {quantmap.quant}"
     gguf.write_model(
@@ -354,6 +343,7 @@ def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, str | fl
         extra,
         lambda done, total: job.progress(label, done, total, "B"),
         threads=cpu_facts().threads,
+        importance=job.quantization.rows,
     )
 
 

@@ -36,7 +36,29 @@ __all__ = ["convert_command"]
     default="q8_0",
     show_default=True,
     metavar="TYPE",
-    help="f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 iq4_nl q3_k_m q2_k …",
+    help="f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 iq4_nl q3_k_m q2_k iq2_m …",
+)
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    metavar="PATTERN=TYPE",
+    help="Another type for the tensors whose names match, as 'blk.*.ffn_down=q6_k'. Repeatable; the last match wins.",
+)
+@click.option(
+    "--imatrix",
+    type=click.Path(path_type=Path),
+    metavar="TEXT|FILE",
+    help="What matters most: a text to find out with, or a file of llama-imatrix.",
+)
+@click.option(
+    "--calibration-tokens", type=click.IntRange(1), metavar="N", help="Tokens of TEXT to read  [default: 8192]"
+)
+@click.option(
+    "--imatrix-out", type=click.Path(path_type=Path), metavar="FILE", help="Keep the importance matrix of TEXT."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Say which type every tensor would get and how large the file; write nothing."
 )
 @click.option(
     "--dtype",
@@ -70,6 +92,11 @@ def convert_command(
     target: str,
     quant: str,
     dtype: str,
+    types: tuple[str, ...],
+    imatrix: Path | None,
+    calibration_tokens: int | None,
+    imatrix_out: Path | None,
+    dry_run: bool,
     force: bool,
     max_kl: float | None,
     eval_text: Path | None,
@@ -85,21 +112,41 @@ def convert_command(
     edgeai convert out/tiny
     edgeai convert out/tiny --quant q4_k_m -o out/tiny-q4.gguf
     edgeai convert model.gguf --to hf
+    edgeai convert out/tiny --quant iq2_m --imatrix prompts.txt
+    edgeai convert out/tiny --quant q4_0 --type '*.ffn_down=q6_k' --dry-run
     """
     from edgeai import pipeline
     from edgeai.evaluation.corpus import read_text
+    from edgeai.quantization import Wish
 
     text = read_text(eval_text) if eval_text is not None else None
-    quant = pipeline.parse_quant(quant)
+    wish = Wish(
+        quant=quant,
+        types=types,
+        imatrix=imatrix,
+        calibration_tokens=calibration_tokens,
+        imatrix_out=imatrix_out,
+    )
+    wish.check()
     check_options(target)
     path, default = find(source)
     if target == "hf":
         finish(to_hf(path, output or (default and Path(f"{default.stem}-hf")), dtype, out, force=force), out)
         return
+    if dry_run:
+        from edgeai.cli.typetable import table
+        from edgeai.dryrun import dry_run as run_dry
+
+        would = run_dry(path, wish, notify=lambda notice: out.warn([notice]))
+        if out.as_json:
+            out.json(would.to_dict())
+        else:
+            out.answer(table(would, verbose=out.verbose))
+        return
     done = pipeline.convert(
         path,
         output or default,
-        quant=quant,
+        wish,
         force=force,
         keep_failed=keep_failed,
         allow_inexact_tokenizer=allow_inexact_tokenizer,
@@ -130,7 +177,11 @@ def to_hf(path: Path, folder: Path | None, dtype: str, out: Output, *, force: bo
     )
 
 
-OF_TARGET = {"quant": "gguf", "keep_failed": "gguf", "max_kl": "gguf", "eval_text": "gguf", "dtype": "hf"}
+OF_TARGET = {
+    **dict.fromkeys(("quant", "types", "imatrix", "calibration_tokens", "imatrix_out", "dry_run"), "gguf"),
+    **dict.fromkeys(("keep_failed", "max_kl", "eval_text"), "gguf"),
+    "dtype": "hf",
+}
 """Option → the only target that it belongs to."""
 
 
@@ -140,7 +191,7 @@ def check_options(target: str) -> None:
     for name, of in OF_TARGET.items():
         given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if given and of != target:
-            option = f"--{name.replace('_', '-')}"
+            option = next(item.opts[0] for item in context.command.params if item.name == name)
             raise UsageError(f"{option} belongs to --to {of}, and the target is {target!r}", hint=f"leave {option} out")
 
 
