@@ -9,7 +9,6 @@ The unquantized file is what the exact proof is made on; it is removed afterward
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import sys
@@ -30,19 +29,20 @@ from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
 from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, OutputError, ProofFailed
+from edgeai.evaluation.embedding import proof_class
 from edgeai.evaluation.limits import check_max_kl
+from edgeai.evaluation.paper import is_paper, paper_of
 from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice, scratch_bytes
 from edgeai.evaluation.summary import stamp
 from edgeai.preflight import Need, Preflight, examine
 from edgeai.quantization import DEFAULT_QUANT, Quantization, Wish, decide, file_keys, parse_quant
-from edgeai.types import Notice, Progress, Report, Row, no_progress
+from edgeai.types import Notice, Progress, Report, Row, finite, no_progress
 
 __all__ = ["DEFAULT_QUANT", "Conversion", "Wish", "convert", "parse_quant"]
 
 SPARE_BYTES = 32 << 20
 PROOF_POSITIONS = 2400
 """About how many positions the proof runs through each model."""
-MAX_PASSPORT_BYTES = 16 << 20
 Notify = Callable[[Notice], None]
 Tell = Callable[[Preflight], None]
 
@@ -180,9 +180,9 @@ def convert(
             with job.step("finish"):
                 size, digest = path.stat().st_size, manifest.file_sha256(path)
                 paper = write_passport(out, passport(job, job.output, report, hashes, digest))
-                passport_of(job.output).unlink(missing_ok=True)  # never an old passport beside a new model
+                paper_of(job.output).unlink(missing_ok=True)  # never an old passport beside a new model
                 out.commit(path)
-                out.commit(paper, passport_of(job.output))
+                out.commit(paper, paper_of(job.output))
     except OSError as error:
         raise cannot_write(job.output, error) from error
     job.timings["total_s"] = time.perf_counter() - began
@@ -307,7 +307,7 @@ def write_and_prove(
 
 def open_proof(job: Job) -> Proof:
     """Return the proof of the file that JOB writes; it begins when the block is entered."""
-    return Proof(
+    return proof_class(job.plan.pooling)(
         checkpoint=job.checkpoint,
         plan=job.plan,
         vocabulary=job.vocabulary,
@@ -374,9 +374,9 @@ def keep(job: Job, out: OutputFile, path: Path, report: Report, hashes: Mapping[
     """Keep the file that failed, under a name that nobody takes for a model that passed, with its passport."""
     kept = failed_name(out.output)
     paper = write_passport(out, passport(job, kept, report, hashes, manifest.file_sha256(path)))
-    passport_of(kept).unlink(missing_ok=True)
+    paper_of(kept).unlink(missing_ok=True)
     out.commit(path, kept)
-    out.commit(paper, passport_of(kept))
+    out.commit(paper, paper_of(kept))
     return kept
 
 
@@ -391,7 +391,7 @@ def passport(job: Job, path: Path, report: Report, hashes: Mapping[str, str], di
             "source": {"sha256": manifest.chain(hashes), "files": dict(hashes)},
             "tools": {"edgeai": __version__, **manifest.tools()},
             "report": report.to_dict(),
-            "measured": job.measured,
+            "measured": finite(job.measured),
             "types": {name: kind for name, kind, _why in job.quantmap.explain()},
             "warnings": [asdict(notice) for notice in job.notices],
         }
@@ -405,11 +405,6 @@ def write_passport(out: OutputFile, data: bytes) -> Path:
     return path
 
 
-def passport_of(output: Path) -> Path:
-    """Return where the passport of OUTPUT is."""
-    return output.with_name(f"{output.name}.passport.json")
-
-
 def failed_name(output: Path) -> Path:
     """Return where OUTPUT is kept when it fails its proof."""
     return output.with_name(f"{output.name}.failed")
@@ -418,27 +413,15 @@ def failed_name(output: Path) -> Path:
 def check_companions(output: Path, *, force: bool, keep_failed: bool) -> None:
     """Raise OutputError where a file beside OUTPUT would be lost. A passport that was written here for a file of this name may be."""
     failed = failed_name(output)
-    beside = [passport_of(output), *([failed, passport_of(failed)] if keep_failed else [])]
+    beside = [paper_of(output), *([failed, paper_of(failed)] if keep_failed else [])]
     taken = [path for path in beside if os.path.lexists(path)]
     for path in taken:
         if path.is_dir() and not path.is_symlink():
             raise OutputError(f"{str(path)!r} is a folder, and a file goes there", hint="name another file with -o")
-        if not force and not is_passport(path, failed if path == passport_of(failed) else output):
+        if not force and not is_paper(path, failed if path == paper_of(failed) else output):
             raise OutputError(
                 f"{str(path)!r} is there already", hint="--force replaces it, -o names another file for the model"
             )
-
-
-def is_passport(path: Path, output: Path) -> bool:
-    """Whether the file PATH is a passport that was written here for OUTPUT."""
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_PASSPORT_BYTES:
-        return False
-    try:
-        facts = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return False
-    keys = {"file", "sha256", "quant", "source", "tools", "report"}
-    return isinstance(facts, dict) and facts.keys() >= keys and facts["file"] == output.name
 
 
 def cannot_write(output: Path, error: OSError) -> DoesNotFit | OutputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol, TypedDict
@@ -187,8 +188,17 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values."""
-        return {"ok": self.ok, "rows": [asdict(row) for row in self.rows]}
+        return {"ok": self.ok, "rows": [finite(asdict(row)) for row in self.rows]}
 
     def to_json(self) -> str:
         """Return the report as one JSON object."""
         return json.dumps(self.to_dict())
+
+
+def finite(value: Any) -> Any:
+    """Return VALUE with the numbers that JSON does not have (NaN, infinities) as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

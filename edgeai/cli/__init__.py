@@ -19,7 +19,7 @@ from edgeai.errors import EdgeAIError, Interrupted, UsageError
 
 __all__ = ["cli", "main"]
 
-VERBS = ("run", "pull", "list", "show", "rm", "verify", "convert", "train", "doctor")
+VERBS = ("run", "pull", "list", "show", "rm", "verify", "convert", "prove", "train", "doctor")
 """In the order of `--help`; the module is `edgeai.cli.<verb>` and holds a command of the same name."""
 
 

@@ -44,9 +44,9 @@ def show_command(model: str, template: bool, out: Output) -> None:
         text = printable(artifact.template, keep="\n\t") if on_terminal else artifact.template
         click.echo(text, color=True)  # otherwise click takes escape sequences out of what is piped
     elif out.as_json:
-        out.json(to_json(artifact, manifest))
+        out.json(to_json(artifact, manifest) | {"passport": passport_json(artifact)})
     else:
-        out.answer(layout(sections(artifact, manifest)))
+        out.answer(layout([*sections(artifact, manifest), *passport(artifact)]))
 
 
 def to_json(artifact: Artifact, manifest: Manifest | None) -> dict[str, Any]:
@@ -57,6 +57,38 @@ def to_json(artifact: Artifact, manifest: Manifest | None) -> dict[str, Any]:
     value |= {"claimed_quant": claimed_quant(artifact), "licence": licence(artifact, manifest)}
     value["files"] = [asdict(file) for file in manifest.files] if manifest else []
     return {key: plain(item) for key, item in value.items()}
+
+
+def passport_json(artifact: Artifact) -> dict[str, Any] | None:
+    """Return what is known of the proof of a GGUF file; None for a folder."""
+    from edgeai.evaluation.paper import read_paper
+
+    if artifact.format != "gguf":
+        return None
+    paper = read_paper(artifact.path, artifact.metadata)
+    return {"found": paper.place, "ok": paper.ok, "changed": paper.changed, "facts": plain(paper.facts)}
+
+
+def passport(artifact: Artifact) -> Iterable[Section]:
+    """Yield the section about the proof of a GGUF file."""
+    from edgeai.cli.report import row_text
+    from edgeai.evaluation.paper import read_paper
+
+    if artifact.format != "gguf":
+        return
+    paper = read_paper(artifact.path, artifact.metadata)
+    lines = [("", "the file was changed after the passport beside it was written")] if paper.changed else []
+    if paper.place == "nowhere":
+        yield "Passport", [*lines, ("", "none: `edgeai prove SOURCE FILE` makes one from the model it was made from")]
+        return
+    lines.append(("proof", "passed" if paper.ok else "FAILED: this is not the model it was made from"))
+    if paper.place == "inside":
+        told = {name: f"{value:.2g}" if isinstance(value, float) else value for name, value in paper.facts.items()}
+        lines += rows({name.replace("_", " "): value for name, value in told.items() if name != "ok"})
+    for row in paper.report.rows:
+        lines.append((printable(row.name), printable(("" if row.ok else "FAIL ") + row_text(row))))
+    source = artifact.metadata.get("edgeai.source.sha256")
+    yield "Passport", [*lines, *rows({"source sha256": source})]
 
 
 def plain(value: Any) -> Any:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from edgeai.evaluation.intervals import Interval, mean_interval, quantile_interval, share_interval
 from edgeai.evaluation.limits import STORED_NMSE, Limit, at_most, stated
 from edgeai.evaluation.prompts import BLOCK, EXACT_NMSE, Prompt, far_limit
-from edgeai.evaluation.score import Measures, join, log_softmax, measure
+from edgeai.evaluation.score import TIE, Measures, join, log_softmax, measure
 from edgeai.evaluation.stream import LogitStream, Slab
 from edgeai.types import Row
 
 if TYPE_CHECKING:
     from edgeai.evaluation.intervals import Ints
 
-__all__ = ["Comparison", "End", "blocks_of", "compare_streams", "exact_rows", "quantized_rows", "stored_row"]
+__all__ = ["Comparison", "End", "blocks_of", "compare_streams", "exact_rows", "quantized_rows", "stored_rows", "tie_of"]
 
 END_TOLERANCE = 1e-3
 """Difference of the log-probabilities of the end token between two float32 implementations."""
@@ -72,7 +72,7 @@ class Comparison:
             blocks=int(blocks[-1]) + 1,
             mean_kl=Interval(value=kl.value, low=max(0.0, kl.low), high=kl.high),
             p99_kl=quantile_interval(found.kl, blocks, 0.99),
-            top1=share_interval(found.same, blocks),
+            top1=share_interval(found.same(), blocks),
             perplexity=Interval(value=math.exp(ratio.value), low=math.exp(ratio.low), high=exponential(ratio.high)),
         )
 
@@ -147,26 +147,35 @@ def end_of(slab: Slab, stops: Sequence[int]) -> End:
     return End(log_probability=float(log_softmax(row)[best]), rank=int((row > row[best]).sum()) + 1)
 
 
-def exact_rows(found: Comparison) -> list[Row]:
-    """Return the rows about an export that must be torch's equal."""
+def exact_rows(found: Comparison, more: float = 0.0) -> list[Row]:
+    """Return the rows about an export that must be torch's equal; MORE is the NMSE that the runtime's activations add."""
     near = found.of("text", "noise", "end", "window")
-    rows = [at_most("F32 logits against torch: NMSE", near.nmse, EXACT_NMSE)]
+    rows = [at_most("F32 logits against torch: NMSE", near.nmse, EXACT_NMSE + more)]
     rows += [
-        at_most(f"F32 logits {away} tokens apart: NMSE", item.nmse, far_limit(away))
+        at_most(f"F32 logits {away} tokens apart: NMSE", item.nmse, far_limit(away) + more)
         for away, item in found.far().items()
     ]
     if found.has("cached"):
-        rows.append(at_most("F32 logits with the cache: NMSE", found.of("cached").nmse, EXACT_NMSE))
-    top1 = found.of("text", "noise", "end", "window", "cached").top1
-    rows.append(Row(name="F32 first choice as torch", value=top1, limit="= 1", ok=top1 == 1))
+        rows.append(at_most("F32 logits with the cache: NMSE", found.of("cached").nmse, EXACT_NMSE + more))
+    rows.append(same_choice("F32 first choice as torch", found.of("text", "noise", "end", "window", "cached"), more))
     count = sum(len(prompt.ids) for prompt in found.prompts)
     rows.append(Row(name="positions compared", value=f"{count} in {len(found.prompts)} prompts"))
     for left, right in found.ends:
         apart = abs(left.log_probability - right.log_probability)
-        name = "F32 end of an answer: difference of log p"
-        rows.append(at_most(name, apart, END_TOLERANCE))
+        rows.append(at_most("F32 end of an answer: difference of log p", apart, END_TOLERANCE + 10 * math.sqrt(more)))
         rows.append(Row(name="rank of the end token", value=ranks(left, right)))
     return rows
+
+
+def same_choice(name: str, found: Measures, more: float) -> Row:
+    """Return the row that all first choices agree; where the logits may differ by MORE in NMSE, so may what is a tie."""
+    share = float(found.same(tie_of(more)).mean())
+    return Row(name=name, value=share, limit="= 1", ok=share == 1)
+
+
+def tie_of(more: float) -> float:
+    """Return how close two logits are a tie, in standard deviations, where logits may differ by an NMSE of MORE."""
+    return max(TIE, math.sqrt(more))
 
 
 def quantized_rows(found: Comparison, limit: Limit, of: str) -> list[Row]:
@@ -197,6 +206,10 @@ def ranks(left: End, right: End) -> str:
     return f"{right.rank}, in the source {left.rank}"
 
 
-def stored_row(found: Comparison, base: str) -> Row:
-    """Return the row about a file of halves, against torch with its weights rounded to the same type."""
-    return at_most(f"logits against torch in {base}: NMSE", found.of("text", "window").nmse, STORED_NMSE)
+def stored_rows(found: Comparison, base: str, more: float = 0.0) -> list[Row]:
+    """Return the rows about a file of halves, against torch with its weights rounded to the same type."""
+    near, limit = found.of("text", "window"), STORED_NMSE + more
+    return [
+        at_most(f"logits against torch in {base}: NMSE", near.nmse, limit),
+        same_choice(f"first choice as torch in {base}", near, limit),
+    ]

@@ -23,7 +23,7 @@ from converters.tokenizer import Vocabulary
 from edgeai.device import cpu_facts, memory_facts
 from edgeai.errors import DoesNotFit, ProofFailed
 from edgeai.evaluation import corpus, tokens
-from edgeai.evaluation.comparison import Comparison, compare_streams, exact_rows, quantized_rows, stored_row
+from edgeai.evaluation.comparison import Comparison, compare_streams, exact_rows, quantized_rows, stored_rows, tie_of
 from edgeai.evaluation.limits import LIMITS, Limit, limit_of
 from edgeai.evaluation.prompts import Prompt, near_prompts, window_tokens
 from edgeai.evaluation.stream import AHEAD_BYTES, LogitStream
@@ -101,42 +101,42 @@ class Proof:
         if self.base in HALVES and self.stores:
             self._stored = [*(prompt for prompt in near if prompt.kind == "text"), *texts[:1]]
 
-    def _start_torch(self) -> LogitStream:
-        """Start the torch reference for all prompts in their order."""
-        prompts = [*self._exact, *self._loose, *self._stored]
+    def _request(self) -> dict[str, Any]:
+        """Return what torch is asked for."""
         rounded = {
             source.name: self.types[tensor.name]
             for tensor in self.plan.tensors
             for source in tensor.sources
             if self.types.get(tensor.name) in HALVES
         }
-        folder = self._place("torch")
-        request = {
-            "source": str(self.checkpoint.path.resolve()),
+        return {
             "class": "AutoModelForCausalLM",
-            "safetensors": any(path.suffix == ".safetensors" for path in self.checkpoint.files),
             "optional": [],
             "window": self.plan.window,
-            "threads": half(cpu_facts().threads),
             "conversations": tokens.CONVERSATIONS,
-            "texts": tokenproof.stress_texts(self.vocabulary),
             "continue": tokens.questions(self.plan, self.vocabulary),
             "lists": [],
             "phases": [
                 {"prompts": [asdict(prompt) for prompt in phase], "stored": rounded if phase is self._stored else {}}
                 for phase in (self._exact, self._loose, self._stored)
             ],
+        }
+
+    def _start_torch(self) -> LogitStream:
+        """Start the torch reference for all prompts in their order."""
+        folder = self._place("torch")
+        request = {
+            **self._request(),
+            "source": str(self.checkpoint.path.resolve()),
+            "safetensors": any(path.suffix == ".safetensors" for path in self.checkpoint.files),
+            "texts": tokenproof.stress_texts(self.vocabulary),
+            "threads": half(cpu_facts().threads),
             "folder": str(folder),
         }
         self.progress("running the source in torch", 0, 1)
         child = self._keep(Child(TORCH_CHILD, request, what="running the source model in torch", feed=True))
-        return LogitStream(
-            child,
-            folder,
-            prompts,
-            self.plan.vocab_size,
-            ahead_bytes=AHEAD_BYTES,
-        )
+        prompts = [*self._exact, *self._loose, *self._stored]
+        return LogitStream(child, folder, prompts, self.plan.vocab_size, ahead_bytes=AHEAD_BYTES)
 
     def export(self, path: Path) -> list[Row]:
         """Return the rows that prove the unquantized export PATH: tokens, logits, continuation, template."""
@@ -150,7 +150,7 @@ class Proof:
             rows.append(Row(name="logits against torch", value="not compared"))
         else:
             found = self._compare(self._torch, run.stream, self._exact)
-            rows += exact_rows(found)
+            rows += exact_rows(found, self.plan.activation_nmse)
             self.summary |= found.summary()
             rows += self._said(tokens.same_ids(self.vocabulary, facts))
         rows += self._continued(facts, run, exact=True)
@@ -173,7 +173,7 @@ class Proof:
         rows = [*run.rows, *quantized_rows(found, limit, of)]
         self.summary |= found.summary()
         if stored:
-            rows.append(stored_row(self._compare(reference, run.stream, stored), self.base))
+            rows += stored_rows(self._compare(reference, run.stream, stored), self.base, self.plan.activation_nmse)
         rows += self._continued(facts, run, exact=False)
         return [*rows, *self._chats(facts, run)]
 
@@ -254,8 +254,10 @@ class Proof:
     def _continued(self, facts: Mapping[str, Any], run: Run, *, exact: bool) -> list[Row]:
         if "continued" not in facts:
             return []
-        found = run.facts["continued"]
-        return tokens.continuation_rows(self.vocabulary, facts["continued"], found, exact=exact)
+        near = tie_of(self.plan.activation_nmse)
+        return tokens.continuation_rows(
+            self.vocabulary, facts["continued"], run.facts["continued"], exact=exact, near=near
+        )
 
     def _chats(self, facts: Mapping[str, Any], run: Run) -> list[Row]:
         ids = run.facts["jobs"][0]["chats"]

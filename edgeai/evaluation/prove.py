@@ -19,9 +19,11 @@ from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
 from edgeai.artifact import dominant
 from edgeai.device import cpu_facts
-from edgeai.evaluation.limits import check_max_kl
+from edgeai.errors import InvalidModel
+from edgeai.evaluation.embedding import proof_class
+from edgeai.evaluation.limits import LIMITS, check_max_kl
 from edgeai.evaluation.passport import Proof, check_scratch
-from edgeai.types import Notice, Progress, Report, Row, no_progress
+from edgeai.types import Notice, Progress, Report, Row, finite, no_progress
 
 __all__ = ["Verdict", "prove"]
 
@@ -51,7 +53,7 @@ class Verdict:
             "quant": self.quant,
             "sha256": self.sha256,
             "report": self.report.to_dict(),
-            "measured": dict(self.summary),
+            "measured": finite(dict(self.summary)),
             "timings": {name: round(value, 4) for name, value in self.timings.items()},
             "warnings": [asdict(notice) for notice in self.warnings],
         }
@@ -67,7 +69,7 @@ class Verdict:
                 "source": {"sha256": manifest.chain(self.source_files), "files": dict(self.source_files)},
                 "tools": {"edgeai": __version__, **manifest.tools()},
                 "report": self.report.to_dict(),
-                "measured": dict(self.summary),
+                "measured": finite(dict(self.summary)),
                 "warnings": [asdict(notice) for notice in self.warnings],
             }
         )
@@ -96,12 +98,14 @@ def prove(
     vocabulary = read_vocabulary(checkpoint, plan.vocab_size, allow_inexact=inexact)
     rows = list(shape_rows(header, plan))
     quant, base = types_of(header)
+    if base not in LIMITS:
+        raise InvalidModel(f"{str(artifact)!r} is mostly of the type {base}, which no proof is known for")
     notices: list[Notice] = []
     summary: Mapping[str, float | str] = {}
     hashes = checkpoint.hashes(lambda done, total: progress("hashing the source", done, total, "B"))
     if all(row.ok for row in rows):
         check_scratch(plan)
-        with Proof(
+        with proof_class(plan.pooling)(
             checkpoint=checkpoint,
             plan=plan,
             vocabulary=vocabulary,

@@ -23,6 +23,7 @@ SLAB_ITEMS = 1 << 18
 """Logits compared at once: few enough for the processor's cache, and for the memory whatever the vocabulary."""
 LARGEST = 80.0
 """Differences beyond this would overflow float32: such a file is broken whatever its exact KL."""
+TINY = 1e-30
 TIE = 1e-4
 """Two logits closer than this part of their position's spread are the same first choice: rounding decides between them."""
 
@@ -31,15 +32,15 @@ TIE = 1e-4
 class Measures:
     """What was measured at each position; every array is (positions,) float64.
 
-    `error` is Σ(candidate - reference)² over the vocabulary and `power` Σ reference²; `kl` is KL(reference ‖ candidate) in nats;
-    `same` is 1 where the first choices agree; `loss` is the difference of the negative log-probabilities of the token that follows in
-    the text, NaN where none does.
+    `error` is Σ(candidate - reference)² over the vocabulary and `power` Σ reference²; `kl` is KL(reference ‖ candidate) in nats; `gap`
+    is by how much the reference prefers its first choice to the candidate's, in standard deviations of its logits; `loss` is the
+    difference of the negative log-probabilities of the token that follows in the text, NaN where none does.
     """
 
     error: F64
     power: F64
     kl: F64
-    same: F64
+    gap: F64
     loss: F64
 
     @property
@@ -53,10 +54,15 @@ class Measures:
         """Mean over the positions, in nats."""
         return float(self.kl.mean())
 
+    def same(self, tie: float = TIE) -> F64:
+        """Return 1 where the first choices agree and 0 where not; two that are closer than TIE are the same."""
+        agree: F64 = (self.gap <= tie).astype("float64")
+        return agree
+
     @property
     def top1(self) -> float:
         """Share of equal first choices."""
-        return float(self.same.mean())
+        return float(self.same().mean())
 
 
 def measure(reference: Slab, candidate: Slab, ids: Sequence[int]) -> Measures:
@@ -106,7 +112,7 @@ def compare(reference: Logits, candidate: Logits, follows: Sequence[int] | None 
         error=error,
         power=np.einsum("pv,pv->p", reference, reference, dtype=np.float64),
         kl=kl,
-        same=(best - chosen <= TIE * reference.std(-1)).astype(np.float64),
+        gap=((best - chosen) / (reference.std(-1) + TINY)).astype(np.float64),
         loss=loss,
     )
 
@@ -115,7 +121,7 @@ def join(parts: Sequence[Measures]) -> Measures:
     """Return PARTS one after the other."""
     import numpy as np
 
-    names = ("error", "power", "kl", "same", "loss")
+    names = ("error", "power", "kl", "gap", "loss")
     return Measures(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from converters.families import ModelPlan
 from converters.patch import patch_keys
+
+if TYPE_CHECKING:
+    from converters.families import ModelPlan
 
 __all__ = ["PREFIX", "placeholders", "rounded", "stamp"]
 

@@ -201,12 +201,17 @@ def short(ids: Sequence[int]) -> str:
 
 
 def continuation_rows(
-    vocabulary: Vocabulary, expected: Sequence[Mapping[str, Any]], found: Sequence[Sequence[int]], *, exact: bool
+    vocabulary: Vocabulary,
+    expected: Sequence[Mapping[str, Any]],
+    found: Sequence[Sequence[int]],
+    *,
+    exact: bool,
+    near: float = TIE,
 ) -> list[Row]:
     """Compare the likeliest continuations of torch and of the file, token by token, with their ends.
 
-    Where they part, torch must hold both tokens for equally likely (a tie). Of a file that is not EXACT the length that they share is
-    only stated. A runtime may stop earlier, at an end token that the source does not know.
+    Where they part, torch must hold both tokens for equally likely (a tie: NEAR standard deviations of its logits). Of a file that is
+    not EXACT the length that they share is only stated. A runtime may stop earlier, at an end token that the source does not know.
     """
     shared, said = list[str](), list[str]()
     ok = True
@@ -220,7 +225,7 @@ def continuation_rows(
             said.append(
                 f"{len(have)} tokens, where the runtime ends at {vocabulary.tokens[have[-1]]!r} and the source goes on"
             )
-        elif same is not None and tie(steps[same], have[same]):
+        elif same is not None and tie(steps[same], have[same], near):
             said.append(f"{same} tokens, then a tie")
         else:
             at = len(wanted) if same is None else same
@@ -236,12 +241,12 @@ def continuation_rows(
     return [Row(name="continues as torch", value="; ".join(said), limit="equal", ok=ok)]
 
 
-def tie(step: Mapping[str, Any], token: int) -> bool:
+def tie(step: Mapping[str, Any], token: int, near: float) -> bool:
     """Whether torch holds TOKEN for as likely as its own choice in this STEP."""
     if token not in step["ids"]:
         return False
     gap = step["logits"][0] - step["logits"][step["ids"].index(token)]
-    return bool(gap <= TIE * step["spread"])
+    return bool(gap <= near * step["spread"])
 
 
 def text_of(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
