@@ -155,7 +155,7 @@ def test_show_has_its_sections_and_what_the_file_claims(model: Path) -> None:
     run("pull", "tiny")
     lines = run("show", "tiny").stdout.splitlines()
     titles = [line.strip() for line in lines if line.startswith("  ") and not line.startswith("   ")]
-    assert titles == ["Model", "Tokenizer", "Tensors", "Lineage", "Licence"]
+    assert titles == ["Model", "Tokenizer", "Tensors", "Lineage", "Licence", "Passport"]
     assert any("F32 (the file says Q4_0)" in line for line in lines)
 
 
