@@ -205,13 +205,23 @@ def plan_model(checkpoint: Checkpoint) -> ModelPlan:
         tied="untied" not in facts.facts,
         keys=facts.keys,
         tensors=(*facts.constants, *(plan_tensor(checkpoint, facts, item) for item in wanted)),
-        warnings=facts.warnings,
+        warnings=facts.warnings + left_out(checkpoint, facts),
         pooling=facts.pooling,
         window=facts.window,
         gaps=facts.gaps,
         activation_nmse=facts.activation_nmse,
         rope_switch=facts.rope_switch,
     )
+
+
+def left_out(checkpoint: Checkpoint, facts: Facts) -> Warnings:
+    """Return a warning where a language model is also one of sentence-transformers, whose pooling the file does not carry."""
+    if facts.pooling or not (checkpoint.path / "modules.json").exists():
+        return ()
+    message = (
+        "modules.json makes vectors of texts with this model; the file carries no pooling, and continues texts only"
+    )
+    return (("pooling-left-out", message),)
 
 
 def current_names(tensors: Mapping[str, Source], aliases: tuple[tuple[str, str], ...]) -> Mapping[str, Source]:

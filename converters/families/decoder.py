@@ -61,6 +61,7 @@ def read_shape(
     CONTEXT, HEAD_DIM and KV_HEADS are what the absence of their keys means; without them hidden / heads and heads. A family with
     a HEAD_DIM of its own needs a number there.
     """
+    require(config, "is_causal", True, why="the runtime's decoders see no token that follows")
     hidden, heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
     kv = integer(config, "num_key_value_heads", heads if "num_key_value_heads" in config else kv_heads or heads)
     size = integer(config, "head_dim", head_dim or max(1, hidden // heads))

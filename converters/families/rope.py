@@ -63,6 +63,8 @@ def rope(
     """
     kinds = ROPE_KINDS if divisors else tuple(kind for kind in ROPE_KINDS if kind != "llama3")
     settings = rope_settings(config, kinds, theta=theta)
+    if config.get("original_max_position_embeddings") is not None:  # comes first, as in `standardize_rope_params`
+        settings["original_max_position_embeddings"] = config["original_max_position_embeddings"]
     keys: Keys = {"rope.freq_base": settings["rope_theta"]}
     if settings["kind"] == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": number(settings, "factor")}

@@ -15,7 +15,7 @@ from converters.checkpoint import SINGLE, open_checkpoint
 from converters.errors import BrokenCheckpoint, ConvertError, UnsupportedModel
 from converters.families import ModelPlan, plan_model
 from tests.checkpoints import edit_json
-from tests.families import VARIANTS, Variants
+from tests.families import VARIANTS, Variants, add_modules
 
 CAUSAL = sorted(name for name, variant in VARIANTS.items() if variant.pooling is None and not variant.half_gelu)
 
@@ -90,6 +90,7 @@ def test_old_rotary_frequencies_are_no_tensor_that_would_be_lost(copied: Variant
         ("gemma3", {"layer_types": ["chunked_attention"] * 7}, "chunked_attention"),
         ("granite", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ("granite", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ("llama", {"is_causal": False}, "is_causal False"),
         ("olmo2", {"attention_bias": True}, "attention_bias"),
         ("olmo2", {"head_dim": 8}, "head_dim 8"),
         ("olmo2", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "'llama3'"),
@@ -192,6 +193,12 @@ def test_gemma_with_images_and_without_a_text_configuration_is_broken(copied: Va
         plan_with(folder, text_config=None)
 
 
+def test_an_embedding_model_that_is_converted_as_a_language_model_says_so(copied: Variants) -> None:
+    folder = copied("qwen3")
+    add_modules(folder, pooling_mode="lasttoken")
+    assert [code for code, _ in plan_model(open_checkpoint(folder)).warnings] == ["pooling-left-out"]
+
+
 def test_qwen3_without_the_prefix_of_a_language_model_is_read(copied: Variants) -> None:
     folder = copied("qwen3-256-tied")
     tensors = load_file(folder / SINGLE)
@@ -238,6 +245,11 @@ def test_mistral_has_no_biases_whatever_its_configuration_says(copied: Variants)
 
 def test_smollm3_has_a_rotary_base_of_its_own_where_none_is_given(copied: Variants) -> None:
     assert plan_with(copied("smollm3"), rope_parameters=...).keys["rope.freq_base"] == 2e6
+
+
+def test_an_original_context_beside_the_rotary_settings_comes_first(copied: Variants) -> None:
+    plan = plan_with(copied("llama-yarn"), original_max_position_embeddings=64)
+    assert plan.keys["rope.scaling.original_context_length"] == 64
 
 
 def test_granite_without_multipliers_multiplies_by_one(copied: Variants) -> None:
