@@ -23,7 +23,7 @@ from converters.quantize import encoded_slabs
 __all__ = ["copy_gguf", "type_bytes"]
 
 VERSION = 3
-U32 = TYPE_NAMES.index("u32")
+BOOL, U32, F32 = (TYPE_NAMES.index(name) for name in ("bool", "u32", "f32"))
 NUMBER = {item.name: number for number, item in GGML_TYPES.items()}
 SIZES = {item.name: (item.block, item.size) for item in GGML_TYPES.values()}
 MADE_NEW = ("general.file_type", "general.quantization_version")
@@ -45,7 +45,7 @@ def copy_gguf(
     path: Path,
     types: Mapping[str, str],
     file_type: str,
-    extra: Mapping[str, str],
+    extra: Mapping[str, str | float],
     progress: Progress | None = None,
     *,
     threads: int = 1,
@@ -58,8 +58,8 @@ def copy_gguf(
     total = sum(type_bytes(tensor, types[tensor.name]) for tensor in header.tensors)
     done = 0
     with path.open("wb") as out:
-        keys = [*kept_keys(header), u32("general.file_type", number), u32("general.quantization_version", 2)]
-        keys += [text(key, value) for key, value in extra.items()]
+        made = {"general.file_type": number, "general.quantization_version": 2, **extra}
+        keys = [*kept_keys(header), *(entry(key, value) for key, value in made.items())]
         out.write(MAGIC + struct.pack("<IQQ", VERSION, len(header.tensors), len(keys)))
         out.writelines(keys)
         at = 0
@@ -114,14 +114,15 @@ def raw(value: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def u32(key: str, value: int) -> bytes:
-    """Return a key with a whole number."""
-    return raw(key) + struct.pack("<II", U32, value)
-
-
-def text(key: str, value: str) -> bytes:
-    """Return a key with a text."""
-    return raw(key) + struct.pack("<I", STRING) + raw(value)
+def entry(key: str, value: str | float) -> bytes:
+    """Return a key with a text, a bool, a whole number (u32) or another (f32)."""
+    if isinstance(value, str):
+        return raw(key) + struct.pack("<I", STRING) + raw(value)
+    if isinstance(value, bool):
+        return raw(key) + struct.pack("<IB", BOOL, value)
+    if isinstance(value, int):
+        return raw(key) + struct.pack("<II", U32, value)
+    return raw(key) + struct.pack("<If", F32, value)
 
 
 def pad(out: BinaryIO, alignment: int) -> None:

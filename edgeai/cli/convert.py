@@ -68,6 +68,9 @@ __all__ = ["convert_command"]
     help="With --to hf: how the weights are stored. auto is exact: f32 for a quantized file, which f16 and bf16 would round.",
 )
 @click.option(
+    "--requantize", is_flag=True, help="Quantize a GGUF file that is quantized already, with errors on top of errors."
+)
+@click.option(
     "--force", is_flag=True, help="Replace the output if it is there; the old file stays until the new one is proved."
 )
 @click.option(
@@ -97,6 +100,7 @@ def convert_command(
     calibration_tokens: int | None,
     imatrix_out: Path | None,
     dry_run: bool,
+    requantize: bool,
     force: bool,
     max_kl: float | None,
     eval_text: Path | None,
@@ -111,6 +115,7 @@ def convert_command(
     \b
     edgeai convert out/tiny
     edgeai convert out/tiny --quant q4_k_m -o out/tiny-q4.gguf
+    edgeai convert model-f16.gguf --quant q4_k_m
     edgeai convert model.gguf --to hf
     edgeai convert out/tiny --quant iq2_m --imatrix prompts.txt
     edgeai convert out/tiny --quant q4_0 --type '*.ffn_down=q6_k' --dry-run
@@ -133,6 +138,25 @@ def convert_command(
     if target == "hf":
         finish(to_hf(path, output or (default and Path(f"{default.stem}-hf")), dtype, out, force=force), out)
         return
+    if path.is_file():
+        from edgeai.requantizing import requantize as from_file
+
+        refuse(("imatrix", "dry_run", "allow_inexact_tokenizer"), "a GGUF file")
+        done = from_file(
+            path,
+            output or (default and Path(f"{default.stem}-{quant.lower()}.gguf")),
+            wish,
+            allow=requantize,
+            force=force,
+            keep_failed=keep_failed,
+            max_kl=max_kl,
+            text=text,
+            progress=out.progress,
+            notify=lambda notice: out.warn([notice]),
+        )
+        finish(done, out)
+        return
+    refuse(("requantize",), "a folder")
     if dry_run:
         from edgeai.cli.typetable import table
         from edgeai.dryrun import dry_run as run_dry
@@ -179,7 +203,7 @@ def to_hf(path: Path, folder: Path | None, dtype: str, out: Output, *, force: bo
 
 OF_TARGET = {
     **dict.fromkeys(("quant", "types", "imatrix", "calibration_tokens", "imatrix_out", "dry_run"), "gguf"),
-    **dict.fromkeys(("keep_failed", "max_kl", "eval_text"), "gguf"),
+    **dict.fromkeys(("keep_failed", "max_kl", "eval_text", "requantize"), "gguf"),
     "dtype": "hf",
 }
 """Option → the only target that it belongs to."""
@@ -187,12 +211,24 @@ OF_TARGET = {
 
 def check_options(target: str) -> None:
     """Raise UsageError for an option that TARGET would silently ignore."""
-    context = click.get_current_context()
     for name, of in OF_TARGET.items():
-        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if given and of != target:
-            option = next(item.opts[0] for item in context.command.params if item.name == name)
+        if of != target and (option := given(name)):
             raise UsageError(f"{option} belongs to --to {of}, and the target is {target!r}", hint=f"leave {option} out")
+
+
+def refuse(names: tuple[str, ...], source: str) -> None:
+    """Raise UsageError for an option of NAMES, which nothing is done with where the source is SOURCE."""
+    for name in names:
+        if option := given(name):
+            raise UsageError(f"{option} does nothing where the source is {source}", hint=f"leave {option} out")
+
+
+def given(name: str) -> str | None:
+    """Return the option of the parameter NAME where it stands on the command line."""
+    context = click.get_current_context()
+    if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+        return None
+    return next(item.opts[0] for item in context.command.params if item.name == name)
 
 
 def find(source: str) -> tuple[Path, Path | None]:

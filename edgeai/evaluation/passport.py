@@ -44,7 +44,8 @@ class Proof:
 
     `base` is the base type of the file to prove, `types` GGUF tensor name → type; `exports` says whether `export` will be asked for,
     and `stores` whether a file of halves is also compared with weights that torch has rounded in the same way.
-    `text` replaces the bundled text and `max_kl` the limit of the type; `torch` says whether it is the reference (None: if it can be).
+    `text` replaces the bundled text and `max_kl` the limit of the type; `torch` says whether it is the reference (None: if it can be),
+    and `of` names the file that is the reference without it.
     """
 
     checkpoint: Checkpoint
@@ -57,6 +58,7 @@ class Proof:
     torch: bool | None = None
     text: str | None = None
     max_kl: float | None = None
+    of: str = "the F32 export"
     progress: Progress = no_progress
     notices: list[Notice] = field(default_factory=list)
     summary: dict[str, float | str] = field(default_factory=dict, init=False)
@@ -165,7 +167,7 @@ class Proof:
         reference, of = self._torch, "torch"
         if reference is None:
             assert self._export is not None  # noqa: S101 - `export` or `use_export` has set it
-            reference, of = self._run(self._export, self._loose).stream, "the F32 export"
+            reference, of = self._run(self._export, self._loose).stream, self.of
         stored = self._stored if self._torch is not None else []
         run = self._run(path, [*self._loose, *stored])
         facts = self._facts()

@@ -1,0 +1,152 @@
+"""`edgeai convert` of a GGUF file: quantized again, or read back as a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from converters import hf_export
+from converters.header import read_header
+from converters.imports import checkpoint as imports
+from converters.output import SUFFIX
+from edgeai.cli import cli
+from edgeai.evaluation import passport
+from edgeai.evaluation.summary import PREFIX
+from tests.families import write_f32
+
+
+@pytest.fixture
+def model(llama_folder: Path, tmp_path: Path) -> Path:
+    (tmp_path / "models é").mkdir()
+    return write_f32(llama_folder, tmp_path / "models é" / "model é.gguf")
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.checkpoints import make
+
+    return make(tmp_path_factory.mktemp("source") / "a model é")
+
+
+@pytest.fixture
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prove without torch, which is quicker."""
+    monkeypatch.setattr(passport, "no_torch", lambda _plan: "not wanted in this test")
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["convert", *map(str, args)])
+
+
+def names(path: Path) -> set[str]:
+    return {item.name for item in path.parent.iterdir()}
+
+
+def test_a_folder_that_was_read_back_is_proved_in_torch(model: Path) -> None:
+    before = model.read_bytes()
+    result = run(model, "--to", "hf", "--json")
+    assert result.exit_code == 0, result.stderr
+    done = json.loads(result.stdout)
+    rows = {row["name"]: row for row in done["report"]["rows"]}
+    assert rows["F32 logits against torch: NMSE"]["ok"]
+    assert (done["format"], done["quant"], done["path"]) == ("hf", "F32", str(model.with_name("model é-hf")))
+    assert model.read_bytes() == before
+    assert names(model) == {"model é.gguf", "model é-hf"}
+
+
+def test_a_row_order_that_is_not_undone_fails_the_proof(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imports, "INVERSE", {key: lambda rows, _size: rows for key in imports.INVERSE})
+    result = run(model, "--to", "hf")
+    assert result.exit_code == 9
+    assert "NMSE" in result.stderr
+    assert names(model) == {"model é.gguf"}
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_rounding_is_said(model: Path) -> None:
+    result = run(model, "--to", "hf", "--dtype", "bf16", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "rounded" in {item["code"] for item in json.loads(result.stdout)["warnings"]}
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_a_failed_write_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hf_export, "encode", full)
+    result = run(model, "--to", "hf")
+    assert result.exit_code == 5
+    assert names(model) == {"model é.gguf"}
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_an_old_folder_is_replaced_only_when_it_is_ours(model: Path) -> None:
+    folder = model.with_name("model é-hf")
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    assert run(model, "--to", "hf").exit_code == 2
+    assert run(model, "--to", "hf", "--force").exit_code == 2
+    assert (folder / "notes.txt").read_text() == "mine"
+    (folder / "edgeai.json").write_text("{}")
+    assert run(model, "--to", "hf", "--force").exit_code == 0
+    assert not (folder / "notes.txt").exists()
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_what_a_killed_process_left_is_removed(model: Path) -> None:
+    left = model.with_name(f".model é-hf.0123abcd{SUFFIX}")
+    left.mkdir()
+    assert run(model, "--to", "hf").exit_code == 0
+    assert names(model) == {"model é.gguf", "model é-hf"}
+
+
+def test_a_file_is_quantized_and_compared_with_itself(model: Path) -> None:
+    result = run(model, "--quant", "q8_0", "--json")
+    assert result.exit_code == 0, result.stderr
+    done = json.loads(result.stdout)
+    assert done["path"] == str(model.with_name("model é-q8_0.gguf"))
+    assert done["warnings"][0]["code"] == "runtime-reference"
+    header = read_header(Path(done["path"]))
+    assert header.kv[f"{PREFIX}ok"] is True
+    assert header.array("tokenizer.ggml.tokens") == read_header(model).array("tokenizer.ggml.tokens")
+
+
+def test_a_quantized_file_needs_the_users_word(model: Path) -> None:
+    path = model.with_name("q8.gguf")
+    assert run(model, "--quant", "q8_0", "-o", path).exit_code == 0
+    refused = run(path, "--quant", "q4_0")
+    assert refused.exit_code == 2
+    assert "--requantize" in refused.stderr
+    done = json.loads(run(path, "--quant", "q4_0", "--requantize", "--json").stdout)
+    assert "requantized" in {item["code"] for item in done["warnings"]}
+    assert read_header(Path(done["path"])).kv["edgeai.requantized_from"] == "Q8_0"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--to", "hf", "--quant", "q4_0"), "--quant belongs to --to gguf"),
+        (("--dtype", "f32"), "--dtype belongs to --to hf"),
+        (("--to", "hf", "--requantize"), "--requantize belongs to --to gguf"),
+    ],
+)
+def test_an_option_of_another_target_is_an_error(model: Path, args: tuple[str, ...], said: str) -> None:
+    result = run(model, *args)
+    assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+def test_a_folder_cannot_be_read_back(llama_folder: Path) -> None:
+    result = run(llama_folder, "--to", "hf")
+    assert result.exit_code == 2
+    assert "a GGUF file is read back" in result.stderr
+
+
+def test_a_truncated_file_is_refused(model: Path) -> None:
+    model.write_bytes(model.read_bytes()[:-100])
+    for target in ("hf", "gguf"):
+        result = run(model, "--to", target)
+        assert (result.exit_code, "cut off" in result.stderr) == (3, True)
