@@ -27,6 +27,7 @@ from edgeai import __version__
 from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, InvalidModel, UsageError
 from edgeai.evaluation.limits import check_max_kl
+from edgeai.evaluation.paper import paper_of
 from edgeai.evaluation.passport import Proof, check_scratch, scratch_bytes
 from edgeai.evaluation.summary import placeholders, stamp
 from edgeai.pipeline import (
@@ -39,7 +40,6 @@ from edgeai.pipeline import (
     failure,
     keep,
     passport,
-    passport_of,
     peak_rss_bytes,
     share,
     write_passport,
@@ -120,9 +120,9 @@ def requantize(
             with job.step("finish"):
                 size, digest = path.stat().st_size, manifest.file_sha256(path)
                 paper = write_passport(out, passport(job, job.output, report, hashes, digest))
-                passport_of(job.output).unlink(missing_ok=True)
+                paper_of(job.output).unlink(missing_ok=True)
                 out.commit(path)
-                out.commit(paper, passport_of(job.output))
+                out.commit(paper, paper_of(job.output))
     except OSError as error:
         raise cannot_write(job.output, error) from error
     job.timings["total_s"] = time.perf_counter() - began
