@@ -58,6 +58,17 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The real SmolLM2-135M-Instruct from the user's own store, pulled if it is not there yet."""
+    return pulled("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The real all-MiniLM-L6-v2 in full precision, a folder in the user's own store, pulled if it is not there yet."""
+    return pulled("minilm")
+
+
+def pulled(name: str) -> Path:
+    """Return where the model NAME of the catalogue is in the user's own store."""
     from edgeai.paths import home
     from edgeai.store import Store
     from edgeai.types import no_progress
@@ -69,7 +80,7 @@ def smollm2_path() -> Path:
         else:
             os.environ["EDGEAI_HOME"] = USER_HOME
         home().mkdir(parents=True, exist_ok=True)
-        return Store.open().pull("smollm2", no_progress)
+        return Store.open().pull(name, no_progress)
     finally:
         if outer is not None:
             os.environ["EDGEAI_HOME"] = outer
