@@ -141,8 +141,13 @@ def write_header(file: BinaryIO, keys: GGUFWriter, tensors: Sequence[TensorEntry
 
 def write_string(file: BinaryIO, text: str | bytes) -> int:
     """Write a string with its length; return how many bytes that were."""
+    return file.write(packed_string(text))
+
+
+def packed_string(text: str | bytes) -> bytes:
+    """Return a string as GGUF stores it: its length in bytes, then the bytes."""
     raw = text.encode() if isinstance(text, str) else text
-    return file.write(struct.pack("<Q", len(raw)) + raw)
+    return struct.pack("<Q", len(raw)) + raw
 
 
 def write_value(file: BinaryIO, value: Any, kind: int, item: int | None) -> int:
@@ -154,7 +159,7 @@ def write_value(file: BinaryIO, value: Any, kind: int, item: int | None) -> int:
     item = int(item) if item is not None else item_type(value)
     size = file.write(struct.pack("<IQ", item, len(value)))
     if item == STRING:
-        return size + sum(write_string(file, text) for text in value)
+        return size + file.write(b"".join(map(packed_string, value)))
     return size + file.write(struct.pack(f"<{len(value)}{CODES[item]}", *value))
 
 

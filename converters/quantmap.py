@@ -97,6 +97,13 @@ class QuantMap:
         return QUANTS[self.quant]
 
     @property
+    def weakest(self) -> str:
+        """The type that limits how close the file can be to its source: of the base and of those that were asked for, the one with the
+        fewest bits a weight. F32 means that every weight is as in the source."""
+        asked = {override.type for override in self.overrides}
+        return min([self.base, *sorted(asked)], key=lambda kind: SIZE[kind] / BLOCK[kind])
+
+    @property
     def file_type(self) -> int:
         """The number of `general.file_type` (enum llama_ftype)."""
         return next(number for number, name in FILE_TYPES.items() if name == self.quant)

@@ -24,7 +24,7 @@ from converters import gguf, manifest, tokenproof
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.families import ModelPlan, Value, plan_model
 from converters.output import OutputFile, check_output
-from converters.quantmap import QUANTS, QuantMap, plan_types
+from converters.quantmap import QuantMap, plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
 from edgeai.device import cpu_facts
@@ -263,7 +263,7 @@ def disk_need(output: Path, plan: ModelPlan, quantmap: QuantMap) -> Need:
 
 def export_bytes(plan: ModelPlan, quantmap: QuantMap) -> int:
     """Return the size of the unquantized file that the proof needs beside the result."""
-    return 0 if quantmap.quant == "F32" else sum(tensor.elements for tensor in plan.tensors) * 4
+    return 0 if quantmap.weakest == "F32" else sum(tensor.elements for tensor in plan.tensors) * 4
 
 
 def check_disk(output: Path, plan: ModelPlan, quantmap: QuantMap) -> None:
@@ -289,7 +289,7 @@ def write_and_prove(
     job.peak_rss_bytes = peak_rss_bytes()
     with job.step("proof"), open_proof(job) as proof:
         export = path
-        if job.quantmap.quant != "F32":
+        if job.quantmap.weakest != "F32":
             export = out.temporary()
             write(job, export, plan_types(job.plan, "F32"), extra)
         report = Report(rows=tuple(proof.export(export)))
@@ -311,7 +311,7 @@ def open_proof(job: Job) -> Proof:
         checkpoint=job.checkpoint,
         plan=job.plan,
         vocabulary=job.vocabulary,
-        base=QUANTS[job.quantmap.quant],
+        base=job.quantmap.weakest,
         types={name: choice.type for name, choice in job.quantmap.choices.items()},
         torch=job.torch,
         text=job.text,
@@ -349,7 +349,7 @@ def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, Value]) 
 
 def share(quantmap: QuantMap) -> Row:
     """Return the row that says how much of the file is of the type in its name."""
-    return Row(name=f"tensor bytes in {QUANTS[quantmap.quant]}", value=f"{quantmap.share():.1%}")
+    return Row(name=f"tensor bytes in {quantmap.base}", value=f"{quantmap.share():.1%}")
 
 
 def failure(job: Job, report: Report, kept: Path | None) -> ProofFailed:

@@ -235,3 +235,15 @@ def test_a_near_type_is_suggested() -> None:
     with pytest.raises(WrongChoice) as caught:
         parse_override("blk.*=q4_k_m")
     assert "did you mean 'q4_k'" in (caught.value.hint or "")
+
+
+def test_the_weakest_type_that_was_asked_for_is_the_measure_of_the_file() -> None:
+    assert plan_types(dense(), "F32").weakest == "F32"
+    assert plan_types(dense(), "F32", overrides=[parse_override("*.ffn_down=q5_1")]).weakest == "Q5_1"
+    assert plan_types(dense(), "Q4_0", overrides=[parse_override("*.ffn_down=q8_0")]).weakest == "Q4_0"
+
+
+def test_the_output_of_tied_embeddings_is_named_in_the_hint() -> None:
+    with pytest.raises(WrongChoice, match="embedding is its output matrix") as caught:
+        plan_types(dense(tied=True), "Q8_0", overrides=[parse_override("output=q6_k")])
+    assert caught.value.hint == "--type token_embd=q6_k"
