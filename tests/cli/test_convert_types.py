@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -119,7 +121,8 @@ class InProcess:
 
     def result(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         del progress
-        return importance_child.calibrate(self.request, self.path)
+        with contextlib.redirect_stdout(io.StringIO()):  # its progress
+            return importance_child.calibrate(self.request, self.path)
 
     def __enter__(self) -> Self:
         return self
