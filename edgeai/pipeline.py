@@ -101,6 +101,7 @@ class Job:
     timings: dict[str, float] = field(default_factory=dict)
     peak_rss_bytes: int = 0
     text: str | None = None
+    origin: str | None = None
     max_kl: float | None = None
     torch: bool = True
     measured: dict[str, float | str] = field(default_factory=dict)
@@ -136,6 +137,7 @@ def convert(
     allow_inexact_tokenizer: bool = False,
     max_kl: float | None = None,
     text: str | None = None,
+    origin: str | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _notice: None,
     tell: Tell = lambda _verdict: None,
@@ -144,8 +146,8 @@ def convert(
 
     Raises ConvertError for a source that cannot be converted, OutputError, DoesNotFit, and ProofFailed when the file is not the model;
     then, and after Ctrl-C, nothing is left behind. TEXT replaces the text that a quantized file is compared on, and MAX_KL the limit of
-    its type for the mean KL in nats. NOTIFY gets each warning when it arises; what it raises ends the work. TELL gets the verdict of the
-    preflight, before any tensor is read.
+    its type for the mean KL in nats. ORIGIN says where the folder came from, for the passport. NOTIFY gets each
+    warning when it arises; what it raises ends the work. TELL gets the verdict of the preflight, before any tensor is read.
     """
     began = time.perf_counter()
     check_max_kl(max_kl)
@@ -160,7 +162,7 @@ def convert(
         notify=notify,
         tell=tell,
     )
-    job.text, job.max_kl = text, max_kl
+    job.text, job.max_kl, job.origin = text, max_kl, origin
     try:
         with OutputFile(job.output) as out, manifest.SourceHashes(job.checkpoint) as hashing:
             probe = out.temporary()  # a folder that cannot be written is found here, before any tensor is read
@@ -388,7 +390,11 @@ def passport(job: Job, path: Path, report: Report, hashes: Mapping[str, str], di
             "sha256": digest,
             "quant": job.quantmap.quant,
             "parameters": job.plan.parameters,
-            "source": {"sha256": manifest.chain(hashes), "files": dict(hashes)},
+            "source": {
+                **({"origin": job.origin} if job.origin else {}),
+                "sha256": manifest.chain(hashes),
+                "files": dict(hashes),
+            },
             "tools": {"edgeai": __version__, **manifest.tools()},
             "report": report.to_dict(),
             "measured": finite(job.measured),

@@ -108,7 +108,9 @@ def convert_command(
     allow_inexact_tokenizer: bool,
     out: Output,
 ) -> None:
-    """Convert the Hugging Face folder SOURCE (a path, or a pulled model's name) to GGUF, and prove the result.
+    """Convert the Hugging Face folder SOURCE (a path, a pulled model's name, or hf:owner/repo[@revision]) to GGUF, and prove the result.
+
+    A GGUF file as SOURCE is quantized, or with --to hf written as a folder. hf:owner/repo is downloaded.
 
     The file gets its name only when its token ids and logits are those of the source.
 
@@ -134,7 +136,7 @@ def convert_command(
     )
     wish.check()
     check_options(target)
-    path, default = find(source)
+    path, default, origin = find(source, out)
     if target == "hf":
         finish(to_hf(path, output or (default and Path(f"{default.stem}-hf")), dtype, out, force=force), out)
         return
@@ -176,6 +178,7 @@ def convert_command(
         allow_inexact_tokenizer=allow_inexact_tokenizer,
         max_kl=max_kl,
         text=text,
+        origin=origin,
         progress=out.progress,
         notify=lambda notice: out.warn([notice]),
         tell=lambda verdict: out.note("\n".join(verdict.lines(human_bytes))),
@@ -231,14 +234,22 @@ def given(name: str) -> str | None:
     return next(item.opts[0] for item in context.command.params if item.name == name)
 
 
-def find(source: str) -> tuple[Path, Path | None]:
-    """Return the path of SOURCE, and where its output goes if that is not beside it: a pulled model's goes here."""
+def find(source: str, out: Output) -> tuple[Path, Path | None, str | None]:
+    """Return the path of SOURCE, where its output goes if that is not beside it, and where it was downloaded from.
+
+    What is not a path of the user's own, a pulled model or one of the hub, goes into the working folder.
+    """
     from edgeai.store import Store
 
+    if source.startswith("hf:") and not Path(source).exists():
+        from edgeai.fetch.snapshot import snapshot
+
+        found = snapshot(source, out.progress)
+        return found.path, Path(f"{found.name}.gguf"), found.origin
     store = Store.open()
     path = store.find(source)
     pulled = store.path_of(source) == path if not Path(source).exists() else False
-    return path, Path(f"{Path(source).name}.gguf") if pulled else None
+    return path, Path(f"{Path(source).name}.gguf") if pulled else None, None
 
 
 def summarize(done: Conversion, out: Output) -> None:
