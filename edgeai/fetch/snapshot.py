@@ -188,9 +188,16 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
         raise ModelNotFound(
             f"{repo!r} has no revision {revision!r}", hint="name a branch, a tag or a commit, or leave it out"
         ) from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403, 404):
+            raise ModelNotFound(
+                f"the hub has no model {repo!r} for you (it answers {status})",
+                hint="check the name; for a private one set HF_TOKEN",
+            ) from None
+        raise NetworkError(f"the hub cannot give {repo!r}: it answers {status}", hint="try again later") from None
     except (
         httpx2.HTTPError,
-        errors.HfHubHTTPError,
         errors.LocalEntryNotFoundError,
         errors.OfflineModeIsEnabled,
     ) as error:
