@@ -39,6 +39,12 @@ SIDE_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
     "modules.json",
     INDEX,
     BIN_INDEX,
@@ -149,6 +155,7 @@ class Checkpoint:
         side = [self.path / name for name in SIDE_FILES if (self.path / name).is_file()]
         if self.path / "modules.json" in side:  # of sentence-transformers, with a folder for each module
             side += self.path.glob("[0-9]*_*/config.json")
+        side += self.path.glob("additional_chat_templates/*.jinja")
         return tuple(sorted({*side, *(file for tensor in self.tensors.values() for file in tensor.files)}))
 
     def hashes(self, progress: Callable[[int, int], None] | None = None) -> dict[str, str]:

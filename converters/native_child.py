@@ -72,6 +72,10 @@ def tokenize(lib: Any, vocab: Any, text: str, *, add_special: bool, parse_specia
     room = len(raw) + 8
     ids = (lib.llama_token * room)()
     count = lib.llama_tokenize(vocab, raw, len(raw), ids, room, add_special, parse_special)
+    if count < 0:  # one character may become many
+        room = -count
+        ids = (lib.llama_token * room)()
+        count = lib.llama_tokenize(vocab, raw, len(raw), ids, room, add_special, parse_special)
     return list(ids[:count])
 
 

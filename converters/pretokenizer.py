@@ -57,7 +57,6 @@ PUNCTUATION = "punctuation"
 """Punctuation(behavior=Contiguous): runs of punctuation, as the `tokenizers` library knows it."""
 BYTES = "bytes"
 """Stands before the steps that come after the ByteLevel step, and see its characters for bytes instead of the text."""
-THREE = r"[0-9][0-9][0-9]"
 
 Split = tuple[str, ...]
 """The expressions, in the order in which they are applied; the whole splitting of a tokenizer."""
@@ -77,7 +76,6 @@ class PreTokenizer:
 
 
 MARKS = "llama.cpp knows of no combining marks and of no case beyond A to Z where it cuts words"
-DIGIT_BYTES = "llama.cpp knows digits where the tokenizer sees the bytes of other characters as such"
 PRE_TOKENIZERS: tuple[PreTokenizer, ...] = (
     PreTokenizer(name="gpt-2", splits=(GPT2,)),
     PreTokenizer(name="smollm", splits=(DIGITS, GPT2)),
@@ -103,13 +101,12 @@ PRE_TOKENIZERS: tuple[PreTokenizer, ...] = (
             r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
         ),
     ),
-    PreTokenizer(name="falcon", splits=(PUNCTUATION, GPT2, BYTES, NUMBERS, THREE), near=DIGIT_BYTES),
     PreTokenizer(name="bloom", splits=(BLOOM,)),
     PreTokenizer(name="viking", splits=(BLOOM, DIGITS)),
 )
 NAMES: tuple[str, ...] = (
     *dict.fromkeys(item.name for item in PRE_TOKENIZERS),
-    *("deepseek-llm", "deepseek-coder", "exaone-moe", "youtu", "spark2_5", "default"),
+    *("falcon", "deepseek-llm", "deepseek-coder", "exaone-moe", "youtu", "spark2_5", "default"),
 )
 """One name for each way of splitting in llama-vocab.cpp: what is tried for a splitting that is not in the table."""
 

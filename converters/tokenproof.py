@@ -30,6 +30,7 @@ from converters.tokenizer import (
     Vocabulary,
     byte_alphabet,
     source_tokenizer,
+    without_control,
 )
 
 __all__ = [
@@ -199,6 +200,8 @@ def ids_question(path: Path, vocabulary: Vocabulary) -> Question:
     texts = stress_texts(vocabulary)
     tokenizer = source_tokenizer(vocabulary.spec)
     control = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    if (hidden := without_control(vocabulary.spec)) is not vocabulary.spec:
+        tokenizer = source_tokenizer(hidden)
     tokenizer.encode_special_tokens = True
     plain = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     whole = [vocabulary.with_ends(ids) for ids in control]

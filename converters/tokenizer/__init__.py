@@ -6,7 +6,7 @@ Whatever has no twin in the runtime raises UnsupportedModel before any tensor is
 
 from converters.tokenizer.bytelevel import merges_reach_every_token
 from converters.tokenizer.read import read_vocabulary
-from converters.tokenizer.source import source_tokenizer
+from converters.tokenizer.source import source_tokenizer, without_control
 from converters.tokenizer.strip import plain_name
 from converters.tokenizer.vocabulary import (
     BYTE,
@@ -38,4 +38,5 @@ __all__ = [
     "plain_name",
     "read_vocabulary",
     "source_tokenizer",
+    "without_control",
 ]

@@ -23,7 +23,7 @@ from converters.tokenizer.special import (
     stop_tokens,
 )
 from converters.tokenizer.strip import with_strips
-from converters.tokenizer.table import add_tokens, check_size, pad
+from converters.tokenizer.table import add_tokens, check_size, drop_modalities, pad
 from converters.tokenizer.unigram import unigram
 from converters.tokenizer.vocabulary import Vocabulary
 from converters.tokenizer.wordpiece import word_piece
@@ -49,6 +49,11 @@ def assemble(checkpoint: Checkpoint, vocab_size: int) -> tuple[Vocabulary, Kind]
     """Return the vocabulary of CHECKPOINT as far as its files tell, and its kind."""
     spec = read_spec(checkpoint)
     warnings: Warnings = []
+    if gone := drop_modalities(spec, vocab_size):
+        message = (
+            f"the tokens {', '.join(map(repr, gone))} stand for no text, and the model has no rows for them: left out"
+        )
+        warnings.append(("tokenizer-modality", message))
     mark_control(spec, warnings)
     kind = with_strips(reader_of(spec)(spec, warnings), spec)
     special = named_ids(checkpoint, spec, warnings)

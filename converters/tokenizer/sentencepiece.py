@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from converters.errors import UnsupportedModel
+from converters.errors import BrokenCheckpoint, UnsupportedModel
 from converters.normalize import SPACE_ALWAYS, SPACE_FIRST
 from converters.pretokenizer import flatten, flatten_normalizer
-from converters.tokenizer.bytelevel import merges_of
-from converters.tokenizer.kind import Kind
+from converters.tokenizer.kind import Hazard, Kind
+from converters.tokenizer.source import AGAIN
 from converters.tokenizer.special import Warnings
 from converters.tokenizer.table import Table, vocab_table
 from converters.tokenizer.vocabulary import BYTE, NORMAL, PHANTOM, UNKNOWN
@@ -47,6 +47,7 @@ def sentence_piece(spec: Mapping[str, Any], warnings: Warnings) -> Kind:
         unk=next((token for token, (_, kind) in table.items() if kind == UNKNOWN), None),
         normalizer=normalizer,
         doubts=tuple(doubts),
+        hazards=(lone_space(spec),) if normalizer == SPACE_ALWAYS else (),
         fields={"add_space_prefix": prefix, "remove_extra_whitespaces": False},
     )
 
@@ -70,8 +71,8 @@ def piece_table(model: Mapping[str, Any]) -> Table:
 def merge_scores(model: Mapping[str, Any], table: Table) -> dict[int, float]:
     """Return id → score: the later the first merge that makes a piece, the lower. Characters, which no merge makes, come last."""
     ranks: dict[str, int] = {}
-    for rank, merge in enumerate(merges_of(model)):
-        ranks.setdefault(merge.replace(" ", "", 1), rank)
+    for rank, merge in enumerate(model.get("merges") or []):
+        ranks.setdefault(joined(merge), rank)
     order = {rank: place for place, rank in enumerate(sorted(set(ranks.values())))}  # float32 counts up to 2^24
     last = float(len(order))
     kinds = (NORMAL,)
@@ -80,6 +81,14 @@ def merge_scores(model: Mapping[str, Any], table: Table) -> dict[int, float]:
         for token, (text, kind) in table.items()
         if kind in kinds or text in ranks
     } | {token: 0.0 for token, (_, kind) in table.items() if kind in (BYTE, UNKNOWN)}
+
+
+def joined(merge: Any) -> str:
+    """Return what a merge makes; tokenizer.json has "left right" or a pair."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, (list, tuple)) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+        raise BrokenCheckpoint(f"tokenizer.json has the merge {merge!r}", hint=AGAIN)
+    return f"{parts[0]}{parts[1]}"
 
 
 def space_facts(spec: Mapping[str, Any]) -> tuple[bool, str | None, list[str]]:
@@ -99,6 +108,16 @@ def space_facts(spec: Mapping[str, Any]) -> tuple[bool, str | None, list[str]]:
         elif step.get("type") != "Split" or step.get("pattern") != {"String": " "}:
             doubts.append(f"it splits text by {json.dumps(step, ensure_ascii=False)}")
     return prefix or normalizer == SPACE_ALWAYS, normalizer, doubts
+
+
+def lone_space(spec: Mapping[str, Any]) -> Hazard:
+    """Return the hazard of SPACE_ALWAYS: libllama puts a space before a space too, and a text of one space cannot be one less."""
+    special = tuple(f"{item['content']} " for item in spec["added_tokens"] if isinstance(item, dict))
+
+    def found(text: str) -> bool:
+        return text.startswith((" ", PHANTOM)) or any(token in text for token in special)
+
+    return Hazard(in_text=found, reason="llama.cpp puts a space before a space that stands by itself")
 
 
 def is_escape(step: Mapping[str, Any]) -> bool:

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from converters.checkpoint import Checkpoint
-from converters.errors import BrokenCheckpoint, ConvertError, UnsupportedModel
+from converters.checkpoint import Checkpoint, read_json
+from converters.errors import BrokenCheckpoint, ConvertError
+from converters.tokenizer.slow import slow_spec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["AGAIN", "NAMED", "check_ids", "read_spec", "source_tokenizer", "special_text"]
+__all__ = ["AGAIN", "NAMED", "check_ids", "read_spec", "source_tokenizer", "special_text", "without_control"]
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -35,23 +36,40 @@ def source_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
 
 
 def read_spec(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return tokenizer.json as values, with the added tokens that only tokenizer_config.json has."""
+    """Return the tokenizer as the values of tokenizer.json, with the added tokens that only the other files have."""
     if checkpoint.tokenizer_json is None:
-        other = [name for name in ("tokenizer.model", "vocab.json", "vocab.txt") if (checkpoint.path / name).exists()]
-        if other:
-            raise UnsupportedModel(
-                f"{str(checkpoint.path)!r} has its tokenizer in {other[0]!r} only, and tokenizer.json is needed",
-                hint="AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes tokenizer.json",
-            )
-        raise BrokenCheckpoint(f"{str(checkpoint.path)!r} has no tokenizer.json", hint="copy the tokenizer files too")
-    try:
-        spec = json.loads(checkpoint.tokenizer_json)
-    except (ValueError, RecursionError) as error:
-        raise BrokenCheckpoint(f"tokenizer.json is not valid JSON: {error}", hint=AGAIN) from error
+        spec: Any = {
+            "version": "1.0",
+            "added_tokens": [],
+            "post_processor": None,
+            "decoder": None,
+            **slow_spec(checkpoint),
+        }
+    else:
+        try:
+            spec = json.loads(checkpoint.tokenizer_json)
+        except (ValueError, RecursionError) as error:
+            raise BrokenCheckpoint(f"tokenizer.json is not valid JSON: {error}", hint=AGAIN) from error
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise BrokenCheckpoint("tokenizer.json has no model", hint=AGAIN)
     spec["added_tokens"] = [*(spec.get("added_tokens") or []), *config_tokens(checkpoint, spec)]
     return spec
+
+
+def without_control(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return SPEC so that no text becomes a control token.
+
+    The Unigram model of the tokenizers library has such tokens among its pieces and finds them in any text; SentencePiece does not.
+    """
+    model, vocab = spec["model"], spec["model"].get("vocab")
+    if not isinstance(vocab, list):
+        return spec
+    control = {item["content"] for item in spec["added_tokens"] if item.get("special")}
+    hidden = [
+        [f"\U0010ffff{at}", score] if text in control else [text, score] for at, (text, score) in enumerate(vocab)
+    ]
+    kept = [item for item in spec["added_tokens"] if not item.get("special")]
+    return {**spec, "model": {**model, "vocab": hidden}, "added_tokens": kept, "post_processor": None}
 
 
 def config_tokens(checkpoint: Checkpoint, spec: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -64,6 +82,15 @@ def config_tokens(checkpoint: Checkpoint, spec: Mapping[str, Any]) -> list[dict[
         if isinstance(item, dict) and str(key).isdigit() and str(item.get("content")) not in known:
             flags = {flag: bool(item.get(flag)) for flag in FLAGS}
             found[str(item["content"])] = {"id": int(key), **flags, "content": item["content"]}
+    named = {special_text(checkpoint, name) for name in NAMED}
+    for content, token in (read_json(checkpoint.path / "added_tokens.json") or {}).items():
+        if content not in known and content not in found and type(token) is int:
+            found[content] = {
+                "id": token,
+                **dict.fromkeys(FLAGS, False),
+                "special": content in named,
+                "content": content,
+            }
     for name in NAMED:  # a named token that is in the vocabulary is a special one, listed or not
         text = special_text(checkpoint, name)
         if (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from converters.checkpoint import Checkpoint
+from converters.checkpoint import Checkpoint, read_json, read_text
 from converters.errors import UnsupportedModel
 from converters.tokenizer import known
 from converters.tokenizer.source import NAMED, source_tokenizer, special_text
@@ -115,8 +115,12 @@ def flags_differ(checkpoint: Checkpoint, found: Mapping[str, bool], warnings: Wa
 
 
 def chat_templates(checkpoint: Checkpoint) -> tuple[str | None, dict[str, str]]:
-    """Return the default chat template and the named ones; chat_template.jinja comes before tokenizer_config.json."""
-    value = checkpoint.tokenizer_config.get("chat_template")
+    """Return the default chat template and the named ones.
+
+    Files come before tokenizer_config.json, and chat_template.jinja before the older chat_template.json, as in transformers.
+    """
+    inside = (read_json(checkpoint.path / "chat_template.json") or {}).get("chat_template")
+    value = inside or checkpoint.tokenizer_config.get("chat_template")
     named: dict[str, str] = {}
     if isinstance(value, list):
         named = {
@@ -124,6 +128,9 @@ def chat_templates(checkpoint: Checkpoint) -> tuple[str | None, dict[str, str]]:
             for item in value
             if isinstance(item, dict) and {"name", "template"} <= item.keys()
         }
-        value = named.pop("default", None)
-    default = checkpoint.chat_template_file or (value if isinstance(value, str) else None)
-    return default or None, named
+    elif isinstance(value, dict):
+        named = {str(name): text for name, text in value.items() if isinstance(text, str)}
+    for path in sorted((checkpoint.path / "additional_chat_templates").glob("*.jinja")):
+        named[path.stem] = read_text(path)
+    given = named.pop("default", None) if not isinstance(value, str) else value
+    return checkpoint.chat_template_file or given or None, named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,9 @@ from converters.errors import BrokenCheckpoint
 from converters.tokenizer.source import AGAIN
 from converters.tokenizer.vocabulary import CONTROL, NORMAL, PHANTOM, UNKNOWN, UNUSED, USER_DEFINED
 
-__all__ = ["Table", "add_tokens", "check_size", "pad", "vocab_table"]
+__all__ = ["Table", "add_tokens", "check_size", "drop_modalities", "pad", "vocab_table"]
 
+MODALITY = re.compile(r"^<\W*[\w ]*(?:image|img|audio|speech|video|vision)\w*\W*>$", re.IGNORECASE)
 Table = dict[int, tuple[str, int]]
 """id → (text, type)."""
 
@@ -49,6 +51,21 @@ def check_added(item: Any, table: Table) -> int:
             f"the added token {text!r} has the id {token}, which is {table[token][0]!r} in the vocabulary"
         )
     return token
+
+
+def drop_modalities(spec: dict[str, Any], vocab_size: int) -> list[str]:
+    """Take the added tokens behind VOCAB_SIZE that stand for pictures or sound out of SPEC, and return their texts.
+
+    Gemma 3's tokenizer has `<image_soft_token>` as 262144, which the text model has no row for.
+    """
+    items = [item for item in spec["added_tokens"] if isinstance(item, dict) and type(item.get("id")) is int]
+    gone = [item for item in items if item["id"] >= vocab_size and MODALITY.search(str(item.get("content")))]
+    spec["added_tokens"] = [item for item in spec["added_tokens"] if item not in gone]
+    for item in gone:
+        vocab = spec["model"].get("vocab")
+        if isinstance(vocab, dict):
+            vocab.pop(item["content"], None)
+    return [str(item["content"]) for item in gone]
 
 
 def check_size(table: Table, vocab_size: int) -> int:

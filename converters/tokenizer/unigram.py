@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from converters.errors import BrokenCheckpoint, UnsupportedModel
 from converters.pretokenizer import flatten, flatten_normalizer
-from converters.tokenizer.kind import Kind
+from converters.tokenizer.kind import Hazard, Kind
 from converters.tokenizer.source import AGAIN
 from converters.tokenizer.special import Warnings
 from converters.tokenizer.table import Table
@@ -20,6 +22,20 @@ from converters.tokenizer.vocabulary import NORMAL, UNKNOWN
 
 __all__ = ["unigram"]
 
+
+def has_marks(text: str) -> bool:
+    """Whether TEXT has combining marks."""
+    return any(unicodedata.category(char)[0] == "M" for char in text)
+
+
+HAZARDS = (
+    Hazard(in_text=has_marks, reason="llama.cpp composes letters with several combining marks otherwise"),
+    Hazard(
+        in_text=re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]").search,
+        reason="llama.cpp takes some control characters for letters",
+    ),
+)
+"""`normalize_prefix` in llama-vocab.cpp goes by the longest entry, the tokenizers library by whole letters with their marks."""
 UNUSED_SCORE = -10000.0
 """What the reference converter gives ids without a piece; no text is ever cut there."""
 
@@ -37,6 +53,8 @@ def unigram(spec: Mapping[str, Any], warnings: Warnings) -> Kind:
         model="t5",
         table=table,
         scores=scores,
+        unk=model.get("unk_id"),
+        hazards=HAZARDS,
         other_score=UNUSED_SCORE,
         fields={
             "add_space_prefix": prefix,

@@ -40,6 +40,8 @@ def folder_from_gguf(path: Path, folder: Path, *, space_prefix: bool = True) -> 
     """Write tokenizer.json, tokenizer_config.json and config.json for the vocabulary of PATH; return its size."""
     keys = Keys(path)
     tokens, types = keys.get("tokens"), keys.get("token_type")
+    if keys.get("model") == "llama":  # the reference converter writes spaces into user-defined tokens
+        tokens = [text.replace(" ", "▁") for text in tokens]
     named = {f"{name}_token": keys.get(f"{key}_token_id") for name, key in NAMES.items()}
     if keys.get("model") == "bert":
         named["bos_token"] = None
@@ -110,7 +112,7 @@ def wordpiece_spec(keys: Keys, tokens: list[str], types: list[int]) -> dict[str,
         for text, kind in zip(tokens, types, strict=True)
     ]
     model = {"type": "WordPiece", "vocab": {text: token for token, text in enumerate(texts)}, "unk_token": "[UNK]"}
-    model |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    rest = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
     ends = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     special = {text: {"id": text, "ids": [texts.index(text)], "tokens": [text]} for text in ("[CLS]", "[SEP]")}
     single = [*ends, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}]
@@ -129,7 +131,7 @@ def wordpiece_spec(keys: Keys, tokens: list[str], types: list[int]) -> dict[str,
     }
     return {
         "version": "1.0",
-        "model": model,
+        "model": model | rest,
         "normalizer": normalizer,
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": post,
