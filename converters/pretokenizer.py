@@ -111,9 +111,39 @@ NAMES: tuple[str, ...] = (
 """One name for each way of splitting in llama-vocab.cpp: what is tried for a splitting that is not in the table."""
 
 
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "gpt-2": (
+        "phi-2",
+        "mpt",
+        "olmo",
+        "jais",
+        "trillion",
+        "granite-docling",
+        "exaone4",
+        "gigachat",
+        "a.x-4.0",
+        "mellum",
+        "modern-bert",
+        "roberta-bpe",
+        "jina-v1-en",
+        "jina-v2-code",
+        "jina-v2-es",
+        "jina-v2-de",
+    ),
+    "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
+    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "midm-2.0", "jina-v5-nano"),
+    "dbrx": ("smaug-bpe", "chatglm-bpe"),
+    "qwen2": ("deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"),
+    "gpt-4o": ("llama4", "kanana2", "talkie", "minimax-m2"),
+    "deepseek-v3": ("hunyuan-dense", "joyai-llm", "hy_v4"),
+}
+"""Further names that split in the same way (llama-vocab.cpp): what other converters may have written."""
+
+
 def by_name(name: str) -> PreTokenizer:
-    """Return the entry of the table with NAME. Raises KeyError where there is none."""
-    return {item.name: item for item in PRE_TOKENIZERS}[name]
+    """Return the entry of the table that splits as the runtime's NAME does. Raises KeyError where there is none."""
+    usual = next((known for known, others in ALIASES.items() if name in others), name)
+    return {item.name: item for item in PRE_TOKENIZERS}[usual]
 
 
 def node_of(splits: Split) -> dict[str, Any]:
