@@ -77,7 +77,7 @@ def bpe_spec(keys: Keys, tokens: list[str], types: list[int]) -> dict[str, Any]:
     """Return the spec of byte-level BPE, with the splitting of its `pre`."""
     merges = [merge.split(" ", 1) for merge in keys.get("merges")]
     found = pretokenizer.by_name(keys.get("pre"))
-    vocab = {text: token for token, text in enumerate(tokens) if types[token] == NORMAL}
+    vocab = {text: token for token, text in enumerate(tokens) if types[token] != UNUSED}
     model = {
         "type": "BPE",
         "vocab": vocab,

@@ -13,6 +13,7 @@ from converters import pretokenizer
 from converters.checkpoint import open_checkpoint
 from converters.errors import BrokenCheckpoint, ConvertError, TokenizerMismatch, UnsupportedModel
 from converters.families import plan_model
+from converters.gguf import write_vocabulary
 from converters.tokenizer import CONTROL, UNUSED, USER_DEFINED, Vocabulary, merges_reach_every_token, read_vocabulary
 from converters.tokenproof import prove_splits, prove_vocabulary
 from tests.checkpoints import edit_json, make, tokenizer_json
@@ -87,13 +88,11 @@ def test_a_vocabulary_that_was_damaged_is_not_proved(
     vocabulary: Vocabulary, change: Callable[[Vocabulary], Vocabulary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The proof knows what BOS should be from the vocabulary itself, so the file is written from the damaged one only.
-    from converters import tokenproof
-
-    write = tokenproof.write_vocabulary
     damaged = change(vocabulary)
     if damaged.stop_ids == vocabulary.stop_ids:
         monkeypatch.setattr(
-            tokenproof, "write_vocabulary", lambda path, arch, _v, keys: write(path, arch, damaged, keys)
+            "converters.tokenproof.write_vocabulary",
+            lambda path, arch, _v, keys: write_vocabulary(path, arch, damaged, keys),
         )
         damaged = vocabulary
     with pytest.raises(TokenizerMismatch):
