@@ -95,6 +95,11 @@ def compare(folder: Path, source: Path, quantize: Path, rounds: int) -> dict[str
     return {**medians, "ratios": ratios, "rounds": rounds}
 
 
+def layers_for(millions: int, vocab: int, hidden: int) -> float:
+    """Return how many layers of a Llama with tied embeddings make MILLIONS of parameters."""
+    return (millions * 1e6 - vocab * hidden) / (12 * hidden * hidden)
+
+
 def grow(folder: Path, millions: int, place: Path) -> Path:
     """Write a random bf16 Llama model of about MILLIONS of parameters with FOLDER's tokenizer into PLACE."""
     import torch
@@ -102,8 +107,8 @@ def grow(folder: Path, millions: int, place: Path) -> Path:
 
     config = json.loads((folder / "config.json").read_text())
     vocab = config["vocab_size"]
-    hidden = 64 * round(max(2, (millions * 1e6 / (12 * 24 + vocab / 576)) ** 0.5 / 64)) if millions > 60 else 128
-    layers = max(2, round((millions * 1e6 - vocab * hidden) / (12 * hidden * hidden)))
+    hidden = min(range(128, 4096, 64), key=lambda size: abs(layers_for(millions, vocab, size) - size / 40))
+    layers = round(layers_for(millions, vocab, hidden))
     torch.manual_seed(1)
     shape = {"hidden_size": hidden, "intermediate_size": hidden * 8 // 3 // 32 * 32, "num_hidden_layers": layers}
     torch.set_default_dtype(torch.bfloat16)
