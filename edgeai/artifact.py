@@ -62,6 +62,11 @@ class Artifact:
     types: Mapping[str, int] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def embedding(self) -> bool:
+        """Whether the file is an embedding model: it names how the vectors of tokens become one (mean, first or last)."""
+        return self.metadata.get(f"{self.arch}.pooling_type") in (1, 2, 3)  # enum llama_pooling_type
+
 
 def open_artifact(path: Path) -> Artifact:
     """Return the facts of the GGUF file or Hugging Face folder PATH.

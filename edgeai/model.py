@@ -7,13 +7,17 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from edgeai.artifact import Artifact, open_artifact
 from edgeai.engines.base import Engine
 from edgeai.errors import InvalidModel, UsageError
 from edgeai.plan import DeviceChoice, Plan, make_plan
 from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice, Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["Model", "Stream", "load", "open_engine"]
 
@@ -56,8 +60,10 @@ def open_engine(
         )
     plan = make_plan(artifact, probe(gpus=device == "cuda"), ctx=ctx, needed=needed, threads=threads, choice=device)
     vet(artifact.path, home() / "cache", extra_bufts=plan.extra_bufts)
-    from edgeai.engines.llamacpp import LlamaCppEngine
+    from edgeai.engines.llamacpp import EmbeddingEngine, LlamaCppEngine
 
+    if artifact.embedding:
+        return EmbeddingEngine(artifact, plan)
     return LlamaCppEngine(artifact, plan)
 
 
@@ -113,6 +119,10 @@ class Model:
     def score(self, text: str) -> list[float]:
         """Return the log-probability (nats) of each token of TEXT after the first."""
         return self.engine.score(text)
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return one vector of length 1 for each of TEXTS, (texts, dim) float32. Raises UsageError for a language model."""
+        return self.engine.embed(texts)
 
     def close(self) -> None:
         """Free the model; calling it twice is fine."""

@@ -71,7 +71,7 @@ def run_command(
 ) -> None:
     """Answer PROMPT with MODEL: a pulled model's name, or the path of a .gguf file.
 
-    Piped text is added to the prompt. Without a prompt, on a terminal, this is a chat.
+    Piped text is added to the prompt. Without a prompt, on a terminal, this is a chat. An embedding model prints the vector of PROMPT.
     """
     from edgeai.cli.answer import answer_once
     from edgeai.cli.chat import Chat
@@ -94,12 +94,37 @@ def run_command(
         else len(text.encode()) + len(check_text(system or "", "the system message").encode()) + max_tokens
     )
     with load_model(path, ctx=ctx, needed=needed, threads=threads, device=device, out=out) as loaded:
+        if loaded.artifact.embedding:
+            embed(loaded, text, out)
+            return
         loaded.sampling |= Store.open().sampling(model)
         config = loaded.config(max_tokens=max_tokens, seed=seed, stop=stop, **given)
         if text is None:
             Chat(loaded, config, system, out).loop()
         else:
             answer_once(loaded, make_prompt(loaded, text, system, raw, out), config, out)
+
+
+FOR_ANSWERS = ("system", "raw", "max_tokens", "temp", "top_p", "top_k", "min_p", "seed", "stop")
+"""Options that mean nothing to an embedding model."""
+
+
+def embed(loaded: Model, text: str | None, out: Output) -> None:
+    """Print the vector of TEXT. Raises UsageError for an option that would be ignored, and where there is no text."""
+    from edgeai.cli.embed import embed_once
+
+    context = click.get_current_context()
+    for name in FOR_ANSWERS:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{loaded.artifact.name} is an embedding model, and {option} is for answers", hint=f"leave {option} out"
+            )
+    if text is None:
+        raise UsageError(
+            f"{loaded.artifact.name} is an embedding model and needs a text", hint='edgeai run MODEL "TEXT"'
+        )
+    embed_once(loaded, text, out)
 
 
 def gather_prompt(prompt: str | None, files: tuple[Path, ...]) -> str | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from edgeai.artifact import Artifact
 from edgeai.engines.streaming import ChunkStream
 from edgeai.plan import Plan
 from edgeai.types import GenerationConfig, Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["Engine"]
 
@@ -47,6 +51,9 @@ class Engine(Protocol):
 
     def score(self, text: str) -> list[float]:
         """Return the log-probability in nats of each token of TEXT after the first, given those before it."""
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return one vector of length 1 for each of TEXTS, (texts, dim) float32. Raises UsageError where the model is not made for it."""
 
     def close(self) -> None:
         """Free the model; running generations end as cancelled. Calling it twice is fine."""

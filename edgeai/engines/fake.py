@@ -5,12 +5,17 @@ from __future__ import annotations
 import queue
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeai.artifact import Artifact
 from edgeai.engines.streaming import ChunkStream, StopFilter
 from edgeai.errors import ContextExceeded
 from edgeai.plan import Plan
 from edgeai.types import Chunk, FinishReason, GenerationConfig, Prompt, Timings, Usage
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["FakeEngine"]
 
@@ -48,6 +53,12 @@ class FakeEngine:
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the words of IDS."""
         return " ".join(self._words[token] for token in ids)
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return one unit vector for each text, along the axis of its length."""
+        import numpy as np
+
+        return np.eye(8, dtype=np.float32)[[len(text) % 8 for text in texts]]
 
     def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
         """Answer, honouring max_tokens and stop."""

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from edgeai import chat
 from edgeai.artifact import Artifact
@@ -134,6 +134,12 @@ class LlamaCppEngine:
         if isinstance(result, BaseException):
             raise result
         return result
+
+    def embed(self, texts: Sequence[str]) -> NoReturn:  # noqa: ARG002
+        """Raise UsageError: a language model gives no vectors of texts here."""
+        raise UsageError(
+            f"{self.artifact.name} is a language model, not an embedding model", hint="edgeai pull minilm is one"
+        )
 
     def close(self) -> None:
         """Stop what runs and free the model; every later call raises."""

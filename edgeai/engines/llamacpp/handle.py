@@ -24,7 +24,8 @@ class Aborted(Exception):
 class Handle:
     """Owns a llama_model and a llama_context. Not safe for concurrent use; `abort` alone may be called from any thread."""
 
-    def __init__(self, artifact: Artifact, plan: Plan) -> None:
+    def __init__(self, artifact: Artifact, plan: Plan, *, embeddings: bool = False) -> None:
+        self._embeddings = embeddings
         self.lib = native.library()
         self._abort = _AbortFlag(self.lib)
         self.model: Any = None
@@ -40,6 +41,7 @@ class Handle:
         # The library rounds the context up to a multiple of 256; what was promised is what was planned.
         self.n_ctx = min(plan.context, int(self.lib.llama_n_ctx(self.context)))
         self.n_batch = int(self.lib.llama_n_batch(self.context))
+        self.n_embd = int(self.lib.llama_model_n_embd(self.model))
         self.n_vocab = int(self.lib.llama_vocab_n_tokens(self.vocab))
         self.backend = plan.device
         self._one = (ctypes.c_int32 * 1)()
@@ -71,6 +73,7 @@ class Handle:
         params.n_batch = params.n_ubatch = plan.batch
         params.n_seq_max = 1
         params.n_threads = params.n_threads_batch = plan.threads
+        params.embeddings = self._embeddings
         params.abort_callback, params.abort_callback_data = self._abort.callback, self._abort.address
         context = self.lib.llama_init_from_model(self.model, params)
         if not context:
