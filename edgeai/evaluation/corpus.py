@@ -44,9 +44,9 @@ def read_text(path: Path) -> str:
     return text
 
 
-def default_text() -> str:
-    """Return prose, lines in many scripts, and then Python's own documentation, which is wherever Python is."""
-    scripts = [text for text in STRESS if len(text.split()) >= SHORT]
+def default_text(*, scripts: bool = True) -> str:
+    """Return prose, lines in many SCRIPTS, and then Python's own documentation, which is wherever Python is."""
+    lines = [text for text in STRESS if scripts and len(text.split()) >= SHORT]
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError:  # distributions may leave it out
@@ -54,7 +54,7 @@ def default_text() -> str:
     documentation = [
         topics[name] for name in ("for", "numbers", "assignment", "class", "strings", "naming") if name in topics
     ]
-    return "\n\n".join([*PROSE, *scripts, *documentation])
+    return "\n\n".join([*PROSE, *lines, *documentation])
 
 
 def windows(plan: ModelPlan, vocabulary: Vocabulary, text: str | None = None) -> list[list[int]]:

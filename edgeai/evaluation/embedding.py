@@ -39,9 +39,10 @@ class EmbeddingProof(Proof):
 
     def _choose(self) -> None:
         """Choose the texts: paragraphs of the given text, or of the bundled one."""
-        text = self.text if self.text is not None else corpus.default_text()
+        text = self.text if self.text is not None else corpus.default_text(scripts=False)
         parts = [part.strip() for part in text.split("\n\n") if len(part.strip()) >= LEAST_CHARS] or [text]
         tokenizer = source_tokenizer(self.vocabulary.spec)
+        tokenizer.encode_special_tokens = True  # a text may read like one, and RoBERTa gives padding no position
         around = len(self.vocabulary.before) + len(self.vocabulary.after)
         most = max(1, min(MOST_TOKENS, self.plan.context) - around)
         ids = [item.ids[:most] for item in tokenizer.encode_batch(parts[:TEXTS], add_special_tokens=False)]

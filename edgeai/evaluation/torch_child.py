@@ -154,18 +154,23 @@ def embed(model: Any, request: dict[str, Any]) -> None:
         for ids in request["lists"]:
             rows = model(torch.tensor([ids])).last_hidden_state[0].float()  # (positions, dim)
             rows.numpy().tofile(hidden)
-            vector = {"mean": rows.mean(0), "cls": rows[0], "last": rows[-1]}[kind]
+            vector = {"mean": rows.mean(0), "cls": rows[0], "lasttoken": rows[-1]}[kind]
             vector.numpy().tofile(pooled)
 
 
 def pooling(source: Path) -> str:
-    """Return how sentence-transformers pools in the folder SOURCE; the mean of the tokens where it says nothing."""
+    """Return how sentence-transformers pools in the folder SOURCE; the mean of the tokens where it says nothing.
+
+    Since its version 6 the configuration has one name, `pooling_mode`; before, a flag for each way.
+    """
     modules = source / "modules.json"
     for module in json.loads(modules.read_text()) if modules.exists() else []:
         if str(module.get("type", "")).endswith("Pooling"):
             settings = json.loads((source / module["path"] / "config.json").read_text())
-            names = {"cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
-            return next((kind for kind, name in names.items() if settings.get(name)), "mean")
+            flags = {"cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}
+            flagged = next((kind for kind, name in flags.items() if settings.get(name)), "mean")
+            named = settings.get("pooling_mode", flagged)
+            return str(named[0] if isinstance(named, list) else named)
     return "mean"
 
 
