@@ -141,12 +141,19 @@ def score(lib: Any, request: dict[str, Any], facts: dict[str, Any]) -> None:
         [len(item["ids"]) + item["count"] for item in request["continue"]] + [len(item["ids"]) for item in prompts]
     )
     context = open_context(lib, model, longest, request["threads"])
+    first = lib.llama_n_ctx(context)
     batch = lib.llama_batch_init(longest, 0, 1)
     facts["continued"] = [continuation(lib, context, batch, vocab, item) for item in request["continue"]]
     write_facts(folder, facts)
     turns = Turns()
     for index, prompt in enumerate(prompts):
         turns.wait()
+        if prompt["context"] > lib.llama_n_ctx(context):
+            lib.llama_free(context)
+            context = open_context(lib, model, longest, request["threads"], least=prompt["context"])
+        elif not prompt["context"] and lib.llama_n_ctx(context) > first:
+            lib.llama_free(context)
+            context = open_context(lib, model, longest, request["threads"])
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
         with (folder / f"{index}.f32").open("wb") as file:
             for sequence, start, ids in stretches(prompt):
@@ -179,10 +186,12 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     print("facts", flush=True)
 
 
-def open_context(lib: Any, model: Any, longest: int, threads: int, pooling: int | None = None) -> Any:
-    """Return a context for sequences of LONGEST tokens, with everything in float32; with POOLING, one for embeddings."""
+def open_context(
+    lib: Any, model: Any, longest: int, threads: int, pooling: int | None = None, *, least: int = 0
+) -> Any:
+    """Return a context for sequences of LONGEST tokens, of LEAST at least, in float32; with POOLING, one for embeddings."""
     params = lib.llama_context_default_params()
-    params.n_ctx = params.n_batch = params.n_ubatch = longest
+    params.n_ctx, params.n_batch, params.n_ubatch = max(longest, least), longest, longest
     params.n_seq_max, params.kv_unified = 2, True  # the second begins behind a gap, see `stretches`
     params.n_threads = params.n_threads_batch = threads
     params.type_k = params.type_v = lib.GGML_TYPE_F32  # the file is measured here, not a cache format

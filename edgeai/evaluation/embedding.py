@@ -15,6 +15,7 @@ from edgeai.evaluation.intervals import spearman_interval
 from edgeai.evaluation.limits import LIMITS, at_most, limit_of, stated
 from edgeai.evaluation.passport import Proof, threads
 from edgeai.evaluation.prompts import EXACT_NMSE
+from edgeai.evaluation.weights import weight_rows
 from edgeai.types import Row
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ class EmbeddingProof(Proof):
             raise ProofFailed(
                 f"the runtime does not give vectors of the converted file: {error.reason}", hint=error.hint
             ) from error
-        return tokens.id_rows(self.vocabulary, question, answer["jobs"][0]), self._vectors(folder)
+        rows = [*tokens.id_rows(self.vocabulary, question, answer["jobs"][0]), *weight_rows(path, self.plan)]
+        return rows, self._vectors(folder)
 
     def _vectors(self, folder: Path) -> Vectors:
         """Return what a child left in FOLDER."""

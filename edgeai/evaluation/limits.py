@@ -11,7 +11,7 @@ from edgeai.evaluation.intervals import Interval
 from edgeai.evaluation.prompts import EXACT_NMSE
 from edgeai.types import Row
 
-__all__ = ["LIMITS", "STORED_NMSE", "Limit", "at_most", "check_max_kl", "limit_of", "stated"]
+__all__ = ["LIMITS", "Limit", "at_most", "check_max_kl", "limit_of", "stated", "stored_limit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +59,28 @@ LIMITS: Mapping[str, Limit] = {
 0.10, Q2_K 0.45 nats: tools/perplexity/README.md of llama.cpp), because small models lose more: 135 M parameters twice to five times as
 much, random weights more still. They catch a broken file, not a poor one; the measured values are in the report, and `--max-kl` sets
 what is good enough."""
+EXPERTS_NMSE, EXPERTS_FACTOR = 0.05, 1.5
 STORED_NMSE = 1e-5
 """F16 and BF16 against torch with the weights rounded to that type: what is left is the order of additions."""
 
 
-def limit_of(base: str, max_kl: float | None = None) -> Limit:
-    """Return the limit for files of base type BASE; MAX_KL, where given, is that of the mean KL."""
+def limit_of(base: str, max_kl: float | None = None, *, experts: bool = False) -> Limit:
+    """Return the limit for files of base type BASE; MAX_KL, where given, is that of the mean KL.
+
+    With EXPERTS, a router that is near a tie sends a token elsewhere for any rounding, which the NMSE of its logits shows.
+    """
     found = LIMITS[base]
-    return found if max_kl is None else Limit(nmse=found.nmse, mean_kl=max_kl, cosine=found.cosine)
+    nmse = max(EXPERTS_NMSE, EXPERTS_FACTOR * found.nmse) if experts else found.nmse
+    return Limit(nmse=nmse, mean_kl=found.mean_kl if max_kl is None else max_kl, cosine=found.cosine)
+
+
+def stored_limit(activation_nmse: float, layers: int) -> float:
+    """Return the NMSE that a file of halves may have against torch with the same roundings.
+
+    Where the runtime's activations differ by an NMSE of ACTIVATION_NMSE, a number is that much more often rounded to the other
+    neighbour: per layer the square root of that, times the distance of the neighbours (2⁻⁷ of a number, for BF16).
+    """
+    return STORED_NMSE + activation_nmse + math.sqrt(activation_nmse) * 2**-7 * layers
 
 
 def check_max_kl(value: float | None) -> float | None:

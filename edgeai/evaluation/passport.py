@@ -24,9 +24,10 @@ from edgeai.device import cpu_facts, memory_facts
 from edgeai.errors import DoesNotFit, ProofFailed
 from edgeai.evaluation import corpus, tokens
 from edgeai.evaluation.comparison import Comparison, compare_streams, exact_rows, quantized_rows, stored_rows, tie_of
-from edgeai.evaluation.limits import LIMITS, Limit, limit_of
+from edgeai.evaluation.limits import LIMITS, Limit, limit_of, stored_limit
 from edgeai.evaluation.prompts import Prompt, near_prompts, window_tokens
 from edgeai.evaluation.stream import AHEAD_BYTES, LogitStream
+from edgeai.evaluation.weights import weight_rows
 from edgeai.types import Notice, Progress, Row, no_progress
 
 __all__ = ["LIMITS", "Limit", "Proof", "check_scratch", "no_torch_notice", "scratch_bytes"]
@@ -145,7 +146,7 @@ class Proof:
         self._export = path
         run = self._run(path, self._exact)
         facts = self._facts()
-        rows = [*run.rows]
+        rows = [*run.rows, *weight_rows(path, self.plan)]
         if self._torch is None:
             for _ in run.stream.take(len(self._exact)):
                 pass
@@ -163,7 +164,8 @@ class Proof:
 
         Without torch that is the export, which must still be there.
         """
-        limit = limit_of(self.base, self.max_kl)
+        experts = "expert_count" in self.plan.keys
+        limit = limit_of(self.base, self.max_kl, experts=experts)
         reference, of = self._torch, "torch"
         if reference is None:
             assert self._export is not None  # noqa: S101 - `export` or `use_export` has set it
@@ -171,11 +173,13 @@ class Proof:
         stored = self._stored if self._torch is not None else []
         run = self._run(path, [*self._loose, *stored])
         facts = self._facts()
+        weights = weight_rows(path, self.plan)  # while the children compute
         found = self._compare(reference, run.stream, self._loose)
-        rows = [*run.rows, *quantized_rows(found, limit, of)]
+        rows = [*run.rows, *weights, *quantized_rows(found, limit, of)]
         self.summary |= found.summary()
         if stored:
-            rows += stored_rows(self._compare(reference, run.stream, stored), self.base, self.plan.activation_nmse)
+            most = stored_limit(self.plan.activation_nmse, self.plan.layers)
+            rows += stored_rows(self._compare(reference, run.stream, stored), self.base, most, gated=not experts)
         rows += self._continued(facts, run, exact=False)
         return [*rows, *self._chats(facts, run)]
 

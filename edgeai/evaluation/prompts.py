@@ -29,6 +29,10 @@ WINDOW, BLOCK = 512, 64
 """The longest window, and the positions that are one unit of the statistics."""
 WINDOW_BYTES = 128 << 20
 """Logits of one window: with a large vocabulary, windows are shorter."""
+CACHE_BYTES = 1 << 30
+"""The largest cache that a proof makes only to have a long context."""
+LEAST_CONTEXT = 256
+"""libllama makes no smaller one."""
 EXACT_NMSE = 1e-6
 """Two correct float32 implementations are four to six orders below; a wrong row order or rope is five above."""
 
@@ -38,7 +42,8 @@ class Prompt:
     """Token ids, as the two children get them.
 
     Where `head` is not 0, the first `head` of them are at position 0 and up, and the others at `start` and up. Where `prefill` is not
-    0, the runtime computes so many at once and the others one by one.
+    0, the runtime computes so many at once and the others one by one. `context` is the least context that the runtime must have for
+    it, 0 for none: some models turn their heads by other angles in a long one.
     """
 
     kind: Kind
@@ -46,6 +51,7 @@ class Prompt:
     head: int = 0
     start: int = 0
     prefill: int = 0
+    context: int = 0
 
 
 def near_prompts(plan: ModelPlan, vocabulary: Vocabulary, *, exact: bool) -> list[Prompt]:
@@ -56,9 +62,13 @@ def near_prompts(plan: ModelPlan, vocabulary: Vocabulary, *, exact: bool) -> lis
     before = list(vocabulary.before)
     noise: list[int] = draw.integers(0, plan.vocab_size, min(plan.context, RANDOM_TOKENS)).tolist()
     found = [Prompt(kind="noise", ids=noise)]
+    switch = rope_switch(plan)
     for start in distances(plan):
         ids: list[int] = draw.integers(0, plan.vocab_size, HEAD + TAIL).tolist()
-        found.append(Prompt(kind="far", ids=ids, head=HEAD, start=start))
+        beyond = switch is not None and start + TAIL > switch
+        found.append(
+            Prompt(kind="far", ids=ids, head=HEAD, start=start, context=switch + 1 if switch and beyond else 0)
+        )
     if not exact:
         return found
     tokenizer = source_tokenizer(vocabulary.spec)
@@ -73,7 +83,7 @@ def near_prompts(plan: ModelPlan, vocabulary: Vocabulary, *, exact: bool) -> lis
 
 def window_tokens(plan: ModelPlan) -> int:
     """Return how long a window is: at most 512 tokens, the context, and what its logits take of memory; whole blocks where it can."""
-    most = min(WINDOW, plan.context, max(32, WINDOW_BYTES // (4 * plan.vocab_size)))
+    most = min(WINDOW, plan.context, rope_switch(plan) or WINDOW, max(32, WINDOW_BYTES // (4 * plan.vocab_size)))
     return most // BLOCK * BLOCK or most
 
 
@@ -87,7 +97,32 @@ def distances(plan: ModelPlan) -> list[int]:
     wanted = {plan.context // 8, plan.context // 2, plan.context - TAIL}
     if plan.window is not None:
         wanted.add(plan.window - TAIL // 2 + HEAD // 2)
-    return sorted(start for start in wanted if HEAD <= start <= plan.context - TAIL)
+    switch = rope_switch(plan)
+    last = plan.context - TAIL
+    if (
+        switch is not None
+    ):  # a gap within the short factors, and others where a context of the long ones fits into memory
+        wanted |= {switch // 2, switch - TAIL}
+        last = last if cache_bytes(plan, switch + 1) <= CACHE_BYTES else switch - TAIL
+    return sorted(start for start in wanted if HEAD <= start <= last)
+
+
+def rope_switch(plan: ModelPlan) -> int | None:
+    """Return the length of text after which the source turns heads by other angles (longrope), None where it never does.
+
+    libllama decides by its context instead of the text (`get_rope_factors` in llama-model.cpp).
+    """
+    if not any(tensor.name.startswith("rope_factors_long") for tensor in plan.tensors):
+        return None
+    original = plan.keys.get("rope.scaling.original_context_length")
+    return original if isinstance(original, int) and LEAST_CONTEXT <= original < plan.context else None
+
+
+def cache_bytes(plan: ModelPlan, context: int) -> int:
+    """Return the bytes of a float32 cache of CONTEXT tokens, at most."""
+    hidden = plan.keys.get("embedding_length")
+    head = plan.keys.get("attention.key_length") or (hidden if isinstance(hidden, int) else 0) // max(1, plan.heads)
+    return context * plan.layers * plan.kv_heads * (head if isinstance(head, int) else 256) * 2 * 4
 
 
 def far_limit(distance: int) -> float:

@@ -193,7 +193,9 @@ def chat_ids_row(
         message += repr(differ[0])
         notices.append(Notice(code="tokenizer-class", message=message))
     same = sum(list(have) == want for have, want in zip(ids, wanted, strict=True))
-    value = f"equal for {same} of {len(texts)} conversations" if same < len(texts) else f"equal for {same} conversations"
+    value = (
+        f"equal for {same} of {len(texts)} conversations" if same < len(texts) else f"equal for {same} conversations"
+    )
     return Row(name="chat token ids", value=value, limit="equal"), notices
 
 

@@ -384,3 +384,94 @@ def test_memory_and_threads_are_those_that_the_container_leaves(
     assert "0.0 GB are free" in next(item.message for item in done.warnings if item.code == "no-torch-reference")
     assert seen == {3}
     assert passport.threads(tmp_path / "out.gguf") == 1
+
+
+def shuffled(data: bytes, size: int) -> bytes:
+    """Return DATA with two of its blocks of SIZE bytes in each other's place."""
+    return data[size : 2 * size] + data[:size] + data[2 * size :]
+
+
+@pytest.mark.parametrize(("quant", "size"), [("q8_0", 34), ("q4_0", 18)])
+def test_two_blocks_in_each_others_place_are_found(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str, size: int
+) -> None:
+    from converters import quantize
+
+    encode = quantize.encode
+
+    def swap(rows: Any, kind: str, *rest: Any) -> bytes:
+        data = bytes(encode(rows, kind, *rest))
+        return shuffled(data, size) if kind == quant.upper() and len(rows) == 64 else data
+
+    monkeypatch.setattr(quantize, "encode", swap)
+    with pytest.raises(ProofFailed, match="worst block"):
+        convert(llama, tmp_path / "out.gguf", quant)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dropped_bias_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(tmp_path / "m", attention_bias=True)
+    planned(
+        monkeypatch,
+        lambda plan: replace(plan, tensors=tuple(t for t in plan.tensors if t.name != "blk.1.attn_q.bias")),
+    )
+    with pytest.raises(ProofFailed, match="F32 logits against torch"):
+        convert(folder, tmp_path / "out.gguf", "f32")
+
+
+def test_an_end_token_that_torch_stops_at_and_the_file_does_not_is_found(llama: Path) -> None:
+    from converters.checkpoint import open_checkpoint
+    from converters.families import plan_model
+    from converters.tokenizer import read_vocabulary
+
+    checkpoint = open_checkpoint(llama)
+    words = read_vocabulary(checkpoint, plan_model(checkpoint).vocab_size)
+    steps = [{"ids": [7, 8], "logits": [3.0, 1.0], "spread": 1.0}] * 3
+    said = {"ids": [7, 7, words.eos], "steps": steps}
+    (row,) = tokens.continuation_rows(words, [said], [[7, 7, words.eos]], exact=True)
+    assert row.ok
+    assert "ending with" in str(row.value)
+    (row,) = tokens.continuation_rows(words, [said], [[7, 7, words.eos, 9]], exact=True)
+    assert not row.ok
+    (row,) = tokens.continuation_rows(words, [said], [[7, 8, 9]], exact=True)
+    assert not row.ok
+    near = {"ids": [7, 7], "steps": [{"ids": [7, 8], "logits": [3.0, 2.99999], "spread": 1.0}] * 2}
+    (row,) = tokens.continuation_rows(words, [near], [[7, 8]], exact=True)
+    assert row.ok
+    assert "tie" in str(row.value)
+
+
+def test_the_rows_cover_cache_continuation_chats_and_the_end(llama: Path, tmp_path: Path) -> None:
+    report = convert(llama, tmp_path / "out.gguf", "q8_0").report
+    assert float(value(report, "with the cache")) < 1e-9
+    assert "conversations" in str(value(report, "chat token ids"))
+    assert float(value(report, "difference of log p")) < 1e-4
+    assert "tokens" in str(value(report, "continues as torch"))
+    low, high = next(row.interval for row in report.rows if "mean KL" in row.name) or (0, 0)
+    assert 0 <= low < float(value(report, "mean KL")) < high
+
+
+@pytest.mark.parametrize("quant", ["f16", "bf16"])
+def test_halves_are_compared_with_torch_in_halves(llama: Path, tmp_path: Path, quant: str) -> None:
+    report = convert(llama, tmp_path / "out.gguf", quant).report
+    rounded = float(value(report, f"logits against torch in {quant.upper()}"))
+    assert rounded < 1e-5
+    plain = next(row.value for row in report.rows if row.name == "logits against torch: NMSE")
+    assert rounded < float(plain)
+
+
+def test_windows_end_where_logits_would_fill_the_memory(llama: Path) -> None:
+    from converters.checkpoint import open_checkpoint
+    from converters.families import plan_model
+    from edgeai.evaluation.prompts import WINDOW_BYTES, window_tokens
+
+    plan = plan_model(open_checkpoint(llama))
+    for context, vocabulary, expected in (
+        (32, 500, 32),
+        (8192, 49152, 512),
+        (32768, 262144, 128),
+        (131072, 1 << 21, 32),
+    ):
+        found = window_tokens(replace(plan, context=context, vocab_size=vocabulary))
+        assert found == expected
+        assert found * vocabulary * 4 <= 2 * WINDOW_BYTES
