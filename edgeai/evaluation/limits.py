@@ -26,8 +26,8 @@ class Limit:
 
 LIMITS: Mapping[str, Limit] = {
     "F32": Limit(nmse=EXACT_NMSE, mean_kl=1e-5, cosine=0.9999),
-    "F16": Limit(nmse=1e-4, mean_kl=1e-3, cosine=0.9999),
-    "BF16": Limit(nmse=1e-3, mean_kl=1e-2, cosine=0.999),
+    "F16": Limit(nmse=5e-4, mean_kl=1e-3, cosine=0.9999),
+    "BF16": Limit(nmse=5e-3, mean_kl=1e-2, cosine=0.999),
     "Q8_0": Limit(nmse=0.01, mean_kl=0.05, cosine=0.999),
     "Q6_K": Limit(nmse=0.05, mean_kl=0.15, cosine=0.99),
     "Q5_1": Limit(nmse=0.1, mean_kl=0.3, cosine=0.98),
