@@ -15,11 +15,13 @@ from converters.families import ModelPlan, TensorPlan, plan_model
 from converters.ggml_types import FILE_TYPES
 from converters.gguf import write_model
 from converters.header import read_header
+from converters.importance import wanted
 from converters.mixes import FALLBACK, MIXES, NEEDS_IMPORTANCE, QUANTS
 from converters.quantize import SLAB_ITEMS, encode, encoded_slabs
 from converters.quantmap import plan_types
 from converters.tokenizer import read_vocabulary
 from tests.checkpoints import make
+from tests.families import VARIANTS, make_variant
 
 ORACLE = """
 import ctypes, json, sys
@@ -62,15 +64,15 @@ def plan_of(folder: Path) -> ModelPlan:
 
 def random_importance(plan: ModelPlan) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     rng = np.random.default_rng(3)
-    return {
-        tensor.name: (rng.normal(size=(1, tensor.shape[-1])) ** 2 * 10).astype(np.float32) + np.float32(0.01)
-        for tensor in plan.tensors
-        if tensor.name.startswith("blk.") and len(tensor.shape) > 1
-    }
+    shapes = {name: shape for name, shape in wanted(plan).items() if name.startswith("blk.")}
+    return {name: (rng.normal(size=shape) ** 2 * 10 + 0.01).astype(np.float32) for name, shape in shapes.items()}
 
 
 def compare_with_llama(tmp_path: Path, shape: str, quants: list[str], *, informed: bool) -> None:
-    folder = make(tmp_path / "m", **SHAPES[shape])
+    compare_folder(tmp_path, make(tmp_path / "m", **SHAPES[shape]), quants, informed=informed)
+
+
+def compare_folder(tmp_path: Path, folder: Path, quants: list[str], *, informed: bool) -> None:
     plan = plan_of(folder)
     vocabulary = read_vocabulary(open_checkpoint(folder), plan.vocab_size)
     export, matrix = tmp_path / "f32.gguf", tmp_path / "matrix.npz"
@@ -100,6 +102,15 @@ def test_every_type_is_byte_for_byte_what_llama_quantize_writes(tmp_path: Path, 
 def test_every_type_with_an_importance_matrix_is_what_llama_quantize_writes(tmp_path: Path, shape: str) -> None:
     skip = {"F32", "F16", "BF16", "Q8_0", "Q1_0", *(SLOW if shape == "whole blocks" else LARGE_TABLES & SLOW)}
     compare_with_llama(tmp_path, shape, [quant for quant in QUANTS if quant not in skip], informed=True)
+
+
+@pytest.mark.parametrize("family", ["mixtral-256-tied", "gpt2", "bert", "lfm2", "phi3", "gemma3", "granite", "smollm3"])
+@pytest.mark.parametrize("informed", [False, True], ids=["plain", "informed"])
+def test_every_layout_of_tensors_gets_the_types_of_llama_quantize(tmp_path: Path, family: str, informed: bool) -> None:
+    folder = make_variant(tmp_path / "m", VARIANTS[family])
+    quants = ["F16", "Q8_0", "MXFP4_MOE", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS", "Q3_K_M", "Q3_K_L", "Q2_K"]
+    experts = ["MXFP4_MOE", "Q4_K_M", "Q3_K_M"]
+    compare_folder(tmp_path, folder, experts if "mixtral" in family else quants, informed=informed)
 
 
 @pytest.mark.slow
