@@ -127,7 +127,7 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A Hugging Face folder: what its small files say, and where its tensors are."""
+    """A Hugging Face folder: what its small files say, and where its tensors are. `adapter` is a LoRA folder that they are merged with."""
 
     path: Path
     config: Mapping[str, Any]
@@ -137,6 +137,7 @@ class Checkpoint:
     special_tokens: Mapping[str, Any] = field(default_factory=dict)
     tokenizer_json: str | None = None
     chat_template_file: str | None = None
+    adapter: Path | None = None
 
     @property
     def architecture(self) -> str:

@@ -140,7 +140,15 @@ def score(lib: Any, request: dict[str, Any], facts: dict[str, Any]) -> None:
     longest = max(
         [len(item["ids"]) + item["count"] for item in request["continue"]] + [len(item["ids"]) for item in prompts]
     )
-    context = open_context(lib, model, longest, request["threads"])
+    adapter = load_adapter(lib, model, request["adapter"]) if request.get("adapter") else None
+
+    def opened(least: int = 0) -> Any:
+        context = open_context(lib, model, longest, request["threads"], least=least)
+        if adapter:
+            put_on(lib, context, adapter)
+        return context
+
+    context = opened()
     first = lib.llama_n_ctx(context)
     batch = lib.llama_batch_init(longest, 0, 1)
     facts["continued"] = [continuation(lib, context, batch, vocab, item) for item in request["continue"]]
@@ -150,10 +158,10 @@ def score(lib: Any, request: dict[str, Any], facts: dict[str, Any]) -> None:
         turns.wait()
         if prompt["context"] > lib.llama_n_ctx(context):
             lib.llama_free(context)
-            context = open_context(lib, model, longest, request["threads"], least=prompt["context"])
+            context = opened(prompt["context"])
         elif not prompt["context"] and lib.llama_n_ctx(context) > first:
             lib.llama_free(context)
-            context = open_context(lib, model, longest, request["threads"])
+            context = opened()
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
         with (folder / f"{index}.f32").open("wb") as file:
             for sequence, start, ids in stretches(prompt):
@@ -162,6 +170,21 @@ def score(lib: Any, request: dict[str, Any], facts: dict[str, Any]) -> None:
                 decode(lib, context, batch, sequence, start, ids)
                 np.ctypeslib.as_array(lib.llama_get_logits(context), (len(ids), size)).tofile(file)
         print("ready", index, flush=True)
+
+
+def load_adapter(lib: Any, model: Any, path: str) -> Any:
+    """Load the LoRA adapter PATH; a context makes room for those that are loaded before it."""
+    adapter = lib.llama_adapter_lora_init(model, os.fsencode(path))
+    if not adapter:
+        raise NotLoaded(LOG[-1] if LOG else "libllama does not take the adapter")
+    return adapter
+
+
+def put_on(lib: Any, context: Any, adapter: Any) -> None:
+    """Use ADAPTER with all that is computed, at a scale of 1."""
+    kind = lib.llama_adapter_lora_p_ctypes
+    if lib.llama_set_adapters_lora(context, (kind * 1)(ctypes.cast(adapter, kind)), 1, (ctypes.c_float * 1)(1.0)):
+        raise NotLoaded("libllama does not put the adapter on the model")
 
 
 class Turns:

@@ -23,6 +23,8 @@ from typing import Any
 from converters import gguf, manifest, tokenproof
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.families import ModelPlan, Value, plan_model
+from converters.lora import open_adapter
+from converters.lora_merge import merge
 from converters.output import OutputFile, check_output
 from converters.quantmap import QuantMap, plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary
@@ -138,6 +140,7 @@ def convert(
     max_kl: float | None = None,
     text: str | None = None,
     origin: str | None = None,
+    adapter: Path | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _notice: None,
     tell: Tell = lambda _verdict: None,
@@ -146,8 +149,9 @@ def convert(
 
     Raises ConvertError for a source that cannot be converted, OutputError, DoesNotFit, and ProofFailed when the file is not the model;
     then, and after Ctrl-C, nothing is left behind. TEXT replaces the text that a quantized file is compared on, and MAX_KL the limit of
-    its type for the mean KL in nats. ORIGIN says where the folder came from, for the passport. NOTIFY gets each
-    warning when it arises; what it raises ends the work. TELL gets the verdict of the preflight, before any tensor is read.
+    its type for the mean KL in nats. ORIGIN says where the folder came from, for the passport, and
+    the LoRA folder ADAPTER is merged into it. NOTIFY gets each warning when it arises; what it raises ends the work. TELL gets the
+    verdict of the preflight, before any tensor is read.
     """
     began = time.perf_counter()
     check_max_kl(max_kl)
@@ -158,6 +162,7 @@ def convert(
         force=force,
         keep_failed=keep_failed,
         allow_inexact_tokenizer=allow_inexact_tokenizer,
+        adapter=adapter,
         progress=progress,
         notify=notify,
         tell=tell,
@@ -211,6 +216,7 @@ def preflight(
     force: bool,
     keep_failed: bool,
     allow_inexact_tokenizer: bool,
+    adapter: Path | None,
     progress: Progress,
     notify: Notify,
     tell: Tell,
@@ -218,6 +224,8 @@ def preflight(
     """Find out everything that can be known before a tensor is read: family, tokenizer, types, output, disk."""
     began = time.perf_counter()
     checkpoint = open_checkpoint(source)
+    if adapter is not None:
+        checkpoint = merge(checkpoint, open_adapter(adapter, checkpoint))
     plan = plan_model(checkpoint)
     vocabulary = read_vocabulary(checkpoint, plan.vocab_size, allow_inexact=allow_inexact_tokenizer)
     place = Path(os.path.abspath(source))  # noqa: PTH100 - resolve() would leave the folder that a link stands in
@@ -238,7 +246,7 @@ def preflight(
     )
     for code, message in (*plan.warnings, *vocabulary.warnings, *said, *filter(None, [quantmap.warning()])):
         job.say(code, message)
-    if (notice := no_torch_notice(plan)) is not None:
+    if (notice := no_torch_notice(plan, checkpoint)) is not None:
         job.torch = False
         job.say(notice.code, notice.message)
     tell(

@@ -376,15 +376,20 @@ def fill(batch: Any, ids: list[int], start: int) -> None:
         batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
 
 
-def libllama_logits(path: Path, ids: list[int], prompt: int = PROMPT) -> F32:
-    """Return libllama's logits of every position of IDS: PROMPT tokens at once, the rest one by one with the cache."""
+def libllama_logits(path: Path, ids: list[int], prompt: int = PROMPT, adapter: Path | None = None) -> F32:
+    """Return libllama's logits of every position of IDS: PROMPT tokens at once, the rest one by one with the cache.
+
+    ADAPTER is a LoRA adapter that is put on the model at a scale of 1.
+    """
     import numpy as np
 
+    from converters import native_child
     from edgeai.native import library
 
     lib = library()
 
     model = load(path)
+    lora = native_child.load_adapter(lib, model, str(adapter)) if adapter else None
     settings = lib.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = max(64, len(ids))
     settings.n_threads = settings.n_threads_batch = 1
@@ -392,6 +397,8 @@ def libllama_logits(path: Path, ids: list[int], prompt: int = PROMPT) -> F32:
     settings.flash_attn_type = 0
     context = lib.llama_init_from_model(model, settings)
     assert context, "libllama makes no context"
+    if lora:
+        native_child.put_on(lib, context, lora)
     size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
     rows = []
     batch = lib.llama_batch_init(len(ids), 0, 1)

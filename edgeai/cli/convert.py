@@ -71,6 +71,10 @@ __all__ = ["convert_command"]
     "--requantize", is_flag=True, help="Quantize a GGUF file that is quantized already, with errors on top of errors."
 )
 @click.option(
+    "--base", metavar="MODEL", help="The model that a LoRA adapter was trained on: a folder, a name, hf:owner/repo."
+)
+@click.option("--merge", is_flag=True, help="Merge a LoRA adapter into its base, instead of writing an adapter file.")
+@click.option(
     "--force", is_flag=True, help="Replace the output if it is there; the old file stays until the new one is proved."
 )
 @click.option(
@@ -101,6 +105,8 @@ def convert_command(
     imatrix_out: Path | None,
     dry_run: bool,
     requantize: bool,
+    base: str | None,
+    merge: bool,
     force: bool,
     max_kl: float | None,
     eval_text: Path | None,
@@ -122,6 +128,7 @@ def convert_command(
     edgeai convert out/tiny --quant iq2_m --imatrix prompts.txt
     edgeai convert out/tiny --quant q4_0 --type '*.ffn_down=q6_k' --dry-run
     """
+    from converters.lora import is_adapter
     from edgeai import pipeline
     from edgeai.evaluation.corpus import read_text
     from edgeai.quantization import Wish
@@ -159,6 +166,20 @@ def convert_command(
         finish(done, out)
         return
     refuse(("requantize",), "a folder")
+    adapter = None
+    if is_adapter(path):
+        from edgeai.adapting import base_of
+
+        adapter = path
+        path, _, origin = find(base, out) if base else (base_of(path), None, None)
+        if not merge:
+            refuse(NOT_OF_ADAPTERS, "a LoRA adapter without --merge")
+            finish(to_adapter(adapter, path, output, out, force=force), out)
+            return
+        refuse(("imatrix", "dry_run"), "a LoRA adapter")
+        default = default or adapter.absolute().with_name(f"{adapter.absolute().name}.gguf")
+    else:
+        refuse(("base", "merge"), "no LoRA adapter")
     if dry_run:
         from edgeai.cli.typetable import table
         from edgeai.dryrun import dry_run as run_dry
@@ -179,6 +200,7 @@ def convert_command(
         max_kl=max_kl,
         text=text,
         origin=origin,
+        adapter=adapter,
         progress=out.progress,
         notify=lambda notice: out.warn([notice]),
         tell=lambda verdict: out.note("\n".join(verdict.lines(human_bytes))),
@@ -195,6 +217,28 @@ def finish(done: Conversion, out: Output) -> None:
         out.answer(str(done.path))
 
 
+NOT_OF_ADAPTERS = (
+    "quant",
+    "types",
+    "imatrix",
+    "dry_run",
+    "keep_failed",
+    "max_kl",
+    "eval_text",
+    "allow_inexact_tokenizer",
+)
+"""Options that an adapter file has no use for."""
+
+
+def to_adapter(path: Path, base: Path, output: Path | None, out: Output, *, force: bool) -> Conversion:
+    """Write the LoRA folder PATH as an adapter file."""
+    from edgeai import adapting
+
+    return adapting.convert_adapter(
+        path, base, output, force=force, progress=out.progress, notify=lambda notice: out.warn([notice])
+    )
+
+
 def to_hf(path: Path, folder: Path | None, dtype: str, out: Output, *, force: bool) -> Conversion:
     """Read the GGUF file PATH back as a folder."""
     from edgeai import importing
@@ -206,7 +250,7 @@ def to_hf(path: Path, folder: Path | None, dtype: str, out: Output, *, force: bo
 
 OF_TARGET = {
     **dict.fromkeys(("quant", "types", "imatrix", "calibration_tokens", "imatrix_out", "dry_run"), "gguf"),
-    **dict.fromkeys(("keep_failed", "max_kl", "eval_text", "requantize"), "gguf"),
+    **dict.fromkeys(("keep_failed", "max_kl", "eval_text", "requantize", "base", "merge"), "gguf"),
     "dtype": "hf",
 }
 """Option → the only target that it belongs to."""
@@ -263,4 +307,5 @@ def summarize(done: Conversion, out: Output) -> None:
     if out.verbose:
         out.note(" · ".join(f"{name.removesuffix('_s')} {value:.2f} s" for name, value in done.timings.items()))
     path = shlex.quote(str(done.path))
-    out.note(f"next: edgeai convert {path}" if done.format == "hf" else f'next: edgeai run {path} "Hello"')
+    steps = {"hf": f"edgeai convert {path}", "gguf-adapter": f"llama-server -m BASE.gguf --lora {path}"}
+    out.note("next: " + steps.get(done.format, f'edgeai run {path} "Hello"'))

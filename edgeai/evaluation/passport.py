@@ -46,7 +46,7 @@ class Proof:
     `base` is the base type of the file to prove, `types` GGUF tensor name → type; `exports` says whether `export` will be asked for,
     and `stores` whether a file of halves is also compared with weights that torch has rounded in the same way.
     `text` replaces the bundled text and `max_kl` the limit of the type; `torch` says whether it is the reference (None: if it can be),
-    and `of` names the file that is the reference without it.
+    and `of` names the file that is the reference without it. `adapter_file` is a LoRA adapter that the runtime puts on each file.
     """
 
     checkpoint: Checkpoint
@@ -60,6 +60,7 @@ class Proof:
     text: str | None = None
     max_kl: float | None = None
     of: str = "the F32 export"
+    adapter_file: Path | None = None
     progress: Progress = no_progress
     notices: list[Notice] = field(default_factory=list)
     summary: dict[str, float | str] = field(default_factory=dict, init=False)
@@ -74,7 +75,7 @@ class Proof:
     def __enter__(self) -> Self:
         self._choose()
         self._folder = tempfile.TemporaryDirectory(prefix="edgeai-proof-")
-        if self.torch is None and (notice := no_torch_notice(self.plan)):
+        if self.torch is None and (notice := no_torch_notice(self.plan, self.checkpoint)):
             self.notices.append(notice)
             self.torch = False
         self.summary["reference"] = "runtime" if self.torch is False else "torch"
@@ -131,7 +132,10 @@ class Proof:
         request = {
             **self._request(),
             "source": str(self.checkpoint.path.resolve()),
-            "safetensors": any(path.suffix == ".safetensors" for path in self.checkpoint.files),
+            "adapter": str(self.checkpoint.adapter.resolve()) if self.checkpoint.adapter else None,
+            "safetensors": any(
+                path.suffix == ".safetensors" and path.parent == self.checkpoint.path for path in self.checkpoint.files
+            ),
             "texts": tokenproof.stress_texts(self.vocabulary),
             "threads": half(cpu_facts().threads),
             "folder": str(folder),
@@ -236,6 +240,7 @@ class Proof:
                     "prompts": [asdict(prompt) for prompt in prompts],
                     "continue": tokens.questions(self.plan, self.vocabulary),
                     "folder": str(folder),
+                    "adapter": str(self.adapter_file) if self.adapter_file else None,
                     "threads": threads(path),
                 },
             }
@@ -295,9 +300,12 @@ def half(count: int) -> int:
     return max(1, count // 2)
 
 
-def no_torch_notice(plan: ModelPlan) -> Notice | None:
+def no_torch_notice(plan: ModelPlan, checkpoint: Checkpoint | None = None) -> Notice | None:
     """Return the notice that torch is not the reference here, or None when it is."""
-    if not (reason := no_torch(plan)):
+    reason = no_torch(plan)
+    if not reason and checkpoint is not None and checkpoint.adapter and importlib.util.find_spec("peft") is None:
+        reason = "the source has a LoRA adapter, and peft is not installed (pip install peft)"
+    if not reason:
         return None
     message = f"the reference of the proof is the unquantized export in the runtime, not torch: {reason}"
     return Notice(code="no-torch-reference", message=message)

@@ -61,6 +61,10 @@ def load(request: dict[str, Any], facts: dict[str, Any]) -> Any:
     if absent:
         facts["error"] = f"transformers finds no weights for {', '.join(absent[:6])}"
         return None
+    if request.get("adapter"):
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, request["adapter"], local_files_only=True).merge_and_unload()
     return model.eval()
 
 
