@@ -182,7 +182,7 @@ class Proof:
         rows = [*run.rows, *weights, *quantized_rows(found, limit, of)]
         self.summary |= found.summary()
         if stored:
-            most = stored_limit(self.plan.activation_nmse, self.plan.layers)
+            most = stored_limit(self.base, self.plan.activation_nmse, self.plan.layers)
             rows += stored_rows(self._compare(reference, run.stream, stored), self.base, most, gated=not experts)
         rows += self._continued(facts, run, exact=False)
         return [*rows, *self._chats(facts, run)]

@@ -30,8 +30,8 @@ __all__ = ["weight_rows"]
 
 SLAB_ITEMS = 1 << 20
 BLOCK = {item.name: item.block for item in GGML_TYPES.values()}
-HALVES_LIMIT = 1e-5
-"""BF16 keeps 8 bits: the square of half a unit in the last place is 3.8e-6."""
+NUMBERS_LIMIT = 1e-12
+"""F32, F16 and BF16 are the source's numbers rounded to nearest, so this is nothing but room for numbers near zero."""
 BLOCK_LIMIT = 1.0
 COARSE = ("IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
 """Types that are worse than zeros for weights that were not trained for them."""
@@ -47,18 +47,20 @@ def weight_rows(path: Path, plan: ModelPlan) -> list[Row]:
     planned = {tensor.name: tensor for tensor in plan.tensors}
     exact, coarse = (0.0, "none"), (0.0, "none")
     whole: tuple[float, str, str] = (0.0, "", "")
+    kinds: set[str] = set()
     for info in read_header(path).tensors:
         if info.name not in planned or info.type in COARSE:
             continue
         total, worst = errors(path, info, planned[info.name])
         if BLOCK[info.type] == 1:
+            kinds.add(info.type)
             exact = max(exact, (worst, info.name), key=lambda item: (math.isnan(item[0]), item[0]))
         else:
             coarse = max(coarse, (worst, info.name), key=lambda item: (math.isnan(item[0]), item[0]))
             whole = max(whole, (total, info.name, info.type))
     found = []
     if exact[1] != "none":
-        found.append(at_most("weights kept as numbers: worst vector, NMSE", exact[0], HALVES_LIMIT))
+        found.append(at_most(f"weights in {' and '.join(sorted(kinds))}: worst row, NMSE", exact[0], NUMBERS_LIMIT))
     if coarse[1] != "none":
         found.append(at_most("quantized weights: worst block, NMSE", coarse[0], BLOCK_LIMIT))
         found.append(
@@ -92,5 +94,18 @@ def block_errors(path: Path, info: TensorInfo, tensor: TensorPlan) -> Iterator[t
         last = min(first + step, rows)
         data = read_at(path, info.offset + first * nbytes, (last - first) * nbytes)
         found = decode(data, info.type, columns).reshape(-1, width)
-        wanted = tensor.rows(first, last).reshape(-1, width)
+        wanted = rounded(tensor.rows(first, last).reshape(-1, width), info.type)
         yield ((found - wanted) ** 2).sum(-1), (wanted**2).sum(-1)
+
+
+def rounded(rows: F32, kind: str) -> F32:
+    """Return ROWS rounded to the nearest number of the type KIND, ties to even; as they are for types that are no plain numbers."""
+    import numpy as np
+
+    if kind == "F16":
+        return rows.astype(np.float16).astype(np.float32)
+    if kind != "BF16":
+        return rows
+    bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)  # as ggml_compute_fp32_to_bf16 in ggml-impl.h
+    return bits.view(np.float32)
