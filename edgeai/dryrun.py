@@ -55,11 +55,13 @@ class DryRun:
         }
 
 
-def dry_run(source: Path, wish: Wish, *, notify: Notify = lambda _notice: None) -> DryRun:
+def dry_run(
+    source: Path, wish: Wish, *, allow_inexact_tokenizer: bool = False, notify: Notify = lambda _notice: None
+) -> DryRun:
     """Return what `convert` would write, reading no tensor and writing nothing. Raises what its preflight raises."""
     checkpoint = open_checkpoint(source)
     plan = plan_model(checkpoint)
-    vocabulary = read_vocabulary(checkpoint, plan.vocab_size)
+    vocabulary = read_vocabulary(checkpoint, plan.vocab_size, allow_inexact=allow_inexact_tokenizer)
     notices: list[Notice] = []
 
     def say(code: str, message: str) -> None:

@@ -184,7 +184,12 @@ def convert_command(
         from edgeai.cli.typetable import table
         from edgeai.dryrun import dry_run as run_dry
 
-        would = run_dry(path, wish, notify=lambda notice: out.warn([notice]))
+        would = run_dry(
+            path,
+            wish,
+            allow_inexact_tokenizer=allow_inexact_tokenizer,
+            notify=lambda notice: out.warn([notice]),
+        )
         if out.as_json:
             out.json(would.to_dict())
         else:
