@@ -33,19 +33,19 @@ LIMITS: Mapping[str, Limit] = {
     "Q5_1": Limit(nmse=0.1, mean_kl=0.3, cosine=0.98),
     "Q5_0": Limit(nmse=0.1, mean_kl=0.3, cosine=0.98),
     "Q5_K": Limit(nmse=0.1, mean_kl=0.3, cosine=0.98),
-    "Q4_1": Limit(nmse=0.3, mean_kl=1.0, cosine=0.95),
-    "Q4_0": Limit(nmse=0.3, mean_kl=1.0, cosine=0.95),
-    "Q4_K": Limit(nmse=0.3, mean_kl=1.0, cosine=0.95),
-    "IQ4_NL": Limit(nmse=0.3, mean_kl=1.0, cosine=0.95),
-    "IQ4_XS": Limit(nmse=0.3, mean_kl=1.0, cosine=0.95),
-    "MXFP4": Limit(nmse=0.4, mean_kl=1.5, cosine=0.9),
-    "Q3_K": Limit(nmse=0.6, mean_kl=2.0, cosine=0.85),
-    "IQ3_S": Limit(nmse=0.6, mean_kl=2.0, cosine=0.85),
-    "IQ3_XXS": Limit(nmse=0.9, mean_kl=3.0, cosine=0.8),
-    "Q2_K": Limit(nmse=0.9, mean_kl=4.0, cosine=0.7),
-    "IQ2_S": Limit(nmse=1.5, mean_kl=8.0, cosine=0.5),
-    "IQ2_XS": Limit(nmse=1.5, mean_kl=8.0, cosine=0.5),
-    "IQ2_XXS": Limit(nmse=1.5, mean_kl=8.0, cosine=0.5),
+    "Q4_1": Limit(nmse=0.5, mean_kl=1.0, cosine=0.95),
+    "Q4_0": Limit(nmse=0.5, mean_kl=1.0, cosine=0.95),
+    "Q4_K": Limit(nmse=0.5, mean_kl=1.0, cosine=0.95),
+    "IQ4_NL": Limit(nmse=0.5, mean_kl=1.0, cosine=0.95),
+    "IQ4_XS": Limit(nmse=0.5, mean_kl=1.0, cosine=0.95),
+    "MXFP4": Limit(nmse=0.6, mean_kl=1.5, cosine=0.9),
+    "Q3_K": Limit(nmse=0.9, mean_kl=2.0, cosine=0.85),
+    "IQ3_S": Limit(nmse=0.9, mean_kl=2.0, cosine=0.85),
+    "IQ3_XXS": Limit(nmse=1.2, mean_kl=3.0, cosine=0.8),
+    "Q2_K": Limit(nmse=1.5, mean_kl=4.0, cosine=0.7),
+    "IQ2_S": Limit(nmse=2.0, mean_kl=8.0, cosine=0.5),
+    "IQ2_XS": Limit(nmse=2.0, mean_kl=8.0, cosine=0.5),
+    "IQ2_XXS": Limit(nmse=2.0, mean_kl=8.0, cosine=0.5),
     "IQ1_M": Limit(nmse=3.0, mean_kl=16.0, cosine=0.2),
     "IQ1_S": Limit(nmse=3.0, mean_kl=16.0, cosine=0.2),
     "Q2_0": Limit(
@@ -57,8 +57,8 @@ LIMITS: Mapping[str, Limit] = {
 }
 """By base type: some ten times what published measurements find for models of 7 B (Q8_0 0.001, Q6_K 0.006, Q5_K 0.011, Q4_K 0.031, Q3_K
 0.10, Q2_K 0.45 nats: tools/perplexity/README.md of llama.cpp), because small models lose more: 135 M parameters twice to five times as
-much, random weights more still. They catch a broken file, not a poor one; the measured values are in the report, and `--max-kl` sets
-what is good enough."""
+much, random weights more still (OLMo 2 as it is initialised has an NMSE of 1.1 in Q2_K). They catch a broken file, not a poor one; the
+measured values are in the report, and `--max-kl` sets what is good enough."""
 EXPERTS_NMSE, EXPERTS_FACTOR = 0.05, 1.5
 STORED_NMSE = 1e-5
 """F16 and BF16 against torch with weights, and what they are multiplied with, rounded to that type; see `stored_limit`."""

@@ -128,11 +128,12 @@ def cache_bytes(plan: ModelPlan, context: int) -> int:
 def far_limit(distance: int) -> float:
     """Return the limit for the NMSE of float32 logits across a gap of DISTANCE tokens.
 
-    An angle of DISTANCE radians has a rounding error of DISTANCE · 2⁻²⁴ in float32, and its square goes into the NMSE. Random models
-    of head size 64, theta 5e5: 2.3e-8 is measured at 16384 (limit 1e-6) and 2e-6 at 131055 (limit 6.1e-5); a scaling factor of 24
-    instead of 32 gives 1.1e-3 and 5.5e-2.
+    An angle of DISTANCE radians has a rounding error of DISTANCE · 2⁻²⁴ in float32, several times that where the frequencies come of
+    repeated multiplication, as ggml has them; its square goes into the NMSE. Random models of head size 64: with theta 5e5 2.3e-8 is
+    measured at 16384 (limit 1.5e-5) and 2e-6 at 131055 (limit 9.8e-4); with theta 1e4 and large weights 1.3e-6 at 16384 and 4.8e-6
+    at 32751 (limit 6.1e-5). A scaling factor of 24 instead of 32 gives 1.1e-3 and 5.5e-2.
     """
-    return float(max(EXACT_NMSE, (distance * 2.0**-24) ** 2))
+    return float(max(EXACT_NMSE, (4 * distance * 2.0**-24) ** 2))
 
 
 def positions(prompts: Sequence[Prompt]) -> int:
