@@ -12,12 +12,13 @@ import os
 import shutil
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from converters import hf_export, manifest, tokenproof
 from converters.checkpoint import open_checkpoint
-from converters.families import plan_model
+from converters.families import TensorPlan, plan_model
 from converters.gguf_copy import copy_gguf, type_bytes
 from converters.imports.checkpoint import Imported, import_gguf
 from converters.output_folder import OutputFolder, check_output_folder
@@ -170,6 +171,8 @@ def prove(
         value=f"equal for {len(tokenproof.stress_texts(imported.vocabulary))} texts",
         limit="equal",
     )
+    if rounded:  # the decoded weights are then the file's own, and not those of the folder
+        plan = replace(plan, tensors=plain(imported))
     torch = no_torch_notice(plan) is None
     loose = rounded and torch  # then the type's own limit holds
     with Proof(
@@ -195,6 +198,13 @@ def prove(
         rows = proof.quantized(decoded) if loose else proof.export(decoded)
         notices += [notice for notice in proof.notices if notice not in notices]
     return Report(rows=(first, *rows))
+
+
+def plain(imported: Imported) -> tuple[TensorPlan, ...]:
+    """Return the tensors of the file as they are."""
+    return tuple(
+        TensorPlan(name=name, shape=tensor.shape, sources=(tensor,)) for name, tensor in imported.stored.items()
+    )
 
 
 def failure(source: Path, target: Path, report: Report) -> ProofFailed:

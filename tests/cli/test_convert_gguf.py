@@ -65,11 +65,17 @@ def test_a_row_order_that_is_not_undone_fails_the_proof(model: Path, monkeypatch
     assert names(model) == {"model é.gguf"}
 
 
-@pytest.mark.usefixtures("no_torch")
-def test_rounding_is_said(model: Path) -> None:
+@pytest.mark.parametrize("torch", [True, False])
+def test_rounding_is_said_and_held_to_the_limits_of_the_type(
+    model: Path, monkeypatch: pytest.MonkeyPatch, *, torch: bool
+) -> None:
+    if not torch:
+        monkeypatch.setattr(passport, "no_torch", lambda _plan: "not wanted in this test")
     result = run(model, "--to", "hf", "--dtype", "bf16", "--json")
     assert result.exit_code == 0, result.stderr
-    assert "rounded" in {item["code"] for item in json.loads(result.stdout)["warnings"]}
+    done = json.loads(result.stdout)
+    assert "rounded" in {item["code"] for item in done["warnings"]}
+    assert ("logits against torch: NMSE" in {row["name"] for row in done["report"]["rows"]}) is torch
 
 
 @pytest.mark.usefixtures("no_torch")
