@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,17 +239,20 @@ def find_tensors(path: Path) -> Mapping[str, Source]:
         return shard_tensors(path / SINGLE)
     if (path / INDEX).exists():
         return indexed_tensors(path, INDEX, shard_tensors)
-    found = sorted(path.glob("*.safetensors"))
-    if len(found) == 1:
-        return shard_tensors(found[0])
-    if found:
-        raise BrokenCheckpoint(
-            f"{str(path)!r} has {len(found)} .safetensors files and no {INDEX}", hint="copy the index of the shards too"
-        )
     if (path / BIN_SINGLE).exists():
         return pickled_tensors(path / BIN_SINGLE)
     if (path / BIN_INDEX).exists():
         return indexed_tensors(path, BIN_INDEX, pickled_tensors)
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        raise BrokenCheckpoint(
+            f"{str(path)!r} has its weights in {found[0].name!r}, and transformers reads no other name than {SINGLE}",
+            hint=f"rename it: mv {shlex.quote(str(found[0]))} {shlex.quote(str(path / SINGLE))}",
+        )
+    if found:
+        raise BrokenCheckpoint(
+            f"{str(path)!r} has {len(found)} .safetensors files and no {INDEX}", hint="copy the index of the shards too"
+        )
     other = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"), *path.glob("*.h5")])
     if other:
         raise UnsupportedModel(
@@ -267,9 +271,10 @@ def indexed_tensors(path: Path, index: str, read: Callable[[Path], Mapping[str, 
     for name in sorted({str(value) for value in weight_map.values()}):
         if os.path.basename(name) != name or name in {"", ".", ".."} or "\\" in name:  # noqa: PTH119 - on any system
             raise BrokenCheckpoint(f"{index} names the shard {name!r}, which is not a plain file name")
-        if not (path / name).is_file():
+        if not os.path.isfile(path / name):  # noqa: PTH113 - Path.is_file() fails for a name that is too long
             raise BrokenCheckpoint(
-                f"{index} names the shard {name!r}, and it is not in {str(path)!r}", hint="copy or download it again"
+                f"{index} names the shard {name[:200]!r}, and it is not in {str(path)!r}",
+                hint="copy or download it again",
             )
         shards[name] = read(path / name)
     listed = {(str(tensor), str(shard)) for tensor, shard in weight_map.items()}
@@ -287,6 +292,20 @@ def some(items: list[tuple[str, str]]) -> str:
     return shown + (f" and {len(items) - 4} more" if len(items) > 4 else "")
 
 
+def check_download(path: Path) -> None:
+    """Raise BrokenCheckpoint for what is often found in place of weights: a pointer of git-lfs, or a web page."""
+    head = read_at(path, 0, 64).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        raise BrokenCheckpoint(
+            f"{str(path)!r} is a git-lfs pointer, not the weights",
+            hint="run `git lfs pull` in the repository it came from",
+        )
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise BrokenCheckpoint(
+            f"{str(path)!r} is a web page, saved in place of the weights", hint="use the link of the file itself"
+        )
+
+
 def shard_tensors(path: Path) -> dict[str, SourceTensor]:
     """Return the tensors in one safetensors file, whose header the safetensors library has checked."""
     from safetensors import SafetensorError, safe_open
@@ -294,6 +313,7 @@ def shard_tensors(path: Path) -> dict[str, SourceTensor]:
     hint = "copy or download it again"
     if not path.is_file():
         raise BrokenCheckpoint(f"{str(path)!r} is not a file", hint=hint)
+    check_download(path)
     try:
         with safe_open(path, framework="numpy"):
             pass

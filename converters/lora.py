@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters.checkpoint import ITEM_BYTES, Checkpoint, Source, read_json, shard_tensors
+from converters.checkpoint import (
+    BIN_INDEX,
+    BIN_SINGLE,
+    INDEX,
+    ITEM_BYTES,
+    SINGLE,
+    Checkpoint,
+    Source,
+    read_json,
+    shard_tensors,
+)
 from converters.errors import BrokenCheckpoint, UnsupportedModel
 from converters.families.decoder import same_values
 
@@ -28,6 +39,7 @@ __all__ = ["ADAPTER_CONFIG", "Adapter", "Pair", "is_adapter", "open_adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+MODEL_WEIGHTS = (SINGLE, INDEX, BIN_SINGLE, BIN_INDEX)
 WRAPPER = "base_model.model."
 UNKNOWN = (
     "target_parameters", "trainable_token_indices", "layer_replication", "use_qalora", "use_bdlora", "lora_bias", "kasa_config",
@@ -36,7 +48,8 @@ UNKNOWN = (
 """Options that change what is computed in ways not known here."""
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """`init_lora_weights` after which the base model of the training is not the base model any more."""
-MAX_PATTERN = 256
+MAX_PATTERN, MAX_REPEATS = 256, 4
+"""Length of a pattern, and how many parts of it may match a varying number of letters: the time grows by a power of that."""
 PARTS = {
     "lora_A.weight": "a",
     "lora_B.weight": "b",
@@ -92,8 +105,26 @@ class Adapter:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether the folder PATH is a PEFT adapter and no whole model."""
-    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+    """Whether the folder PATH is a PEFT adapter and no whole model; trainers put the config.json of the base beside an adapter.
+
+    Raises UnsupportedModel for both in one folder (which of them is meant cannot be told, and neither may be ignored) and for a folder of
+    adapters.
+    """
+    if not (path / ADAPTER_CONFIG).is_file():
+        inside = [] if (path / "config.json").exists() else sorted(path.glob(f"*/{ADAPTER_CONFIG}"))
+        if inside:
+            raise UnsupportedModel(
+                f"{str(path)!r} is no model, and holds {len(inside)} LoRA adapters in folders of their own",
+                hint=f"name one of them: {shlex.quote(str(inside[0].parent))}",
+            )
+        return False
+    weights = [name for name in MODEL_WEIGHTS if (path / name).is_file()]
+    if weights and any((path / name).is_file() for name in WEIGHTS):
+        raise UnsupportedModel(
+            f"{str(path)!r} holds a whole model ({weights[0]}) and a LoRA adapter ({ADAPTER_CONFIG})",
+            hint="move the adapter's files into a folder of their own, and convert that one or this one",
+        )
+    return not weights
 
 
 def open_adapter(path: Path, base: Checkpoint) -> Adapter:
@@ -165,6 +196,11 @@ def adapter_tensors(path: Path) -> Mapping[str, Source]:
 def split(name: str) -> tuple[str, str]:
     """Return the module of an adapter's tensor and which part of its pair it is; the whole name and nothing for other tensors."""
     plain = name.removeprefix(WRAPPER)
+    if plain == name or plain.startswith("base_model."):
+        raise BrokenCheckpoint(
+            f"the adapter has the tensor {name!r}, which PEFT would not find: names begin with {WRAPPER!r}, once",
+            hint="save it with PEFT: model.save_pretrained(folder)",
+        )
     for ending, part in PARTS.items():
         if plain.endswith(f".{ending}"):
             return plain.removesuffix(f".{ending}"), part
@@ -247,7 +283,8 @@ def setting(config: Mapping[str, Any], pattern_key: str, key: str, module: str) 
 
 def matches(pattern: str, module: str) -> bool:
     """Whether PATTERN, a name or an expression, matches the end of MODULE. What could take for ever is refused."""
-    if len(pattern) > MAX_PATTERN or re.search(r"\)[*+{]|[*+}][*+{]", pattern):
+    repeats = len(re.findall(r"[*+?{]", pattern))
+    if len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS or re.search(r"\)[*+{]|[*+}][*+{]", pattern):
         raise UnsupportedModel(f"{ADAPTER_CONFIG} has the pattern {pattern[:80]!r}", hint="write the names of modules")
     try:
         return re.match(rf"(.*\.)?({pattern})$", module) is not None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converters.errors import UnsupportedModel
+from converters.errors import BrokenCheckpoint, UnsupportedModel
 from converters.families import ModelPlan, TensorPlan
 from converters.gguf import collector, pad, write_header
 from converters.lora import Adapter, Pair
@@ -45,6 +45,10 @@ def check_adapter(plan: ModelPlan, adapter: Adapter) -> dict[str, tuple[TensorPl
             raise UnsupportedModel(
                 f"{name!r} is not one whole matrix of the file, so it can have no adapter", hint=MERGE
             )
+        if pair.embedding and not plans[0].name.startswith("token_embd"):
+            raise UnsupportedModel(
+                f"{name!r} is no table of tokens, so the runtime takes no adapter for it", hint=MERGE
+            )
         if pair.embedding and plan.tied:
             raise UnsupportedModel(f"{name!r} is the output matrix too, so it can have no adapter")
         found[plans[0].name] = plans[0], pair
@@ -69,6 +73,11 @@ def write_adapter(
     data: dict[str, F32] = {}
     for tensor, pair in matrices.values():
         a, b = halves(tensor, pair, alpha)
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise BrokenCheckpoint(
+                f"the adapter's matrices for {pair.target!r} have values that are not finite numbers",
+                hint="the training that made them went wrong, or the file is damaged",
+            )
         data[f"{tensor.name}.lora_a"], data[f"{tensor.name}.lora_b"] = a, b
     with path.open("wb") as file:
         write_header(file, writer, [(name, rows.shape, "F32", rows.size * 4) for name, rows in data.items()])

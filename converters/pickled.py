@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converters.checkpoint import check_download
 from converters.errors import BrokenCheckpoint, ConvertError, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ def pickled_tensors(path: Path) -> dict[str, PickledTensor]:
 
 def weights(path: Path) -> dict[Any, Any]:
     """Return the table in the file PATH, mapped into memory where its format (a zip, since torch 1.6) allows it."""
+    if not path.is_file():
+        raise BrokenCheckpoint(f"{str(path)!r} is not a file", hint=AGAIN)
+    check_download(path)
     try:
         import torch
     except ImportError as error:
@@ -115,4 +119,5 @@ def untrusted(path: Path, message: str) -> BrokenCheckpoint:
             f"{str(path)!r} is not to be trusted: opening it would run {name!r}, which is no tensor; nothing of it was run",
             hint="ask for the weights as .safetensors, which cannot hold code",
         )
-    return BrokenCheckpoint(f"{str(path)!r} is no file of PyTorch weights: {message.splitlines()[0][:160]}", hint=AGAIN)
+    # What torch says here advises to open the file without this protection.
+    return BrokenCheckpoint(f"{str(path)!r} is no file of PyTorch weights, or a damaged one", hint=AGAIN)

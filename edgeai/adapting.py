@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -44,12 +45,12 @@ def base_of(adapter: Path) -> Path:
     A name on a hub is not followed: nothing is downloaded that was not asked for.
     """
     name = (read_json(adapter / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
-    if isinstance(name, str) and name and Path(name).is_dir():
+    if isinstance(name, str) and name and os.path.isdir(name):  # noqa: PTH112 - Path.is_dir() fails for what can be no path
         return Path(name)
-    shown = name if isinstance(name, str) and name else "FOLDER"
+    shown = shlex.quote(name) if isinstance(name, str) and name.isprintable() and 0 < len(name) < 200 else "FOLDER"
     online = isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~"))
     raise UsageError(
-        f"the adapter {str(adapter)!r} was trained on {name!r}, which is no folder here",
+        f"the adapter {str(adapter)!r} was trained on {str(name)[:200]!r}, which is no folder here",
         hint=f"--base hf:{name} downloads it, --base FOLDER names it here" if online else f"--base {shown}",
     )
 

@@ -230,7 +230,8 @@ def preflight(
     vocabulary = read_vocabulary(checkpoint, plan.vocab_size, allow_inexact=allow_inexact_tokenizer)
     place = Path(os.path.abspath(source))  # noqa: PTH100 - resolve() would leave the folder that a link stands in
     target = output or place.with_name(f"{place.name}.gguf")
-    check_output(target, source, checkpoint.files, force=force)
+    for folder in filter(None, (source, adapter)):
+        check_output(target, folder, checkpoint.files, force=force)
     check_companions(target, force=force, keep_failed=keep_failed)
     said: list[tuple[str, str]] = []
     quantization = decide(wish, plan, checkpoint, lambda code, message: said.append((code, message)), force=force)

@@ -79,6 +79,7 @@ def test_a_base_on_the_hub_is_not_downloaded_unasked(place: Path) -> None:
         (("base", "--merge"), "no LoRA adapter"),
         (("plain", "--to", "hf"), "a GGUF file is read back"),
         (("plain", "--base", "plain"), "config.json"),
+        (("plain", "--merge", "-o", "plain/merged.gguf"), "inside the source folder"),
     ],
 )
 def test_what_cannot_be_is_said_and_writes_nothing(
@@ -90,3 +91,11 @@ def test_what_cannot_be_is_said_and_writes_nothing(
     assert result.exit_code in (2, 3)
     assert said in result.stderr
     assert sorted(path.name for path in place.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", ["a"], None])
+def test_a_base_that_can_be_no_path_is_a_usage_error(place: Path, name: object) -> None:
+    edit_json(place / "plain" / ADAPTER_CONFIG, lambda config: config.update(base_model_name_or_path=name))
+    result = run(place / "plain")
+    assert result.exit_code == 2
+    assert "--base FOLDER" in result.stderr

@@ -122,6 +122,20 @@ def test_weights_under_a_foreign_name_are_refused_by_name(copy: Path) -> None:
         open_checkpoint(copy)
 
 
+def test_the_only_file_of_weights_under_a_name_that_transformers_does_not_read_is_to_be_renamed(copy: Path) -> None:
+    (copy / SINGLE).rename(copy / "weights é.safetensors")
+    with pytest.raises(BrokenCheckpoint, match=r"weights é\.safetensors") as caught:
+        open_checkpoint(copy)
+    assert str(caught.value.hint).startswith("rename it: mv ")
+
+
+def test_an_index_with_a_name_that_no_file_can_have_is_refused(copy: Path) -> None:
+    shard(copy)
+    edit_json(copy / INDEX, lambda index: index["weight_map"].update(x="x" * 5000))
+    with pytest.raises(BrokenCheckpoint, match="names the shard"):
+        open_checkpoint(copy)
+
+
 def test_a_file_as_source_is_refused(llama: Path) -> None:
     with pytest.raises(UnsupportedModel, match="is a file"):
         open_checkpoint(llama / "config.json")

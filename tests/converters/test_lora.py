@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.checkpoint import SINGLE, Checkpoint, open_checkpoint
 from converters.errors import BrokenCheckpoint, ConvertError, UnsupportedModel
 from converters.families import plan_model
-from converters.lora import ADAPTER_CONFIG, WEIGHTS, matches, open_adapter
+from converters.lora import ADAPTER_CONFIG, WEIGHTS, is_adapter, matches, open_adapter
 from converters.lora_gguf import check_adapter, write_adapter
 from converters.lora_merge import merge
 from tests.checkpoints import edit_json, make
@@ -294,3 +294,53 @@ def test_one_alpha_serves_matrices_of_different_scales(
     assert header.kv["adapter.lora.alpha"] == 8.0
     assert (header.kv["general.type"], header.kv["adapter.type"]) == ("adapter", "lora")
     assert json.loads((adapters("patterns") / ADAPTER_CONFIG).read_text())["alpha_pattern"]
+
+
+def test_names_that_peft_would_not_find_are_refused(base: Path, copy: Path) -> None:
+    weights = load_file(copy / WEIGHTS[0])
+    for change in ("", "base_model.model.base_model.model."):
+        save_file(
+            {name.replace("base_model.model.", change): value for name, value in weights.items()}, copy / WEIGHTS[0]
+        )
+        with pytest.raises(BrokenCheckpoint, match="PEFT would not find"):
+            open_adapter(copy, open_checkpoint(base))
+
+
+def test_a_pattern_that_could_take_for_ever_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="pattern"):
+        matches(".*" * 12 + "z", "model.layers.10.self_attn.q_proj")
+
+
+def test_values_that_are_no_numbers_are_found_before_anything_runs(base: Path, copy: Path, tmp_path: Path) -> None:
+    weights = load_file(copy / WEIGHTS[0])
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, copy / WEIGHTS[0])
+    checkpoint = open_checkpoint(base)
+    with pytest.raises(BrokenCheckpoint, match="not finite"):
+        write_adapter(tmp_path / "out.gguf", plan_model(checkpoint), open_adapter(copy, checkpoint), {})
+
+
+def test_the_config_of_the_base_beside_an_adapter_makes_no_model_of_it(base: Path, copy: Path) -> None:
+    shutil.copy(base / "config.json", copy)
+    assert is_adapter(copy)
+    assert not is_adapter(base)
+
+
+def test_a_model_and_an_adapter_in_one_folder_are_refused(base: Path, copy: Path) -> None:
+    shutil.copy(base / SINGLE, copy)
+    with pytest.raises(UnsupportedModel, match="whole model"):
+        is_adapter(copy)
+
+
+def test_a_folder_of_adapters_says_which_there_are(copy: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="1 LoRA adapters") as caught:
+        is_adapter(copy.parent)
+    assert str(copy) in str(caught.value.hint)
+
+
+def test_positions_take_no_adapter_in_the_runtime(tmp_path: Path) -> None:
+    folder = make_variant(tmp_path / "base", VARIANTS["gpt2-untied"])
+    adapter = train(folder, tmp_path / "adapter", **{**PLAIN, "target_modules": ["c_attn", "wpe"]})
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(UnsupportedModel, match="no table of tokens"):
+        check_adapter(plan_model(checkpoint), open_adapter(adapter, checkpoint))

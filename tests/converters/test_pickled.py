@@ -164,3 +164,18 @@ def test_without_torch_the_error_says_what_to_install(folder: Path, monkeypatch:
     with pytest.raises(ConvertError, match="torch is not installed") as caught:
         open_checkpoint(folder)
     assert "edgeai[convert]" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("head", ["version https://git-lfs.github.com/spec/v1\n", "<!DOCTYPE html>"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_what_stands_in_place_of_weights_is_named(folder: Path, head: str, name: str) -> None:
+    (folder / name).write_text(head)
+    with pytest.raises(BrokenCheckpoint, match=r"git-lfs pointer|web page"):
+        open_checkpoint(folder)
+
+
+def test_nobody_is_told_to_open_a_file_without_protection(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"\x80garbage")
+    with pytest.raises(BrokenCheckpoint) as caught:
+        open_checkpoint(folder)
+    assert "weights_only" not in caught.value.message
