@@ -49,6 +49,9 @@ CASCADE = (
     "|".join(rf"\s{{{count}}}(?!\S)" for count in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2")) + r"|\s{1}"
 )
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+COVERING = frozenset({GPT2, LLAMA3, QWEN2, QWEN35, O200K, TEKKEN})
+"""Expressions that leave no character of any text out. OLMo 2, Phi-4-mini and others that came from tiktoken remove what is between the
+matches (behavior Removed, invert true), which is nothing here."""
 DIGITS = "digits"
 """Digits(individual_digits=true): each digit by itself."""
 NUMBERS = r"\p{N}+"
@@ -205,10 +208,10 @@ def step_splits(step: Mapping[str, Any]) -> Split:
         return (DIGITS,) if step.get("individual_digits") else (NUMBERS,)
     if kind == "Punctuation" and step.get("behavior") == "Contiguous":
         return (PUNCTUATION,)
-    if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
-        pattern = step.get("pattern")
-        if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
-            expression: str = pattern["Regex"]
+    if kind == "Split" and isinstance(step.get("pattern"), dict) and isinstance(step["pattern"].get("Regex"), str):
+        expression: str = step["pattern"]["Regex"]
+        kept = step.get("behavior") == "Removed" and step.get("invert") is True and expression in COVERING
+        if kept or step.get("behavior") == "Isolated":  # then `invert` changes nothing
             return (DIGITS,) if expression == r"\p{N}" else (expression,)
     return (f"step {json.dumps(step, ensure_ascii=False)}",)
 

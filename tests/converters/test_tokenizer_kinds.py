@@ -15,7 +15,7 @@ import pytest
 from converters.checkpoint import Checkpoint
 from converters.errors import BrokenCheckpoint, TokenizerMismatch, UnsupportedModel
 from converters.gguf import write_vocabulary
-from converters.pretokenizer import PRE_TOKENIZERS, PreTokenizer, node_of, splits_of
+from converters.pretokenizer import BLOOM, COVERING, PRE_TOKENIZERS, PreTokenizer, node_of, splits_of
 from converters.stress import PROSE, STRESS
 from converters.tokenizer import CONTROL, USER_DEFINED, Vocabulary, plain_name, read_vocabulary
 from converters.tokenizer.proto import parse
@@ -211,6 +211,22 @@ def test_each_splitting_of_the_table_is_proved_with_a_bpe_trained_on_it(item: Pr
     assert found.pre in alike
     assert (found.inexact is None) == (item.near is None)
     assert prove_vocabulary(found).splits > 100
+
+
+def test_what_covers_all_text_may_remove_what_is_between_its_matches() -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    def split(expression: str, behavior: str, *, invert: bool) -> tuple[str, ...]:
+        step = {"type": "Split", "pattern": {"Regex": expression}, "behavior": behavior, "invert": invert}
+        letters = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+        return splits_of({"type": "Sequence", "pretokenizers": [step, letters]})
+
+    for expression in COVERING:
+        assert split(expression, "Removed", invert=True) == split(expression, "Isolated", invert=False) == (expression,)
+        assert split(expression, "Removed", invert=False) != (expression,)
+        remove = pre_tokenizers.Split(Regex(expression), "removed")
+        assert not any(remove.pre_tokenize_str(text) for text in (*STRESS, *PROSE))
+    assert split(BLOOM, "Removed", invert=True) != (BLOOM,)
 
 
 @pytest.mark.parametrize(("scheme", "name"), [("first", "space-first"), ("always", "space-always"), ("never", None)])
