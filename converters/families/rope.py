@@ -24,19 +24,16 @@ def rope_settings(
 ) -> dict[str, Any]:
     """Return `kind`, `rope_theta` and the other rope settings from either layout; KINDS are those that the family can carry.
 
-    transformers 5 has everything in `rope_parameters`, 4 had `rope_theta` and `rope_scaling` with `type` or `rope_type`. PARTIAL says
-    that the family may rotate a part of a head (`partial_rotary_factor`), THETA is what an absent `rope_theta` means.
+    transformers 5 has everything in `rope_parameters`, 4 had `rope_theta` and `rope_scaling` with `type` or `rope_type`; where both are,
+    the older holds (`convert_rope_params_to_dict`). PARTIAL says that the family may rotate a part of a head
+    (`partial_rotary_factor`), THETA is what an absent `rope_theta` means.
     """
-    settings: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        value = config.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, dict) or any(isinstance(item, dict) for item in value.values()):
-            raise UnsupportedModel(
-                f"config.json has {key} {value!r}, and one set of settings for all layers is needed", hint=COPY_CONFIG
-            )
-        settings |= value
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    settings = config.get(key) or {}
+    if not isinstance(settings, dict) or any(isinstance(item, dict) for item in settings.values()):
+        raise UnsupportedModel(
+            f"config.json has {key} {settings!r}, and one set of settings for all layers is needed", hint=COPY_CONFIG
+        )
     kind = settings.get("rope_type") or settings.get("type") or "default"
     if kind not in kinds:
         raise UnsupportedModel(
