@@ -258,12 +258,15 @@ def test_granite_without_multipliers_multiplies_by_one(copied: Variants) -> None
     assert [keys[key] for key in ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")] == [1.0] * 4
 
 
-def test_of_rotary_settings_in_both_layouts_the_older_hold(copied: Variants) -> None:
-    newer = {"rope_type": "llama3", "rope_theta": 77.0}
-    plan = plan_with(
-        copied("llama"), rope_scaling={"type": "linear", "factor": 4.0}, rope_theta=5e4, rope_parameters=newer
-    )
-    assert (plan.keys["rope.freq_base"], plan.keys["rope.scaling.factor"]) == (5e4, 4.0)
-    assert (
-        plan_with(copied("llama"), rope_scaling={}, rope_parameters={"rope_theta": 77.0}).keys["rope.freq_base"] == 77.0
-    )
+@pytest.mark.parametrize(
+    ("older", "base"),
+    [({"type": "linear", "factor": 4.0}, 5e4), ({}, 77.0), (None, 77.0)],
+    ids=["linear", "empty", "null"],
+)
+def test_of_rotary_settings_in_both_layouts_the_older_hold(
+    copied: Variants, older: dict[str, Any] | None, base: float
+) -> None:
+    newer = {"rope_type": "default", "rope_theta": 77.0}
+    plan = plan_with(copied("llama"), rope_scaling=older, rope_theta=5e4, rope_parameters=newer)
+    assert plan.keys["rope.freq_base"] == base
+    assert ("rope.scaling.factor" in plan.keys) == bool(older)
