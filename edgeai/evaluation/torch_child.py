@@ -49,6 +49,7 @@ def load(request: dict[str, Any], facts: dict[str, Any]) -> Any:
     torch.set_num_threads(request["threads"])
     model, info = getattr(transformers, request["class"]).from_pretrained(
         request["source"],
+        config=configuration(request),
         dtype=torch.float32,
         attn_implementation="eager",
         local_files_only=True,
@@ -66,6 +67,20 @@ def load(request: dict[str, Any], facts: dict[str, Any]) -> Any:
 
         model = PeftModel.from_pretrained(model, request["adapter"], local_files_only=True).merge_and_unload()
     return model.eval()
+
+
+def configuration(request: dict[str, Any]) -> Any:
+    """Return the configuration where transformers 5 does not read it: LongRoPE as the first Phi-3 named it; else None.
+
+    `Phi3Config` knows that "su" is "longrope", and fails before it comes to that.
+    """
+    from transformers import Phi3Config
+
+    config = json.loads((Path(request["source"]) / "config.json").read_text(encoding="utf-8"))
+    scaling = config.get("rope_scaling")
+    if config.get("model_type") != "phi3" or not isinstance(scaling, dict) or scaling.get("type") != "su":
+        return None
+    return Phi3Config.from_dict({**config, "rope_scaling": {**scaling, "type": "longrope"}})
 
 
 def continuation(model: Any, item: dict[str, Any]) -> dict[str, Any]:
@@ -213,6 +228,15 @@ def turns() -> Callable[[], None]:
     return wait
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """Return what transformers raises for folders that it cannot run; the checks of its configurations have a class of their own."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    usual = (ImportError, OSError, ValueError, LookupError, RuntimeError, AttributeError, TypeError)
+    return (*usual, ArithmeticError, AssertionError, StrictDataclassError, SafetensorError)
+
+
 def main() -> None:
     """Answer the request in the folder argv[1]."""
     if sys.platform == "linux":
@@ -225,8 +249,8 @@ def main() -> None:
     request["source"] = "."
     try:
         result = answer(request, turns())
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, IndexError) as error:
-        result = {"error": f"{type(error).__name__}: {error}", "log": []}
+    except failures() as error:
+        result = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}", "log": []}
     (folder / "answer.json").write_text(json.dumps(result))
 
 
