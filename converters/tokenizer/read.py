@@ -40,7 +40,7 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, *, allow_inexact: b
     TokenizerMismatch for one that the runtime can only do nearly, unless ALLOW_INEXACT: then a warning has the measured rate.
     """
     vocabulary, kind = assemble(checkpoint, vocab_size)
-    if kind.doubts or kind.hazards:
+    if kind.doubts or kind.hazards or allow_inexact:
         return settle(vocabulary, kind, allow_inexact=allow_inexact)
     return vocabulary
 

@@ -35,6 +35,7 @@ def sentence_piece(spec: Mapping[str, Any], warnings: Warnings) -> Kind:
             raise UnsupportedModel(f"the tokenizer has {option} {model[option]!r}, which the runtime cannot do")
     table = piece_table(model)
     prefix, normalizer, doubts = space_facts(spec)
+    doubts += behind_spaces(spec)
     if normalizer:
         message = "the tokenizer puts a space before a text in a way that llama.cpp does not know of "
         message += f"({normalizer}): edgeai does so, and other runtimes may read the first word of a text otherwise"
@@ -108,6 +109,16 @@ def space_facts(spec: Mapping[str, Any]) -> tuple[bool, str | None, list[str]]:
         elif step.get("type") != "Split" or step.get("pattern") != {"String": " "}:
             doubts.append(f"it splits text by {json.dumps(step, ensure_ascii=False)}")
     return prefix or normalizer == SPACE_ALWAYS, normalizer, doubts
+
+
+def behind_spaces(spec: Mapping[str, Any]) -> list[str]:
+    """Return why added tokens are not found everywhere: Prepend puts a space before those with the flag `normalized` too."""
+    steps = flatten_normalizer(spec.get("normalizer"))
+    if not any(step.get("type") == "Prepend" for step in steps):
+        return []
+    found = [str(item["content"]) for item in spec["added_tokens"] if isinstance(item, dict) and item.get("normalized")]
+    names = ", ".join(map(repr, found[:4])) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    return [f'it finds {names} only behind a space, for want of "normalized": false'] if found else []
 
 
 def lone_space(spec: Mapping[str, Any]) -> Hazard:

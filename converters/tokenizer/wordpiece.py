@@ -48,7 +48,7 @@ HAZARDS = (
 def word_piece(spec: Mapping[str, Any], warnings: Warnings) -> Kind:
     """Return what is particular to the WordPiece tokenizer SPEC. Raises UnsupportedModel for what the runtime has no twin of."""
     del warnings
-    model, normalizer = spec["model"], spec.get("normalizer")
+    model, normalizer, step = spec["model"], only(spec.get("normalizer")), only(spec.get("pre_tokenizer"))
     prefix = model.get("continuing_subword_prefix", PREFIX)
     if prefix != PREFIX:
         raise UnsupportedModel(f"the tokenizer has continuing_subword_prefix {prefix!r}, and {PREFIX!r} is known")
@@ -56,7 +56,6 @@ def word_piece(spec: Mapping[str, Any], warnings: Warnings) -> Kind:
         raise UnsupportedModel(
             f"the tokenizer normalizes text in a way that is not known: {normalizer!r}", hint="known: BertNormalizer"
         )
-    step = spec.get("pre_tokenizer")
     if not isinstance(step, dict) or step.get("type") != "BertPreTokenizer":
         raise UnsupportedModel(f"the tokenizer's pre_tokenizer is {step!r}", hint="known: BertPreTokenizer")
     lowercase = bool(normalizer.get("lowercase", True))
@@ -74,6 +73,12 @@ def word_piece(spec: Mapping[str, Any], warnings: Warnings) -> Kind:
         hazards=HAZARDS,
         embeds=True,
     )
+
+
+def only(node: Any) -> Any:
+    """Return the one step of a sequence of one, and anything else as it is."""
+    steps = node.get("normalizers", node.get("pretokenizers")) if isinstance(node, dict) else None
+    return only(steps[0]) if isinstance(steps, list) and len(steps) == 1 else node
 
 
 def phantom_table(table: Table, control: set[str]) -> Table:

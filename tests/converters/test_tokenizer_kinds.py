@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import struct
@@ -21,6 +22,7 @@ from converters.tokenizer import CONTROL, USER_DEFINED, Vocabulary, plain_name, 
 from converters.tokenizer.proto import parse
 from converters.tokenizer.special import chat_templates
 from converters.tokenproof import prove_vocabulary
+from tests.checkpoints import tokenizer_json
 
 ASCII = {"[UNK]": "unk_token", "[CLS]": "cls_token", "[SEP]": "sep_token", "[PAD]": "pad_token", "[MASK]": "mask_token"}
 Spec = dict[str, Any]
@@ -271,6 +273,42 @@ def test_a_wordpiece_that_keeps_ideographs_together_is_inexact(specs: dict[str, 
 def added(token: int, text: str, **flags: bool) -> Spec:
     usual = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": token, "content": text, **usual, "special": True, **flags}
+
+
+def test_tokens_that_are_found_behind_a_space_only_are_inexact(specs: dict[str, Spec]) -> None:
+    steps = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    spec = copy.deepcopy(specs["BPE"]) | {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+    }
+    spec["added_tokens"].append(added(len(spec["model"]["vocab"]), "<|im_start|>", normalized=True))
+    with pytest.raises(TokenizerMismatch, match=r"'<\|im_start\|>' only behind a space"):
+        vocabulary_of(spec, NAMES["BPE"])
+    found = vocabulary_of(spec, NAMES["BPE"], allow_inexact=True)
+    assert found.inexact
+    prove_vocabulary(found)
+
+
+def test_what_only_the_proof_finds_is_measured_where_that_is_allowed() -> None:
+    spec = json.loads(tokenizer_json())
+    size = len(spec["model"]["vocab"])
+    spec["added_tokens"] += [
+        added(size, "hello world", normalized=True, special=False),
+        added(size + 1, " ", special=False),
+    ]
+    names = {"eos_token": "<|im_end|>"}
+    with pytest.raises(TokenizerMismatch):
+        prove_vocabulary(vocabulary_of(spec, names))
+    found = vocabulary_of(spec, names, allow_inexact=True)
+    assert found.inexact
+    prove_vocabulary(found)
+
+
+def test_a_sequence_of_one_step_is_that_step(specs: dict[str, Spec]) -> None:
+    spec = copy.deepcopy(specs["WordPiece"])
+    spec["normalizer"] = {"type": "Sequence", "normalizers": [spec["normalizer"]]}
+    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [spec["pre_tokenizer"]]}
+    assert vocabulary_of(spec, NAMES["WordPiece"]).lowercase
 
 
 def test_tokens_for_pictures_behind_the_model_are_left_out(specs: dict[str, Spec]) -> None:
