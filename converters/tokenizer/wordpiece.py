@@ -44,6 +44,11 @@ HAZARDS = (
 )
 """See `unicode_cpts_normalize_nfd`, `flags.is_accent_mark` (every mark, not Mn alone) and `preprocess` in llama-vocab.cpp."""
 
+DOTTED = Hazard(
+    in_text=re.compile("\u0130").search, reason="llama.cpp drops the dot of a capital \u0130 that becomes small"
+)
+"""`unicode_tolower` gives one character, and Unicode two; where accents are stripped, the dot goes in any case."""
+
 
 def word_piece(spec: Mapping[str, Any], warnings: Warnings) -> Kind:
     """Return what is particular to the WordPiece tokenizer SPEC. Raises UnsupportedModel for what the runtime has no twin of."""
@@ -60,17 +65,18 @@ def word_piece(spec: Mapping[str, Any], warnings: Warnings) -> Kind:
         raise UnsupportedModel(f"the tokenizer's pre_tokenizer is {step!r}", hint="known: BertPreTokenizer")
     lowercase = bool(normalizer.get("lowercase", True))
     accents = normalizer.get("strip_accents")
+    strips = lowercase if accents is None else bool(accents)
     control = {str(item["content"]) for item in spec["added_tokens"] if item.get("special")}
     return Kind(
         model="bert",
         table=phantom_table(vocab_table(model), control),
         fields={
             "lowercase": lowercase,
-            "strip_accents": lowercase if accents is None else bool(accents),
+            "strip_accents": strips,
             "add_sep": True,
         },
         unk=model["vocab"].get(model.get("unk_token")),
-        hazards=HAZARDS,
+        hazards=(*HAZARDS, DOTTED) if lowercase and not strips else HAZARDS,
         embeds=True,
     )
 

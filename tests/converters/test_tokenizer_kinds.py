@@ -264,6 +264,15 @@ def test_a_cased_wordpiece_is_written_as_cased(specs: dict[str, Spec]) -> None:
     assert prove_vocabulary(found).texts > 100
 
 
+def test_a_wordpiece_that_makes_letters_small_and_keeps_accents_is_known(specs: dict[str, Spec]) -> None:
+    spec = specs["WordPiece"] | {"normalizer": specs["WordPiece"]["normalizer"] | {"strip_accents": False}}
+    found = vocabulary_of(spec, NAMES["WordPiece"])
+    assert (found.lowercase, found.strip_accents) == (True, False)
+    assert found.inexact
+    assert "\u0130" in found.inexact.reason
+    prove_vocabulary(found)
+
+
 def test_a_wordpiece_that_keeps_ideographs_together_is_inexact(specs: dict[str, Spec]) -> None:
     normalizer = specs["WordPiece"]["normalizer"] | {"handle_chinese_chars": False}
     with pytest.raises(TokenizerMismatch, match="stress texts"):
