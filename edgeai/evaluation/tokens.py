@@ -193,6 +193,11 @@ def chat_ids_row(
         message += repr(differ[0])
         notices.append(Notice(code="tokenizer-class", message=message))
     same = sum(list(have) == want for have, want in zip(ids, wanted, strict=True))
+    if same < len(texts):  # the tokenizer is inexact, and was allowed to be
+        message = (
+            f"{len(texts) - same} of {len(texts)} conversations get other token ids from the file than from the source"
+        )
+        notices.append(Notice(code="tokenizer-inexact", message=message))
     value = (
         f"equal for {same} of {len(texts)} conversations" if same < len(texts) else f"equal for {same} conversations"
     )
