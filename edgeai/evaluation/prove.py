@@ -14,6 +14,7 @@ from converters.families import ModelPlan, plan_model
 from converters.ggml_types import FILE_TYPES
 from converters.gguf import write_model
 from converters.header import GGUFArray, GGUFHeader, read_header
+from converters.mixes import BLOCK, SIZE
 from converters.quantmap import QUANTS, plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
@@ -23,6 +24,7 @@ from edgeai.errors import InvalidModel
 from edgeai.evaluation.embedding import proof_class
 from edgeai.evaluation.limits import LIMITS, check_max_kl
 from edgeai.evaluation.passport import Proof, check_scratch
+from edgeai.evaluation.settings import setting_rows, tensor_rows, token_rows
 from edgeai.types import Notice, Progress, Report, Row, finite, no_progress
 
 __all__ = ["Verdict", "prove"]
@@ -116,6 +118,7 @@ def prove(
             max_kl=max_kl,
             progress=progress,
         ) as proof:
+            rows += [*setting_rows(header, plan), *tensor_rows(header, plan), *token_rows(header, vocabulary)]
             rows += run(proof, artifact, plan, vocabulary)
             notices, summary = proof.notices, proof.summary
     for notice in notices:
@@ -147,13 +150,20 @@ def run(proof: Proof, artifact: Path, plan: ModelPlan, vocabulary: Vocabulary) -
 
 
 def types_of(header: GGUFHeader) -> tuple[str, str]:
-    """Return the name of the file's type and its base type: what the file says where that is known, else what most of it is."""
+    """Return the name of the file's type and its base type, by which it is judged: what the file says, else what most of it is.
+
+    A file that claims a type which none of its tensors has (because no row is whole blocks of it, or to be judged more mildly) keeps
+    the name, and is judged by the coarsest type that it has.
+    """
     number = header.kv.get("general.file_type")
     claim = FILE_TYPES.get(number, "") if isinstance(number, int) else ""
     most = dominant(header.tensors)
-    if claim in QUANTS and (QUANTS[claim] not in ("F32", "F16", "BF16") or QUANTS[claim] == most):
+    if claim not in QUANTS or (QUANTS[claim] in ("F32", "F16", "BF16") and QUANTS[claim] != most):
+        return most, most
+    kinds = {tensor.type for tensor in header.tensors}
+    if QUANTS[claim] in kinds:
         return claim, QUANTS[claim]
-    return most, most
+    return claim, min(sorted(kinds & LIMITS.keys()), key=lambda kind: SIZE[kind] / BLOCK[kind], default=most)
 
 
 def shape_rows(header: GGUFHeader, plan: ModelPlan) -> Iterator[Row]:
