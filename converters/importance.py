@@ -140,8 +140,9 @@ def check_values(path: Path, name: str, sums: F32, counts: F32) -> None:
 
     if not (np.isfinite(sums).all() and np.isfinite(counts).all()):
         raise InvalidModel(f"{str(path)!r} has values for {name!r} that are not finite numbers", hint=DAMAGED)
-    if float(sums.min(initial=0.0)) < 0:
-        raise InvalidModel(f"{str(path)!r} has a negative sum of squares for {name!r}", hint=DAMAGED)
+    for what, values in (("sum of squares", sums), ("count", counts)):
+        if float(values.min(initial=0.0)) < 0:
+            raise InvalidModel(f"{str(path)!r} has a negative {what} for {name!r}", hint=DAMAGED)
 
 
 def read_gguf(path: Path) -> ImportanceMatrix:
@@ -279,6 +280,7 @@ def usable(matrix: ImportanceMatrix, plan: ModelPlan, origin: str) -> Usable:
 
     shapes, rows = wanted(plan), {}
     unreached: list[str] = []
+    uncounted: list[str] = []
     silent: list[str] = []
     partly: list[str] = []
     for name in (name for name in matrix.sums if name in shapes):
@@ -292,7 +294,7 @@ def usable(matrix: ImportanceMatrix, plan: ModelPlan, origin: str) -> Usable:
         means = np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1)).astype(np.float32)
         means = means.reshape(matrices, columns)
         if not (counts > 0).all():
-            unreached.append(name)
+            (unreached if matrices > 1 else uncounted).append(name)
         if not means.any():
             silent.append(name)
             continue
@@ -309,6 +311,7 @@ def usable(matrix: ImportanceMatrix, plan: ModelPlan, origin: str) -> Usable:
     notes = (
         ("importance-unmatched", "names tensors that this model does not have", sorted(matrix.sums.keys() - shapes.keys())),
         ("importance-unreached", "saw no token for some experts, which count as if all columns were alike", unreached),
+        ("importance-uncounted", "counts no token for matrices, which are encoded as if all columns were alike", uncounted),
         ("importance-zero", "has nothing but zeros for matrices, which are encoded without it", silent),
         ("importance-columns", "has zeros for some columns, whose weights may be lost", partly),
         ("importance-missing", "says nothing about matrices, which are encoded without it", [n for n in inner if n not in silent]),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from converters.errors import OutputError
 
-__all__ = ["OutputFile", "check_output"]
+__all__ = ["OutputFile", "check_apart", "check_output"]
 
 SUFFIX = ".edgeai-part"
 
@@ -42,6 +42,18 @@ def check_output(output: Path, source: Path, files: Iterable[Path], *, force: bo
         raise OutputError(
             f"the output {str(output)!r} is there already", hint="--force replaces it, -o names another file"
         )
+
+
+def check_apart(output: Path, others: Mapping[str, Path | None]) -> None:
+    """Raise OutputError where OUTPUT is one of OTHERS, option → file, whether or not they are there already."""
+    for option, path in others.items():
+        if path is None:
+            continue
+        there = output.exists() and path.exists() and output.samefile(path)
+        if there or output.resolve() == path.resolve():
+            raise OutputError(
+                f"the output {str(output)!r} and {option} are the same file", hint="name another file with -o"
+            )
 
 
 class OutputFile:

@@ -25,7 +25,7 @@ from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.families import ModelPlan, Value, plan_model
 from converters.lora import open_adapter
 from converters.lora_merge import merge
-from converters.output import OutputFile, check_output
+from converters.output import OutputFile, check_apart, check_output
 from converters.quantmap import QuantMap, plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
@@ -233,6 +233,8 @@ def preflight(
     for folder in filter(None, (source, adapter)):
         check_output(target, folder, checkpoint.files, force=force)
     check_companions(target, force=force, keep_failed=keep_failed)
+    for path in (target, paper_of(target), failed_name(target)):
+        check_apart(path, {"--imatrix": wish.imatrix, "--imatrix-out": wish.imatrix_out})
     said: list[tuple[str, str]] = []
     quantization = decide(wish, plan, checkpoint, lambda code, message: said.append((code, message)), force=force)
     quantmap = quantization.quantmap

@@ -28,6 +28,8 @@ __all__ = ["DEFAULT_QUANT", "Quantization", "Wish", "decide", "file_keys", "pars
 DEFAULT_QUANT = "q8_0"
 """Half the size of F16, faster on CPUs, and within measuring noise of the source (mean KL about 0.001): what a model that is converted
 without a wish should be."""
+INDIFFERENT = frozenset({"F32", "F16", "BF16", "Q8_0", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0"})
+"""Types whose encoders do not look at an importance matrix (`quantize_*` in ggml-quants.c)."""
 Say = Callable[[str, str], None]
 
 
@@ -116,6 +118,17 @@ class Quantization:
         self.keys |= importance_keys(matrix, len(usable.rows), digest.hexdigest())
 
 
+def check_used(quantmap: QuantMap, say: Say) -> None:
+    """Say so where no tensor has a type whose encoder asks an importance matrix."""
+    kinds = set(quantmap.counts())
+    if kinds <= INDIFFERENT:
+        message = (
+            f"the importance matrix changes nothing in this file: {', '.join(sorted(kinds))} are encoded without one; "
+        )
+        message += "types of fewer bits, such as q4_k_m, use it"
+        say("importance-unused", message)
+
+
 def importance_keys(matrix: importance.ImportanceMatrix, entries: int, digest: str) -> dict[str, Value]:
     """Return the keys about an importance matrix: two of llama-quantize's, and in place of its path the sha256 of its values."""
     return {
@@ -168,6 +181,7 @@ def decide(wish: Wish, plan: ModelPlan, checkpoint: Checkpoint, say: Say, *, for
         matrix = importance.read_importance(wish.imatrix)
         bare = Quantization(quantmap=QuantMap(quant=quant, choices={}, overrides=overrides), keys=keys)
         bare.use(matrix, plan, say, f"the importance matrix {str(wish.imatrix)!r}")
+        check_used(bare.quantmap, say)
         return bare
     tokens = wish.calibration_tokens if wish.calibration_tokens is not None else calibration.DEFAULT_TOKENS
     calibration.check_calibration(wish.imatrix, tokens)
@@ -175,8 +189,10 @@ def decide(wish: Wish, plan: ModelPlan, checkpoint: Checkpoint, say: Say, *, for
         check_output(wish.imatrix_out, checkpoint.path, [*checkpoint.files, wish.imatrix], force=force)
     names = calibration.reachable(plan).keys()
     empty = importance.ImportanceMatrix(sums={}, counts={})
+    quantmap = plan_types(plan, quant, importance=names, overrides=overrides)
+    check_used(quantmap, say)
     return Quantization(
-        quantmap=plan_types(plan, quant, importance=names, overrides=overrides),
+        quantmap=quantmap,
         text=wish.imatrix,
         tokens=tokens,
         output=wish.imatrix_out,

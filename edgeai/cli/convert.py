@@ -129,11 +129,14 @@ def convert_command(
     edgeai convert out/tiny --quant q4_0 --type '*.ffn_down=q6_k' --dry-run
     """
     from converters.lora import is_adapter
+    from converters.output import check_apart
     from edgeai import pipeline
     from edgeai.evaluation.corpus import read_text
     from edgeai.quantization import Wish
 
     text = read_text(eval_text) if eval_text is not None else None
+    if output is not None:
+        check_apart(output, {"--eval-text": eval_text})
     wish = Wish(
         quant=quant,
         types=types,

@@ -81,7 +81,9 @@ def passport(artifact: Artifact) -> Iterable[Section]:
     if paper.place == "nowhere":
         yield "Passport", [*lines, ("", "none: `edgeai prove SOURCE FILE` makes one from the model it was made from")]
         return
-    lines.append(("proof", "passed" if paper.ok else "FAILED: this is not the model it was made from"))
+    said = "passed" if paper.ok else "FAILED: this is not the model it was made from"
+    before = "before it was changed, by its own keys: " if paper.changed else ""
+    lines.append(("proof", f"{before}{said}"))
     if paper.place == "inside":
         told = {name: f"{value:.2g}" if isinstance(value, float) else value for name, value in paper.facts.items()}
         lines += rows({name.replace("_", " "): value for name, value in told.items() if name != "ok"})

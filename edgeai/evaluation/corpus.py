@@ -27,14 +27,17 @@ SHORT = 4
 
 
 def read_text(path: Path) -> str:
-    """Return the text of the file PATH; raises UsageError for one that is no UTF-8 text, empty or absurdly large."""
+    """Return the text of the file PATH; raises UsageError for one that is no regular file of UTF-8 text, empty or absurdly large."""
     hint = "name a file of plain text, such as the model will meet"
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            what = "is a folder" if path.is_dir() else "is no regular file"
+            raise UsageError(f"{str(path)!r} {what}", hint=hint)
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise UsageError(
                 f"{str(path)!r} has {path.stat().st_size} bytes, and at most {MAX_TEXT_BYTES} are read", hint=hint
             )
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{str(path)!r} is not UTF-8 text: byte {error.start}: {error.reason}", hint=hint) from error
     except OSError as error:

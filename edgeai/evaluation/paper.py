@@ -68,19 +68,20 @@ def is_paper(path: Path, of: Path) -> bool:
 def read_paper(path: Path, metadata: Mapping[str, Any]) -> Paper:
     """Return what is known of the proof of the file PATH, whose keys are METADATA. Hashes the file where a passport lies beside it."""
     facts = load(paper_of(path))
-    if facts is not None and facts["sha256"] == sha256_of(path):
+    changed = facts is not None and facts["sha256"] != sha256_of(path)
+    if facts is not None and not changed:
         report = read_report(facts["report"])
         if report is not None:
             return Paper(place="beside", ok=report.ok, report=report, facts=facts)
     inside = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
     ok = inside.get("ok")
     if isinstance(ok, bool):
-        return Paper(place="inside", ok=ok, facts=inside, changed=facts is not None)
-    return Paper(place="nowhere", facts={}, changed=facts is not None)
+        return Paper(place="inside", ok=ok, facts=inside, changed=changed)
+    return Paper(place="nowhere", facts={}, changed=changed)
 
 
 def read_report(value: Any) -> Report | None:
-    """Return the report in a passport; None where it is not one."""
+    """Return the report in a passport; None where it is not one, or does not say of itself what its rows say."""
     rows = value.get("rows") if isinstance(value, dict) else None
     if not isinstance(rows, list):
         return None
@@ -91,20 +92,25 @@ def read_report(value: Any) -> Report | None:
         measured: Any = row.get("value")
         ends: Any = row.get("interval")
         limit = row.get("limit")
-        number = isinstance(measured, int | float) and not isinstance(measured, bool)
         if not isinstance(limit, str | None):
             return None
-        pair = isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
+        pair = isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))
         found.append(
             Row(
                 name=row["name"],
-                value=float(measured) if number else str(measured),
+                value=float(measured) if is_number(measured) else str(measured),
                 limit=limit,
                 ok=row["ok"],
                 interval=(float(ends[0]), float(ends[1])) if pair else None,
             )
         )
-    return Report(rows=tuple(found))
+    report = Report(rows=tuple(found))
+    return report if value.get("ok") is report.ok else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether VALUE, which a file says, is a number that a float can hold."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 64)
 
 
 def failed_notice(path: Path, metadata: Mapping[str, Any]) -> Notice | None:

@@ -60,13 +60,19 @@ def weight_rows(path: Path, plan: ModelPlan) -> list[Row]:
             whole = max(whole, (total, info.name, info.type))
     found = []
     if exact[1] != "none":
-        found.append(at_most(f"weights in {' and '.join(sorted(kinds))}: worst row, NMSE", exact[0], NUMBERS_LIMIT))
+        named = f"weights in {' and '.join(sorted(kinds))}: worst row, NMSE"
+        found += with_place(at_most(named, exact[0], NUMBERS_LIMIT), exact[1])
     if coarse[1] != "none":
-        found.append(at_most("quantized weights: worst block, NMSE", coarse[0], BLOCK_LIMIT))
+        found += with_place(at_most("quantized weights: worst block, NMSE", coarse[0], BLOCK_LIMIT), coarse[1])
         found.append(
             Row(name="quantized weights: worst tensor, NMSE", value=f"{whole[0]:.3g} ({whole[1]}, {whole[2]})")
         )
     return found
+
+
+def with_place(row: Row, tensor: str) -> list[Row]:
+    """Return ROW, and where it fails a second one that says in which TENSOR."""
+    return [row] if row.ok else [row, Row(name="the worst is in", value=tensor, ok=False)]
 
 
 def errors(path: Path, info: TensorInfo, tensor: TensorPlan) -> tuple[float, float]:

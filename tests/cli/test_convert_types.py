@@ -185,3 +185,27 @@ def test_the_kept_matrix_never_replaces_the_text(folder: Path, tmp_path: Path) -
     result = run(folder, "--imatrix", text, "--imatrix-out", text, "--force")
     assert result.exit_code == 2
     assert text.read_text(encoding="utf-8").startswith("words")
+
+
+@pytest.mark.parametrize("quant", ["q8_0", "f16"])
+def test_a_matrix_that_changes_nothing_is_said_to(folder: Path, matrix: Path, quant: str) -> None:
+    said = "the importance matrix changes nothing in this file"
+    assert said in run(folder, "--quant", quant, "--imatrix", matrix, "--dry-run").stderr
+    assert said not in run(folder, "--quant", "q4_k_m", "--imatrix", matrix, "--dry-run").stderr
+
+
+def test_what_is_read_or_kept_besides_the_model_is_never_its_output(folder: Path, matrix: Path, tmp_path: Path) -> None:
+    text, before = tmp_path / "text.txt", matrix.read_bytes()
+    text.write_text("words " * 500, encoding="utf-8")
+    cases: list[list[str | Path]] = [
+        ["--imatrix", matrix, "-o", matrix],
+        ["--imatrix", text, "--imatrix-out", tmp_path / "x.gguf", "-o", tmp_path / "x.gguf"],
+        ["--imatrix", text, "--imatrix-out", tmp_path / "x.gguf.passport.json", "-o", tmp_path / "x.gguf"],
+        ["--eval-text", text, "-o", text],
+    ]
+    for options in cases:
+        result = run(folder, "--quant", "q4_0", "--force", *options)
+        assert result.exit_code == 2, result.output
+        assert "are the same file" in result.stderr
+    assert matrix.read_bytes() == before
+    assert text.read_text(encoding="utf-8").startswith("words")

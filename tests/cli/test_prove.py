@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -227,3 +228,54 @@ def test_two_runs_with_other_threads_give_the_same_bytes(place: Path, monkeypatc
     monkeypatch.setattr(passport, "SMALL_BYTES", 0)
     again: Any = pipeline.convert(place / "m", place / "again.gguf", "q8_0")
     assert again.path.read_bytes() == first
+
+
+@pytest.mark.parametrize("row", [{"value": 10**400}, {"interval": [0, 10**400]}, {"value": None, "interval": [[], {}]}])
+def test_numbers_that_no_float_holds_are_shown_and_nothing_worse(place: Path, row: dict[str, Any]) -> None:
+    paper = place / "m.gguf.passport.json"
+    kept = paper.read_text()
+    facts = json.loads(kept)
+    facts["report"]["rows"][0] |= row
+    paper.write_text(json.dumps(facts))
+    try:
+        result = run("show", place / "m.gguf")
+    finally:
+        paper.write_text(kept)
+    assert result.exit_code == 0, result.output
+    assert "passed" in result.stdout
+
+
+@pytest.mark.parametrize("report", [{"ok": True, "rows": []}, {"ok": True}, {"ok": False}])
+def test_a_report_that_contradicts_its_rows_is_no_passport(place: Path, report: dict[str, Any]) -> None:
+    from edgeai.evaluation.paper import read_report
+
+    rows = json.loads((place / "m.gguf.passport.json").read_text())["report"]["rows"]
+    broken = [*rows[:-1], {**rows[-1], "ok": not report["ok"]}]
+    assert read_report({"rows": broken, **report}) is None
+    assert read_report({"rows": rows, "ok": True}) is not None
+
+
+def test_a_text_that_never_ends_is_refused(place: Path) -> None:
+    os.mkfifo(place / "pipe")
+    for text, said in (
+        (place / "pipe", "no regular file"),
+        (Path("/dev/zero"), "no regular file"),
+        (place, "a folder"),
+    ):
+        result = run("prove", place / "m", place / "m.gguf", "--eval-text", text)
+        assert result.exit_code == 2, result.stderr
+        assert said in result.stderr
+
+
+def test_a_changed_file_is_not_said_to_have_passed_as_it_is(place: Path) -> None:
+    copy, paper = place / "c.gguf", place / "c.gguf.passport.json"
+    copy.write_bytes((place / "m.gguf").read_bytes() + b"\0")
+    paper.write_text((place / "m.gguf.passport.json").read_text())
+    assert "before it was changed, by its own keys: passed" in run("show", copy).stdout
+
+
+def test_an_end_token_that_is_an_ordinary_one_fails_and_is_named(place: Path) -> None:
+    patch_keys(place / "m.gguf", {"tokenizer.ggml.eos_token_id": 5})
+    result = run("prove", place / "m", place / "m.gguf")
+    assert result.exit_code == 9, result.output
+    assert "eos token" in result.stderr

@@ -200,6 +200,21 @@ def test_what_does_not_fit_is_said_and_never_silent() -> None:
     assert not {"blk.0.attn_v.weight", "blk.0.attn_k.weight"} & found.rows.keys()
 
 
+def test_a_matrix_without_counts_is_said_to_be_one_and_experts_are_not_blamed() -> None:
+    base = matrix()
+    none = {name: np.zeros(1, np.float32) for name in base.counts}
+    said = dict(usable(matrix(sums=base.sums, counts=none), dense(layers=1), "it").warnings)
+    assert "importance-uncounted" in said
+    assert "importance-unreached" not in said
+
+
+def test_a_negative_count_is_damage(tmp_path: Path) -> None:
+    path, base = tmp_path / "m.gguf", matrix()
+    write_importance(path, matrix(sums=base.sums, counts={name: -count for name, count in base.counts.items()}))
+    with pytest.raises(InvalidModel, match="negative count"):
+        read_importance(path)
+
+
 def test_an_expert_that_no_token_reached_counts_all_columns_alike() -> None:
     plan = dense(layers=1, experts=3)
     name = "blk.0.ffn_up_exps.weight"
