@@ -24,7 +24,7 @@ from edgeai.errors import InvalidModel
 from edgeai.evaluation.embedding import proof_class
 from edgeai.evaluation.limits import LIMITS, check_max_kl
 from edgeai.evaluation.passport import Proof, check_scratch
-from edgeai.evaluation.settings import setting_rows, tensor_rows, token_rows
+from edgeai.evaluation.settings import kind_rows, setting_rows, tensor_rows, token_rows
 from edgeai.types import Notice, Progress, Report, Row, finite, no_progress
 
 __all__ = ["Verdict", "prove"]
@@ -98,7 +98,7 @@ def prove(
     plan = plan_model(checkpoint)
     inexact = "edgeai.tokenizer.inexact" in header.kv  # it was converted so, and what differs is measured again
     vocabulary = read_vocabulary(checkpoint, plan.vocab_size, allow_inexact=inexact)
-    rows = list(shape_rows(header, plan))
+    rows = [*shape_rows(header, plan), *kind_rows(header, vocabulary)]
     quant, base = types_of(header)
     if base not in LIMITS:
         raise InvalidModel(f"{str(artifact)!r} is mostly of the type {base}, which no proof is known for")

@@ -17,7 +17,7 @@ from converters.tokenizer.known import ENDS
 from converters.tokenizer.vocabulary import CONTROL, NORMAL, UNUSED
 from edgeai.types import Row
 
-__all__ = ["setting_rows", "tensor_rows", "token_rows"]
+__all__ = ["kind_rows", "setting_rows", "tensor_rows", "token_rows"]
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "rope.freq_base": (10000.0,),
@@ -137,6 +137,15 @@ def tensor_rows(header: GGUFHeader, plan: ModelPlan) -> list[Row]:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             rows.append(Row(name=name, value=f"{', '.join(sorted(names)[:3])}{more}", limit="none", ok=False))
     return rows
+
+
+def kind_rows(header: GGUFHeader, vocabulary: Vocabulary) -> list[Row]:
+    """Return a row where the file has another kind of tokenizer: with tokens of the wrong kind the runtime may abort."""
+    have = header.kv.get("tokenizer.ggml.model")
+    if have == vocabulary.model:
+        return []
+    value = f"{shown(have)}, in the source {vocabulary.model}"
+    return [Row(name="kind of tokenizer", value=value, limit="equal", ok=False)]
 
 
 def token_rows(header: GGUFHeader, vocabulary: Vocabulary) -> list[Row]:

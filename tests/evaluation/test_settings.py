@@ -15,7 +15,7 @@ from converters.ggml_types import FILE_TYPES
 from converters.header import GGUFHeader, TensorInfo, read_header
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai.evaluation.prove import types_of
-from edgeai.evaluation.settings import setting_rows, tensor_rows, token_rows
+from edgeai.evaluation.settings import kind_rows, setting_rows, tensor_rows, token_rows
 from tests.families import write_f32
 
 ENDS = "tokenizer.ggml.eos_token_id"
@@ -116,6 +116,13 @@ def test_tokens_and_merges_in_another_order_and_hidden_tokens_fail(case: Case) -
     assert case.failed({"tokenizer.ggml.merges": swapped(merges, -1, -2)}) == ["merges"]
     assert case.failed({"tokenizer.ggml.merges": merges[:-1]}) == ["merges"]
     assert case.failed({"tokenizer.ggml.token_type": (*types[:rare], 3, *types[rare + 1 :])}) == ["token types"]
+
+
+def test_another_kind_of_tokenizer_fails(case: Case) -> None:
+    assert kind_rows(case.header, case.vocabulary) == []
+    for kind in ("llama", None, 5):
+        header = replace(case.header, kv={**case.header.kv, "tokenizer.ggml.model": kind})
+        assert [row.name for row in kind_rows(header, case.vocabulary)] == ["kind of tokenizer"]
 
 
 def test_another_beginning_counts_only_where_it_is_used(case: Case) -> None:
