@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,18 +62,18 @@ def weight_rows(path: Path, plan: ModelPlan) -> list[Row]:
     found = []
     if exact[1] != "none":
         named = f"weights in {' and '.join(sorted(kinds))}: worst row, NMSE"
-        found += with_place(at_most(named, exact[0], NUMBERS_LIMIT), exact[1])
+        found.append(with_place(at_most(named, exact[0], NUMBERS_LIMIT), exact[1]))
     if coarse[1] != "none":
-        found += with_place(at_most("quantized weights: worst block, NMSE", coarse[0], BLOCK_LIMIT), coarse[1])
+        found.append(with_place(at_most("quantized weights: worst block, NMSE", coarse[0], BLOCK_LIMIT), coarse[1]))
         found.append(
             Row(name="quantized weights: worst tensor, NMSE", value=f"{whole[0]:.3g} ({whole[1]}, {whole[2]})")
         )
     return found
 
 
-def with_place(row: Row, tensor: str) -> list[Row]:
-    """Return ROW, and where it fails a second one that says in which TENSOR."""
-    return [row] if row.ok else [row, Row(name="the worst is in", value=tensor, ok=False)]
+def with_place(row: Row, tensor: str) -> Row:
+    """Return ROW; where it fails its name says in which TENSOR."""
+    return row if row.ok else replace(row, name=f"{row.name} in {tensor}")
 
 
 def errors(path: Path, info: TensorInfo, tensor: TensorPlan) -> tuple[float, float]:
