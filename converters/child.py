@@ -12,13 +12,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from converters.errors import EdgeAIError
+from converters.scratch import Scratch
 
 __all__ = ["Child", "ChildDied", "ChildFailed", "run_native"]
 
@@ -48,7 +48,7 @@ class Child:
 
     def __init__(self, script: Path, request: Mapping[str, Any], *, what: str, feed: bool = False) -> None:
         self.what = what
-        self.folder = tempfile.TemporaryDirectory(prefix="edgeai-")
+        self.folder = Scratch()
         self.path = Path(self.folder.name)
         self.process: subprocess.Popen[bytes] | None = None
         (self.path / "request.json").write_text(json.dumps(dict(request)))

@@ -5,13 +5,13 @@ What is asked are the questions of `converters.tokenproof`; here a wrong answer 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from converters.errors import TokenizerMismatch
+from converters.scratch import Scratch
 from converters.tokenizer import Inexact, Vocabulary
 from converters.tokenproof import Question, cut_questions, example, put, whole_questions
 
@@ -25,7 +25,7 @@ def measure(vocabulary: Vocabulary, architecture: str = "llama") -> Inexact | No
 
     Raises TokenizerMismatch when libllama does not load it.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeai-") as folder:
+    with Scratch() as folder:
         questions = whole_questions(Path(folder), vocabulary, architecture)
         return inexactness(questions, put(questions))
 
@@ -38,7 +38,7 @@ def nearest(
     The small probes of the cuts choose, and the whole vocabulary decides between the best. Raises TokenizerMismatch when libllama
     takes none of them.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeai-") as folder:
+    with Scratch() as folder:
         order = names if len(names) <= FINALISTS else by_cuts(Path(folder), vocabulary, names, architecture)
         measured = {}
         for name in order[:FINALISTS]:

@@ -9,7 +9,6 @@ splittings differ, so that a wrong name would pass unseen.
 from __future__ import annotations
 
 import re
-import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from converters.child import ChildDied, ChildFailed, run_native
 from converters.errors import TokenizerMismatch
 from converters.gguf import write_vocabulary
 from converters.normalize import normalize
+from converters.scratch import Scratch
 from converters.stress import PROSE, STRESS, from_vocabulary
 from converters.tokenizer import (
     CONTROL,
@@ -171,7 +171,7 @@ class Reading:
 
 def prove_vocabulary(vocabulary: Vocabulary, architecture: str = "llama") -> TokenProof:
     """Prove VOCABULARY before any tensor is read: ids and places of the cuts. Raises TokenizerMismatch."""
-    with tempfile.TemporaryDirectory(prefix="edgeai-") as name:
+    with Scratch() as name:
         folder = Path(name)
         questions = whole_questions(folder, vocabulary, architecture)
         answers, cuts = ask(questions), questions[1:]

@@ -16,19 +16,21 @@ from converters import manifest
 from converters.checkpoint import Checkpoint
 from converters.dequantize import decodable
 from converters.families import ModelPlan, TensorPlan
+from converters.families.pooling import POOLING_KEYS
 from converters.gguf_copy import copy_gguf
 from converters.header import GGUFHeader, read_header
 from converters.imports.settings import Settings
-from converters.imports.source import stored_tensors
+from converters.imports.source import check_whole, stored_tensors
 from converters.imports.tokenizer import vocabulary_of
 from converters.output import OutputFile, check_output
-from converters.quantmap import QUANTS, Choice, QuantMap, plan_types
+from converters.quantmap import Choice, QuantMap, plan_types
 from edgeai import __version__
 from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, InvalidModel, UsageError
+from edgeai.evaluation.embedding import proof_class
 from edgeai.evaluation.limits import check_max_kl
 from edgeai.evaluation.paper import paper_of
-from edgeai.evaluation.passport import Proof, check_scratch, scratch_bytes
+from edgeai.evaluation.passport import check_scratch, scratch_bytes
 from edgeai.evaluation.summary import placeholders, stamp
 from edgeai.pipeline import (
     SPARE_BYTES,
@@ -76,6 +78,7 @@ def requantize(
     wish.check()
     quant = wish.name
     header = read_header(source)
+    check_whole(header)
     quantized = sorted({tensor.type for tensor in header.tensors} - PLAIN)
     quantized = [kind for kind in quantized if decodable(kind)]
     if quantized and not allow:
@@ -176,6 +179,7 @@ def plan_of(header: GGUFHeader) -> ModelPlan:
         vocab_size=len(header.array("tokenizer.ggml.tokens")),
         tied="output.weight" not in stored,
         keys={},
+        pooling=next((name for name, number in POOLING_KEYS.items() if number == settings.value("pooling_type")), None),
         tensors=tuple(TensorPlan(name=name, shape=tensor.shape, sources=(tensor,)) for name, tensor in stored.items()),
         gaps=False,  # what they are for, the rope, is copied
     )
@@ -235,8 +239,8 @@ def write(job: Job, header: GGUFHeader, path: Path, extra: dict[str, str | float
 
 def prove(job: Job, source: Path, path: Path) -> Report:
     """Compare PATH with SOURCE, both in the runtime."""
-    base = QUANTS[job.quantmap.quant]
-    with Proof(
+    base = job.quantmap.weakest
+    with proof_class(job.plan.pooling)(
         checkpoint=job.checkpoint,
         plan=job.plan,
         vocabulary=job.vocabulary,

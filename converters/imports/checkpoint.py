@@ -21,7 +21,7 @@ from converters.families import FAMILIES, Family, ModelPlan, Rule, names, plan_m
 from converters.families.rules import INVERSE
 from converters.header import GGUFHeader, read_header
 from converters.imports.config import ARCHITECTURES, FREQUENCIES, config_of
-from converters.imports.source import Backwards, StoredTensor, stored_tensors
+from converters.imports.source import Backwards, StoredTensor, check_whole, stored_tensors
 from converters.imports.tokenizer import tokenizer_config, vocabulary_of
 from converters.tokenizer import Vocabulary
 
@@ -66,6 +66,7 @@ def import_gguf(path: Path) -> Imported:
     Raises InvalidModel for a damaged file, UnsupportedModel that names what has no words in a Hugging Face folder.
     """
     header = read_header(path)
+    check_whole(header)
     stored = stored_tensors(header)
     for tensor in stored.values():
         if not decodable(tensor.kind):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from converters.checkpoint import Source, read_at
 from converters.dequantize import decode
-from converters.errors import BrokenCheckpoint
+from converters.errors import BrokenCheckpoint, UnsupportedModel
 from converters.families.rules import Transform
 from converters.header import GGUFHeader
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
 
-__all__ = ["Backwards", "StoredTensor", "stored_tensors"]
+__all__ = ["Backwards", "StoredTensor", "check_whole", "stored_tensors"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +104,27 @@ class Backwards:
         end = min(-(-last // self.block_rows) * self.block_rows, self.shape[0])
         rows = self.undo(self.stored.rows(begin, end), self.block_rows)
         return rows[first - begin : last - begin].reshape(last - first, *self.shape[1:])
+
+
+def check_whole(header: GGUFHeader) -> None:
+    """Raise UnsupportedModel for a GGUF file that is no whole model: a LoRA adapter, a projector, one part of several, another kind."""
+    if not any(key.startswith(f"{header.arch}.") for key in header.kv) and header.kv.get("general.type") != "adapter":
+        raise UnsupportedModel(
+            f"{str(header.path)!r} is of the architecture {header.arch!r}, and has no settings of that",
+            hint="name a file that llama.cpp runs",
+        )
+    kind, parts = header.kv.get("general.type", "model"), header.kv.get("split.count", 1)
+    if kind == "adapter" or any(tensor.name.endswith((".lora_a", ".lora_b")) for tensor in header.tensors[:2]):
+        raise UnsupportedModel(
+            f"{str(header.path)!r} is an adapter, not a model", hint="convert its PEFT folder with --base, and --merge"
+        )
+    if kind != "model":
+        raise UnsupportedModel(f"{str(header.path)!r} says that it is a {kind!r}, and a model is needed")
+    if type(parts) is int and parts > 1:
+        raise UnsupportedModel(
+            f"{str(header.path)!r} is one of {parts} parts of a model",
+            hint="join them first: llama-gguf-split --merge FIRST_PART OUT.gguf",
+        )
 
 
 def stored_tensors(header: GGUFHeader) -> dict[str, StoredTensor]:

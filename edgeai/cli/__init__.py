@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -92,10 +92,20 @@ def cli(debug: bool) -> None:
     """
 
 
+def leave(number: int, _frame: object) -> NoReturn:
+    """End the program in order on a signal, so that what is half done is removed; the exit code is what a shell expects."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line; the entry point of the `edgeai` program."""
     # A job that a script starts in the background inherits an ignored Ctrl-C. `kill -INT` is still how to end a long step in order.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, leave)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows \\u…, and no traceback
             stream.reconfigure(errors="backslashreplace")

@@ -19,9 +19,10 @@ from converters import tokenproof
 from converters.checkpoint import Checkpoint
 from converters.child import NATIVE, Child, ChildFailed, run_native
 from converters.families import ModelPlan
+from converters.scratch import Scratch
 from converters.tokenizer import Vocabulary
 from edgeai.device import cpu_facts, memory_facts
-from edgeai.errors import DoesNotFit, ProofFailed
+from edgeai.errors import DoesNotFit, InvalidModel, ProofFailed
 from edgeai.evaluation import corpus, tokens
 from edgeai.evaluation.comparison import Comparison, compare_streams, exact_rows, quantized_rows, stored_rows, tie_of
 from edgeai.evaluation.limits import LIMITS, Limit, limit_of, stored_limit
@@ -64,7 +65,7 @@ class Proof:
     progress: Progress = no_progress
     notices: list[Notice] = field(default_factory=list)
     summary: dict[str, float | str] = field(default_factory=dict, init=False)
-    _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
+    _folder: Scratch | None = field(default=None, init=False)
     _torch: LogitStream | None = field(default=None, init=False)
     _export: Path | None = field(default=None, init=False)
     _exact: list[Prompt] = field(default_factory=list, init=False)
@@ -74,7 +75,7 @@ class Proof:
 
     def __enter__(self) -> Self:
         self._choose()
-        self._folder = tempfile.TemporaryDirectory(prefix="edgeai-proof-")
+        self._folder = Scratch()
         if self.torch is None and (notice := no_torch_notice(self.plan, self.checkpoint)):
             self.notices.append(notice)
             self.torch = False
@@ -248,6 +249,8 @@ class Proof:
             stream = LogitStream(child, folder, prompts, self.plan.vocab_size, progress=self.progress)
             facts = stream.wait_facts()
         except ChildFailed as error:
+            if path == self._export and not self.exports:
+                raise InvalidModel(f"the runtime does not load the source: {error.reason}", hint=error.hint) from error
             raise ProofFailed(
                 f"the runtime does not load the converted file: {error.reason}", hint=error.hint
             ) from error

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from converters.checkpoint import SINGLE
 from converters.header import read_header
+from converters.scratch import sweep
 from edgeai import pipeline
 from edgeai.cli import cli
 from edgeai.evaluation import limits, passport
@@ -254,10 +255,17 @@ def test_a_full_folder_for_temporary_files_is_exit_5_and_named(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_signal_ends_the_program_without_a_final_file(folder: Path, number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
+)
+def test_a_signal_ends_the_program_without_a_final_file(
+    folder: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     command = [sys.executable, "-m", "edgeai", "convert", str(folder)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    env = {**os.environ, "TMPDIR": str(scratch)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("running the source"):  # children are at work now
@@ -269,7 +277,10 @@ def test_a_signal_ends_the_program_without_a_final_file(folder: Path, number: si
     assert not Path(f"{folder}.gguf").exists()
     if number == signal.SIGINT:
         assert said.strip().endswith("interrupted")
+    if number != signal.SIGKILL:
         assert names(folder) == {folder.name}
+    sweep(scratch)
+    assert not list(scratch.iterdir())
 
 
 @pytest.mark.usefixtures("no_torch")

@@ -15,7 +15,7 @@ from converters.output import SUFFIX
 from edgeai.cli import cli
 from edgeai.evaluation import passport
 from edgeai.evaluation.summary import PREFIX
-from tests.families import write_f32
+from tests.families import VARIANTS, make_variant, write_f32
 
 
 @pytest.fixture
@@ -156,3 +156,46 @@ def test_a_truncated_file_is_refused(model: Path) -> None:
     for target in ("hf", "gguf"):
         result = run(model, "--to", target)
         assert (result.exit_code, "cut off" in result.stderr) == (3, True)
+
+
+def test_the_limit_is_that_of_the_weakest_type_that_was_asked_for(model: Path) -> None:
+    result = run(model, "--quant", "q8_0", "--type", "*=q2_k", "--type", "*=q4_0", "--json")
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize("option", [("--base", "x"), ("--merge",)])
+def test_options_of_adapters_are_refused_for_a_file(model: Path, option: tuple[str, ...]) -> None:
+    result = run(model, *option)
+    assert result.exit_code == 2
+    assert "does nothing where the source is a GGUF file" in result.stderr
+
+
+def test_an_embedding_model_is_compared_by_its_vectors(tmp_path: Path) -> None:
+    folder = make_variant(tmp_path / "bert", VARIANTS["bert"])
+    result = run(write_f32(folder, tmp_path / "bert.gguf"), "--quant", "q8_0", "--json")
+    assert result.exit_code == 0, result.stderr
+    names = [row["name"] for row in json.loads(result.stdout)["report"]["rows"]]
+    assert any("least cosine" in name for name in names)
+
+
+def edited(model: Path, old: bytes, new: bytes) -> Path:
+    data = model.read_bytes()
+    assert len(old) == len(new)
+    assert old in data
+    model.write_bytes(data.replace(old, new))
+    return model
+
+
+@pytest.mark.parametrize("more", [(), ("--to", "hf")])
+def test_a_file_that_is_no_whole_model_is_named(model: Path, more: tuple[str, ...]) -> None:
+    result = run(edited(model, b"blk.0.attn_q.weight", b"blk.0.attn_q.lora_a"), *more)
+    assert result.exit_code == 3
+    assert "is an adapter" in result.stderr or "attn_q" in result.stderr
+    assert names(model) == {model.name}
+
+
+def test_a_source_that_the_runtime_does_not_load_is_no_failed_proof(model: Path) -> None:
+    result = run(edited(model, b"llama.context_length", b"llama.context_lengty"), "--quant", "q8_0")
+    assert result.exit_code == 3
+    assert "does not load the source" in result.stderr
+    assert names(model) == {model.name}
