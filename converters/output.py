@@ -12,7 +12,7 @@ from typing import Self
 
 from converters.errors import OutputError
 
-__all__ = ["OutputFile", "check_apart", "check_output"]
+__all__ = ["OutputFile", "check_apart", "check_name", "check_output"]
 
 SUFFIX = ".edgeai-part"
 
@@ -23,6 +23,7 @@ def check_output(output: Path, source: Path, files: Iterable[Path], *, force: bo
     Hard and symbolic links are seen through.
     """
     folder = output.parent
+    check_name(output)
     if output.is_dir():
         raise OutputError(f"the output {str(output)!r} is a folder", hint=f"name a file: -o {output / 'model.gguf'}")
     if not folder.is_dir():
@@ -54,6 +55,17 @@ def check_apart(output: Path, others: Mapping[str, Path | None]) -> None:
             raise OutputError(
                 f"the output {str(output)!r} and {option} are the same file", hint="name another file with -o"
             )
+
+
+def check_name(path: Path) -> None:
+    """Raise OutputError where the file system takes no such name, as one that is too long."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{str(path)!r} cannot be written: {reason}", hint="name another file with -o") from error
 
 
 class OutputFile:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from converters.errors import OutputError
-from converters.output import SUFFIX, lock, prefix, sync_folder
+from converters.output import SUFFIX, check_name, lock, prefix, sync_folder
 
 __all__ = ["OutputFolder", "check_output_folder"]
 
@@ -22,6 +22,7 @@ MARK = "edgeai.json"
 def check_output_folder(output: Path, files: Iterable[Path], *, force: bool) -> None:
     """Raise OutputError unless OUTPUT can become a new folder that holds none of the source's FILES."""
     parent = output.parent
+    check_name(output)
     if not parent.is_dir():
         what = "is not a folder" if parent.exists() else "does not exist"
         raise OutputError(f"the output folder {str(parent)!r} {what}", hint=f"mkdir -p {parent}")

@@ -25,7 +25,7 @@ from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.families import ModelPlan, Value, plan_model
 from converters.lora import open_adapter
 from converters.lora_merge import merge
-from converters.output import OutputFile, check_apart, check_output
+from converters.output import OutputFile, check_apart, check_name, check_output
 from converters.quantmap import QuantMap, plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
@@ -431,6 +431,8 @@ def check_companions(output: Path, *, force: bool, keep_failed: bool) -> None:
     """Raise OutputError where a file beside OUTPUT would be lost. A passport that was written here for a file of this name may be."""
     failed = failed_name(output)
     beside = [paper_of(output), *([failed, paper_of(failed)] if keep_failed else [])]
+    for path in beside:
+        check_name(path)
     taken = [path for path in beside if os.path.lexists(path)]
     for path in taken:
         if path.is_dir() and not path.is_symlink():

@@ -338,3 +338,12 @@ def test_names_that_are_no_text_are_taken(folder: Path) -> None:
     assert json.loads(Path(f"{output}.passport.json").read_bytes())["file"] == output.name
     pipeline.convert(source, output, "q8_0", force=True)
     assert names(source) == {source.name, output.name, f"{output.name}.passport.json"}
+
+
+@pytest.mark.parametrize("length", [245, 300])
+def test_a_name_that_is_too_long_is_refused_before_any_work(folder: Path, length: int) -> None:
+    result = run(folder, "-o", folder.with_name("x" * length))
+    assert result.exit_code == 2
+    assert "cannot be written" in result.stderr
+    assert "writing" not in result.stderr
+    assert names(folder) == {folder.name}
