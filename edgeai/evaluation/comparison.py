@@ -22,6 +22,12 @@ __all__ = ["Comparison", "End", "blocks_of", "compare_streams", "exact_rows", "q
 END_TOLERANCE = 1e-3
 """Difference of the log-probabilities of the end token between two float32 implementations."""
 
+TIED_ROUTERS = 0.02
+"""The share of positions at which routers may be at a tie. Mixtral as it is initialised, hidden size 64: one of 522, with an NMSE of 7e-3,
+where the others have 5e-14."""
+TIED_NMSE = 1e-2
+"""What such positions may add to the NMSE of all."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
@@ -147,17 +153,31 @@ def end_of(slab: Slab, stops: Sequence[int]) -> End:
     return End(log_probability=float(log_softmax(row)[best]), rank=int((row > row[best]).sum()) + 1)
 
 
-def exact_rows(found: Comparison, more: float = 0.0) -> list[Row]:
-    """Return the rows about an export that must be torch's equal; MORE is the NMSE that the runtime's activations add."""
-    near = found.of("text", "noise", "end", "window")
+def exact_rows(found: Comparison, more: float = 0.0, *, experts: bool = False) -> list[Row]:
+    """Return the rows about an export that must be torch's equal; MORE is the NMSE that the runtime's activations add.
+
+    With EXPERTS a token whose router is at a tie may go to another one, which the order of additions decides: a few positions with the
+    largest errors are then left out, and what they are is stated. An error in the file is at all positions.
+    """
+
+    def kept(measures: Measures) -> Measures:
+        return measures.without_worst(TIED_ROUTERS) if experts else measures
+
+    everything = found.of("text", "noise", "end", "window")
+    near = kept(everything)
     rows = [at_most("F32 logits against torch: NMSE", near.nmse, EXACT_NMSE + more)]
+    if experts:
+        count, of = len(everything.kl) - len(near.kl), len(everything.kl)
+        name = f"the same with the worst {count} of {of} positions (ties of routers)"
+        rows.append(at_most(name, everything.nmse, TIED_NMSE))
     rows += [
-        at_most(f"F32 logits {away} tokens apart: NMSE", item.nmse, far_limit(away) + more)
+        at_most(f"F32 logits {away} tokens apart: NMSE", kept(item).nmse, far_limit(away) + more)
         for away, item in found.far().items()
     ]
     if found.has("cached"):
-        rows.append(at_most("F32 logits with the cache: NMSE", found.of("cached").nmse, EXACT_NMSE + more))
-    rows.append(same_choice("F32 first choice as torch", found.of("text", "noise", "end", "window", "cached"), more))
+        rows.append(at_most("F32 logits with the cache: NMSE", kept(found.of("cached")).nmse, EXACT_NMSE + more))
+    everywhere = found.of("text", "noise", "end", "window", "cached")
+    rows.append(same_choice("F32 first choice as torch", kept(everywhere), more))
     count = sum(len(prompt.ids) for prompt in found.prompts)
     rows.append(Row(name="positions compared", value=f"{count} in {len(found.prompts)} prompts"))
     for left, right in found.ends:

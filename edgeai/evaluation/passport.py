@@ -158,7 +158,7 @@ class Proof:
             rows.append(Row(name="logits against torch", value="not compared"))
         else:
             found = self._compare(self._torch, run.stream, self._exact)
-            rows += exact_rows(found, self.plan.activation_nmse)
+            rows += exact_rows(found, self.plan.activation_nmse, experts="expert_count" in self.plan.keys)
             self.summary |= found.summary()
             rows += self._said(tokens.same_ids(self.vocabulary, facts))
         rows += self._continued(facts, run, exact=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,6 +54,14 @@ class Measures:
     def mean_kl(self) -> float:
         """Mean over the positions, in nats."""
         return float(self.kl.mean())
+
+    def without_worst(self, share: float) -> Measures:
+        """Return the measures without the positions of the largest relative error: SHARE of them, rounded up, and never all."""
+        import numpy as np
+
+        count = min(math.ceil(share * len(self.kl)), len(self.kl) - 1)
+        kept = np.sort(np.argsort(self.error / np.maximum(self.power, TINY), kind="stable")[: len(self.kl) - count])
+        return Measures(**{name: getattr(self, name)[kept] for name in Measures.__slots__})
 
     def same(self, tie: float = TIE) -> F64:
         """Return 1 where the first choices agree and 0 where not; two that are closer than TIE are the same."""

@@ -3,7 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgeai.evaluation.comparison import Comparison, exact_rows
+from edgeai.evaluation.prompts import Prompt
 from edgeai.evaluation.score import compare, log_softmax
+
+PROSE = Prompt(kind="text", ids=list(range(130)))
 
 
 def logits(seed: int, positions: int = 130, vocab: int = 50) -> np.ndarray:
@@ -51,3 +55,15 @@ def test_different_vocabularies_cannot_be_compared() -> None:
 
 def test_log_softmax_survives_large_logits() -> None:
     assert np.exp(log_softmax(np.array([[1e4, 1e4]]))).tolist() == [[0.5, 0.5]]
+
+
+def test_one_position_where_a_router_is_at_a_tie_is_left_out_and_an_error_everywhere_is_not() -> None:
+    reference = logits(1)
+    one, everywhere = reference.copy(), reference + 0.01 * logits(2)
+    one[7] += 0.3
+    rows = [
+        {row.name: row.ok for row in exact_rows(Comparison([PROSE], [compare(reference, candidate)]), experts=experts)}
+        for candidate, experts in ((one, True), (one, False), (everywhere, True))
+    ]
+    assert [row["F32 logits against torch: NMSE"] for row in rows] == [True, False, False]
+    assert all(rows[0].values())
