@@ -17,7 +17,8 @@ NATIVE_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edgeai/native-$(NATIVE_KE
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Tests that record what they prove (tests/ledger.py).
-PROOFS := tests/converters/test_families.py
+PROOFS := tests/converters/test_families.py tests/converters/test_imports.py tests/converters/test_lora.py tests/converters/test_pickled.py \
+	tests/converters/test_minilm.py tests/cli/test_convert_lora.py tests/test_real_models.py
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check table bench clean

@@ -31,6 +31,7 @@ from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
 from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, OutputError, ProofFailed
+from edgeai.evaluation.corpus import default_tokens
 from edgeai.evaluation.embedding import proof_class
 from edgeai.evaluation.limits import check_max_kl
 from edgeai.evaluation.paper import is_paper, paper_of
@@ -43,8 +44,8 @@ from edgeai.types import Notice, Progress, Report, Row, finite, no_progress
 __all__ = ["DEFAULT_QUANT", "Conversion", "Wish", "convert", "parse_quant"]
 
 SPARE_BYTES = 32 << 20
-PROOF_POSITIONS = 2400
-"""About how many positions the proof runs through each model."""
+NEAR_POSITIONS = 450
+"""About how many positions the proof runs besides long text."""
 Notify = Callable[[Notice], None]
 Tell = Callable[[Preflight], None]
 
@@ -258,7 +259,7 @@ def preflight(
             vocabulary,
             quantmap,
             disk=disk_need(target, plan, quantmap),
-            proof_positions=PROOF_POSITIONS,
+            proof_positions=default_tokens(plan) + NEAR_POSITIONS,
             export_bytes=export_bytes(plan, quantmap),
         )
     )

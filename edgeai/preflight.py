@@ -33,8 +33,8 @@ READ_BYTES_S = 1.0e9
 """Reading and hashing, in bytes a second: a laptop's disk with a warm cache."""
 TORCH_START_S = 5.0
 """Importing torch and transformers."""
-USED_PART = 0.35
-"""What torch and libllama reach of a plain matrix product on prompts of some hundred tokens (measured: 0.25 to 0.5)."""
+USED_PART = 0.3
+"""What torch and libllama reach of that on prompts of some hundred tokens (measured: 0.25 to 0.4)."""
 SAMPLE_ITEMS = 1 << 14
 GRID: Mapping[str, tuple[float, float]] = {
     "IQ3_XXS": (0.1, 2.0), "IQ3_S": (0.3, 1.6), "IQ2_XXS": (1.6, 3.0), "IQ2_XS": (2.5, 4.6), "IQ2_S": (2.5, 4.6),
@@ -201,17 +201,17 @@ def proof_seconds(plan: ModelPlan, positions: int, export_bytes: int) -> float:
     return TORCH_START_S + moved + 3 * flops / (product_flops() * USED_PART)
 
 
-def product_flops(size: int = 384) -> float:
-    """Return the floating-point operations a second of a matrix product here, on all threads."""
+def product_flops(size: int = 60) -> float:
+    """Return the floating-point operations a second of matrix products here, on all threads: one thread's times their number."""
     import numpy as np
 
     left = np.random.default_rng(1).normal(size=(size, size)).astype(np.float32)
     best = float("inf")
-    for _ in range(12):  # the best, because another program may have had the processor
+    for _ in range(300):  # the best, because another program may have had the processor
         began = time.perf_counter()
         left @ left
         best = min(best, time.perf_counter() - began)
-    return 2.0 * size**3 / best
+    return 2.0 * size**3 / best * cpu_facts().threads
 
 
 def human_count(count: int) -> str:

@@ -12,7 +12,7 @@ from converters.tokenizer import Vocabulary, source_tokenizer
 from edgeai.errors import UsageError
 from edgeai.evaluation.prompts import BLOCK, window_tokens
 
-__all__ = ["MOST_TOKENS", "corpus_sha256", "default_text", "read_text", "windows"]
+__all__ = ["MOST_TOKENS", "corpus_sha256", "default_text", "default_tokens", "read_text", "windows"]
 
 FEWEST_TOKENS, MOST_TOKENS = 512, 1280
 WORK = 3e11
@@ -60,12 +60,17 @@ def default_text(*, scripts: bool = True) -> str:
     return "\n\n".join([*PROSE, *lines, *documentation])
 
 
+def default_tokens(plan: ModelPlan) -> int:
+    """Return how many tokens of the bundled text a model is compared on: fewer for a large one."""
+    return max(FEWEST_TOKENS, min(MOST_TOKENS, int(WORK / plan.parameters)))
+
+
 def windows(plan: ModelPlan, vocabulary: Vocabulary, text: str | None = None) -> list[list[int]]:
     """Return the windows of TEXT (None: the bundled one): token ids, each with BOS first where the tokenizer adds it.
 
     Raises UsageError where a given text is too short to say anything.
     """
-    budget = GIVEN_TOKENS if text is not None else max(FEWEST_TOKENS, min(MOST_TOKENS, int(WORK / plan.parameters)))
+    budget = GIVEN_TOKENS if text is not None else default_tokens(plan)
     before = list(vocabulary.before)
     # no token has more than some tens of characters, and a text is cut before it is tokenized
     ids = (

@@ -14,6 +14,7 @@ from converters.header import read_header
 from converters.lora import ADAPTER_CONFIG
 from edgeai.cli import cli
 from tests.checkpoints import edit_json, make
+from tests.conftest import Record
 from tests.converters.test_lora import ONLY_MERGED, PLAIN, train
 
 
@@ -53,13 +54,16 @@ def test_a_wrong_scale_fails_the_proof(place: Path, monkeypatch: pytest.MonkeyPa
     assert not (place / "plain-lora.gguf").exists()
 
 
-def test_a_merged_file_is_proved_against_peft(place: Path) -> None:
+def test_a_merged_file_is_proved_against_peft(place: Path, record_proof: Record) -> None:
     result = run(place / "dora", "--merge", "--quant", "f32", "--json")
     assert result.exit_code == 0, result.stderr
     done = json.loads(result.stdout)
     assert done["path"] == str(place / "dora.gguf")
     sources = json.loads((place / "dora.gguf.passport.json").read_text())["source"]["files"]
     assert {"config.json", ADAPTER_CONFIG, "adapter_model.safetensors"} <= sources.keys()
+    rows = {row["name"]: row for row in done["report"]["rows"]}
+    error = rows["F32 logits against torch: NMSE"]["value"]
+    record_proof(model="LlamaForCausalLM", source="LoRA, merged", variant="DoRA", proof="F32 logits NMSE", error=error)
 
 
 def test_a_base_on_the_hub_is_not_downloaded_unasked(place: Path) -> None:

@@ -36,6 +36,7 @@ from converters.tokenizer import (
 )
 from converters.tokenproof import PROBE_KEYS, stress_texts
 from tests.checkpoints import make
+from tests.conftest import Record
 from tests.families import VARIANTS, Variant, make_variant, nmse, some_ids, torch_logits, write_f32
 
 LLAMA3_ROPE: dict[str, Any] = {
@@ -86,11 +87,15 @@ def round_trips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
 
 @pytest.mark.parametrize("name", sorted(READ_BACK))
 def test_what_is_read_back_computes_the_logits_of_the_original(
-    round_trips: dict[str, tuple[Path, Path, Path]], name: str
+    round_trips: dict[str, tuple[Path, Path, Path]], name: str, record_proof: Record
 ) -> None:
     original, _, folder = round_trips[name]
     ids = some_ids(plan_model(open_checkpoint(original)).vocab_size)
-    assert nmse(torch_logits(original, ids), torch_logits(folder, ids)) < 1e-12
+    error = nmse(torch_logits(original, ids), torch_logits(folder, ids))
+    assert error < 1e-12
+    record_proof(
+        model=READ_BACK[name].model, source="GGUF, read back", variant=name, proof="F32 logits NMSE", error=error
+    )
 
 
 @pytest.mark.parametrize("name", sorted(READ_BACK))

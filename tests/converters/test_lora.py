@@ -21,6 +21,7 @@ from converters.lora import ADAPTER_CONFIG, WEIGHTS, is_adapter, matches, open_a
 from converters.lora_gguf import check_adapter, write_adapter
 from converters.lora_merge import merge
 from tests.checkpoints import edit_json, make
+from tests.conftest import Record
 from tests.families import VARIANTS, libllama_logits, make_variant, nmse, some_ids, write_f32
 
 LLAMA = ["q_proj", "v_proj", "down_proj"]
@@ -131,19 +132,21 @@ def test_a_slab_is_those_rows_of_the_merged_tensor(base: Path, adapters: Callabl
 
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
 def test_base_and_adapter_in_the_runtime_give_the_logits_of_peft(
-    base: Path, base_gguf: Path, adapters: Callable[[str], Path], tmp_path: Path, name: str
+    base: Path, base_gguf: Path, adapters: Callable[[str], Path], tmp_path: Path, name: str, record_proof: Record
 ) -> None:
     checkpoint = open_checkpoint(base)
     plan, path = plan_model(checkpoint), tmp_path / "adapter é.gguf"
     write_adapter(path, plan, open_adapter(adapters(name), checkpoint), {})
     ids = some_ids(plan.vocab_size)
     expected = peft_logits(base, adapters(name), ids)
-    assert nmse(expected, libllama_logits(base_gguf, ids, adapter=path)) < 1e-6
+    error = nmse(expected, libllama_logits(base_gguf, ids, adapter=path))
+    assert error < 1e-6
     assert nmse(expected, libllama_logits(base_gguf, ids)) > 1e-3
+    record_proof(model="LlamaForCausalLM", source="LoRA adapter", variant=name, proof="F32 logits NMSE", error=error)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2"])
-def test_other_families_give_the_logits_of_peft(tmp_path: Path, family: str) -> None:
+def test_other_families_give_the_logits_of_peft(tmp_path: Path, family: str, record_proof: Record) -> None:
     folder = make_variant(tmp_path / "base", VARIANTS[family])
     targets = {"gpt2": ["c_attn", "c_fc", "c_proj"], "qwen2": "all-linear"}[family]
     adapter = train(folder, tmp_path / "adapter", **{**PLAIN, "target_modules": targets})
@@ -152,7 +155,11 @@ def test_other_families_give_the_logits_of_peft(tmp_path: Path, family: str) -> 
     write_adapter(path, plan, open_adapter(adapter, checkpoint), {})
     ids = some_ids(plan.vocab_size)
     found = libllama_logits(write_f32(folder, tmp_path / "base.gguf"), ids, adapter=path)
-    assert nmse(peft_logits(folder, adapter, ids), found) < 1e-5
+    error = nmse(peft_logits(folder, adapter, ids), found)
+    assert error < 1e-5
+    record_proof(
+        model=VARIANTS[family].model, source="LoRA adapter", variant=family, proof="F32 logits NMSE", error=error
+    )
 
 
 def test_a_permute_that_is_left_out_is_seen(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from converters.checkpoint import BIN_INDEX, BIN_SINGLE, SINGLE, open_checkpoint
 from converters.errors import BrokenCheckpoint, ConvertError, UnsupportedModel
 from converters.families import plan_model
+from tests.conftest import Record
 
 
 @pytest.fixture
@@ -179,3 +180,15 @@ def test_nobody_is_told_to_open_a_file_without_protection(folder: Path) -> None:
     with pytest.raises(BrokenCheckpoint) as caught:
         open_checkpoint(folder)
     assert "weights_only" not in caught.value.message
+
+
+def test_a_whole_conversion_of_pickled_shards_is_proved_in_torch(
+    folder: Path, tmp_path: Path, record_proof: Record
+) -> None:
+    from edgeai.pipeline import convert
+
+    shard(folder)
+    report = convert(folder, tmp_path / "out.gguf", "f32").report
+    error = next(float(row.value) for row in report.rows if row.name == "F32 logits against torch: NMSE")
+    assert error < 1e-6
+    record_proof(model="LlamaForCausalLM", source=".bin", variant="sharded", proof="F32 logits NMSE", error=error)
