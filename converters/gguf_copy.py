@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from converters.families import TensorPlan
 from converters.ggml_types import FILE_TYPES, GGML_TYPES
@@ -19,6 +19,14 @@ from converters.gguf_cursor import STRING, TYPE_NAMES, Cursor
 from converters.header import MAGIC, GGUFHeader, TensorInfo, align, read_keys
 from converters.imports.source import stored_tensors
 from converters.quantize import encoded_slabs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from converters.families import Value
+
+    Rows = npt.NDArray[np.float32]
 
 __all__ = ["copy_gguf", "type_bytes"]
 
@@ -45,14 +53,16 @@ def copy_gguf(
     path: Path,
     types: Mapping[str, str],
     file_type: str,
-    extra: Mapping[str, str | float],
+    extra: Mapping[str, Value],
     progress: Progress | None = None,
     *,
     threads: int = 1,
+    importance: Mapping[str, Rows] | None = None,
 ) -> None:
     """Write the file of HEADER to PATH with TYPES (tensor → ggml type), the file type FILE_TYPE and the keys EXTRA.
 
-    A tensor that keeps its type keeps its bytes. PROGRESS gets bytes written and in all.
+    A tensor that keeps its type keeps its bytes. IMPORTANCE is tensor → (matrices, columns), as for `write_model`. PROGRESS gets bytes
+    written and in all.
     """
     number = next(number for number, name in FILE_TYPES.items() if name == file_type)
     total = sum(type_bytes(tensor, types[tensor.name]) for tensor in header.tensors)
@@ -70,7 +80,7 @@ def copy_gguf(
             at = align(at + type_bytes(tensor, kind), header.alignment)
         pad(out, header.alignment)
         for tensor in header.tensors:
-            for slab in data_of(header, tensor, types[tensor.name], threads):
+            for slab in data_of(header, tensor, types[tensor.name], threads, (importance or {}).get(tensor.name)):
                 out.write(slab)
                 done += len(slab)
                 if progress:
@@ -80,7 +90,9 @@ def copy_gguf(
         os.fsync(out.fileno())
 
 
-def data_of(header: GGUFHeader, tensor: TensorInfo, kind: str, threads: int) -> Iterator[bytes | memoryview]:
+def data_of(
+    header: GGUFHeader, tensor: TensorInfo, kind: str, threads: int, importance: Rows | None
+) -> Iterator[bytes | memoryview]:
     """Yield the data of TENSOR in the type KIND."""
     if kind == tensor.type:
         with header.path.open("rb") as file:
@@ -92,7 +104,9 @@ def data_of(header: GGUFHeader, tensor: TensorInfo, kind: str, threads: int) -> 
                 left -= len(block) or left
         return
     source = stored_tensors(header)[tensor.name]
-    yield from encoded_slabs(TensorPlan(name=tensor.name, shape=source.shape, sources=(source,)), kind, threads)
+    yield from encoded_slabs(
+        TensorPlan(name=tensor.name, shape=source.shape, sources=(source,)), kind, threads, importance
+    )
 
 
 def kept_keys(header: GGUFHeader) -> list[bytes]:
@@ -114,7 +128,7 @@ def raw(value: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def entry(key: str, value: str | float) -> bytes:
+def entry(key: str, value: Value) -> bytes:
     """Return a key with a text, a bool, a whole number (u32) or another (f32)."""
     if isinstance(value, str):
         return raw(key) + struct.pack("<I", STRING) + raw(value)
@@ -122,6 +136,7 @@ def entry(key: str, value: str | float) -> bytes:
         return raw(key) + struct.pack("<IB", BOOL, value)
     if isinstance(value, int):
         return raw(key) + struct.pack("<II", U32, value)
+    assert isinstance(value, float)  # noqa: S101 - no arrays are made new
     return raw(key) + struct.pack("<If", F32, value)
 
 

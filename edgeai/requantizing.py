@@ -15,10 +15,11 @@ from pathlib import Path
 from converters import manifest
 from converters.checkpoint import Checkpoint
 from converters.dequantize import decodable
-from converters.families import ModelPlan, TensorPlan
+from converters.families import ModelPlan, TensorPlan, Value
 from converters.families.pooling import POOLING_KEYS
 from converters.gguf_copy import copy_gguf
 from converters.header import GGUFHeader, read_header
+from converters.importance import is_importance_file, read_importance
 from converters.imports.settings import Settings
 from converters.imports.source import check_whole, stored_tensors
 from converters.imports.tokenizer import vocabulary_of
@@ -46,7 +47,7 @@ from edgeai.pipeline import (
     share,
     write_passport,
 )
-from edgeai.quantization import Quantization, Wish
+from edgeai.quantization import Quantization, Say, Wish
 from edgeai.types import Progress, Report, no_progress
 
 __all__ = ["requantize"]
@@ -105,11 +106,12 @@ def requantize(
             path = out.temporary()
             with job.step("hash"):
                 hashes = {source.name: manifest.file_sha256(source)}
-            extra: dict[str, str | float] = {
+            extra: dict[str, Value] = {
                 "edgeai.version": __version__,
                 "edgeai.quant": quant,
                 "edgeai.source.sha256": manifest.chain(hashes),
                 **({"edgeai.requantized_from": ",".join(quantized)} if quantized else {}),
+                **job.quantization.keys,
                 **placeholders(job.plan, torch=False),
             }
             with job.step("write"):
@@ -150,15 +152,36 @@ def plan_job(
     """Return what is to be done, with the output's default name."""
     place = Path(os.path.abspath(source))  # noqa: PTH100 - resolve() would leave the folder that a link stands in
     plan = plan_of(header)
-    return Job(
+    notices: list[tuple[str, str]] = []
+    quantization = decide(header, plan, wish, lambda code, message: notices.append((code, message)))
+    job = Job(
         checkpoint=Checkpoint(path=source, config={}, tensors={}),
         plan=plan,
         vocabulary=vocabulary_of(header),
-        quantization=Quantization(quantmap=types_of(header, plan, wish)),
+        quantization=quantization,
         output=output or place.with_name(f"{place.name.removesuffix('.gguf')}-{wish.name.lower()}.gguf"),
         progress=progress,
         notify=notify,
     )
+    for code, message in notices:
+        job.say(code, message)
+    return job
+
+
+def decide(header: GGUFHeader, plan: ModelPlan, wish: Wish, say: Say) -> Quantization:
+    """Return the type of every tensor and what an importance matrix says of it. A text would need the model in torch."""
+    weights = replace(plan, tensors=tuple(item for item in plan.tensors if decodable(kind_of(header, item.name))))
+    if wish.imatrix is None:
+        return Quantization(quantmap=keep_some(header, plan_types(weights, wish.name, overrides=wish.overrides())))
+    if not is_importance_file(wish.imatrix):
+        raise UsageError(
+            f"{str(wish.imatrix)!r} is no importance matrix, and a text is read with the model in torch",
+            hint="give the GGUF file of an importance matrix, or convert the model's folder with --imatrix TEXT",
+        )
+    found = Quantization(quantmap=QuantMap(quant=wish.name, choices={}, overrides=wish.overrides()))
+    found.use(read_importance(wish.imatrix), weights, say, f"the importance matrix {str(wish.imatrix)!r}")
+    found.quantmap = keep_some(header, found.quantmap)
+    return found
 
 
 def plan_of(header: GGUFHeader) -> ModelPlan:
@@ -185,13 +208,10 @@ def plan_of(header: GGUFHeader) -> ModelPlan:
     )
 
 
-def types_of(header: GGUFHeader, plan: ModelPlan, wish: Wish) -> QuantMap:
-    """Return the type of every tensor. Numbers that are no weights stay, and so do matrices that the source kept in F32 among others."""
-    weights = replace(plan, tensors=tuple(item for item in plan.tensors if decodable(kind_of(header, item.name))))
-    quant, overrides = wish.name, wish.overrides()
-    chosen = plan_types(weights, quant, overrides=overrides)
+def keep_some(header: GGUFHeader, chosen: QuantMap) -> QuantMap:
+    """Return CHOSEN with what stays as it is: numbers that are no weights, and matrices that the source kept in F32 among others."""
     matrices = {tensor.type for tensor in header.tensors if len(tensor.shape) > 1 and decodable(tensor.type)}
-    choices = {}
+    quant, choices = chosen.quant, {}
     for tensor in header.tensors:
         stays = not decodable(tensor.type) or (
             tensor.type == "F32" and len(tensor.shape) > 1 and matrices != {"F32"} and quant != "F32"
@@ -201,7 +221,7 @@ def types_of(header: GGUFHeader, plan: ModelPlan, wish: Wish) -> QuantMap:
             choices[tensor.name] = Choice(type=tensor.type, wanted=tensor.type, nbytes=tensor.nbytes, why=why)
         else:
             choices[tensor.name] = chosen.choices[tensor.name]
-    return QuantMap(quant=quant, choices=choices, overrides=overrides)
+    return replace(chosen, choices=choices)
 
 
 def kind_of(header: GGUFHeader, name: str) -> str:
@@ -223,7 +243,7 @@ def check_disk(job: Job) -> None:
         )
 
 
-def write(job: Job, header: GGUFHeader, path: Path, extra: dict[str, str | float]) -> None:
+def write(job: Job, header: GGUFHeader, path: Path, extra: dict[str, Value]) -> None:
     """Write the file."""
     label = f"writing {job.quantmap.quant}"
     copy_gguf(
@@ -234,6 +254,7 @@ def write(job: Job, header: GGUFHeader, path: Path, extra: dict[str, str | float
         extra,
         lambda done, total: job.progress(label, done, total, "B"),
         threads=cpu_facts().threads,
+        importance=job.quantization.rows,
     )
 
 

@@ -153,7 +153,9 @@ def convert_command(
     if path.is_file():
         from edgeai.requantizing import requantize as from_file
 
-        refuse(("imatrix", "dry_run", "allow_inexact_tokenizer", "base", "merge"), "a GGUF file")
+        refuse(
+            ("calibration_tokens", "imatrix_out", "dry_run", "allow_inexact_tokenizer", "base", "merge"), "a GGUF file"
+        )
         done = from_file(
             path,
             output or (default and Path(f"{default.stem}-{quant.lower()}.gguf")),

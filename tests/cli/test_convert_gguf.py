@@ -199,3 +199,36 @@ def test_a_source_that_the_runtime_does_not_load_is_no_failed_proof(model: Path)
     assert result.exit_code == 3
     assert "does not load the source" in result.stderr
     assert names(model) == {model.name}
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_an_importance_matrix_reaches_the_encoder_of_a_file(model: Path) -> None:
+    import numpy as np
+
+    from converters.importance import ImportanceMatrix, write_importance
+
+    tensors = [item for item in read_header(model).tensors if len(item.shape) > 1 and item.name.startswith("blk.")]
+    draw = np.random.default_rng(1)
+    sums = {item.name: draw.uniform(1, 100, (1, item.shape[0])).astype(np.float32) for item in tensors}
+    matrix = ImportanceMatrix(sums=sums, counts={name: np.ones(1, np.float32) for name in sums})
+    write_importance(model.with_name("m.imatrix.gguf"), matrix)
+    for name, more in (("plain", ()), ("informed", ("--imatrix", model.with_name("m.imatrix.gguf")))):
+        result = run(model, "--quant", "q4_0", "-o", model.with_name(f"{name}.gguf"), *more)
+        assert result.exit_code == 0, result.stderr
+    plain, informed = (read_header(model.with_name(f"{name}.gguf")) for name in ("plain", "informed"))
+    assert informed.kv["quantize.imatrix.entries_count"] == len(sums)
+    assert [item.type for item in plain.tensors] == [item.type for item in informed.tensors]
+    for left, right in zip(plain.tensors, informed.tensors, strict=True):
+        before, after = (
+            head.path.read_bytes()[item.offset : item.offset + item.nbytes]
+            for head, item in ((plain, left), (informed, right))
+        )
+        assert (before != after) == (left.name in sums), left.name
+
+
+def test_a_text_gives_no_importance_matrix_of_a_file(model: Path) -> None:
+    text = model.with_name("text.txt")
+    text.write_text("some text " * 100)
+    result = run(model, "--quant", "q4_0", "--imatrix", text)
+    assert result.exit_code == 2
+    assert "folder" in result.stderr
