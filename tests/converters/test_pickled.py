@@ -39,7 +39,7 @@ def shard(folder: Path) -> dict[str, str]:
         torch.save({name: tensors[name] for name in part}, folder / file)
     (folder / BIN_SINGLE).unlink()
     weight_map = {name: file for file, part in parts.items() for name in part}
-    (folder / BIN_INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / BIN_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return weight_map
 
 
