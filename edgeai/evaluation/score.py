@@ -48,7 +48,8 @@ class Measures:
     def nmse(self) -> float:
         """Σ error / Σ power, as in llama.cpp's tests."""
         power = float(self.power.sum())
-        return float(self.error.sum()) / power if power else float("inf")
+        error = float(self.error.sum())
+        return error / power if power else (float("inf") if error else 0.0)  # weights of zeros give logits of zeros
 
     @property
     def mean_kl(self) -> float:
