@@ -56,7 +56,7 @@ def save(name: str, results: dict[str, Any]) -> None:
     """Write results/NAME.json with machine, commit and command, and print the figures."""
     RESULTS.mkdir(exist_ok=True)
     record = {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(Path(part).name for part in sys.argv),
         "commit": commit(),
         "machine": machine(),
         **results,
