@@ -347,3 +347,14 @@ def test_a_name_that_is_too_long_is_refused_before_any_work(folder: Path, length
     assert "cannot be written" in result.stderr
     assert "writing" not in result.stderr
     assert names(folder) == {folder.name}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="other systems have no such place")
+def test_memory_is_that_of_the_conversion_and_not_of_the_program_that_started_it() -> None:
+    import numpy as np
+
+    ballast = np.ones(600 << 17)  # 600 MB
+    code = "from edgeai.pipeline import peak_rss_bytes; print(peak_rss_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1 << 20 < int(done.stdout) < 400 << 20
+    assert ballast.sum() > 0
