@@ -20,7 +20,6 @@ from converters.tokenizer import read_vocabulary
 from edgeai import __version__
 from edgeai.device import cpu_facts
 from edgeai.errors import UsageError
-from edgeai.evaluation.paper import paper_of
 from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice
 from edgeai.pipeline import (
     Conversion,
@@ -28,10 +27,10 @@ from edgeai.pipeline import (
     Notify,
     cannot_write,
     check_companions,
+    conversion,
     failure,
-    passport,
     peak_rss_bytes,
-    write_passport,
+    publish,
 )
 from edgeai.quantization import Quantization
 from edgeai.types import Progress, Report, no_progress
@@ -105,28 +104,12 @@ def convert_adapter(
                 report = prove(job, path)
             if not report.ok:
                 raise failure(job, report, None)
-            size, digest = path.stat().st_size, manifest.file_sha256(path)
-            paper = write_passport(out, passport(job, job.output, report, hashes, digest))
-            paper_of(job.output).unlink(missing_ok=True)
-            out.commit(path)
-            out.commit(paper, paper_of(job.output))
+            size, digest = publish(job, out, path, report, hashes)
     except OSError as error:
         raise cannot_write(job.output, error) from error
     job.timings["total_s"] = time.perf_counter() - began
-    return Conversion(
-        path=job.output,
-        format="gguf-adapter",
-        bytes=size,
-        bpw=32.0,
-        quant="F32",
-        types=job.quantmap.counts(),
-        sha256=digest,
-        report=report,
-        timings=job.timings,
-        peak_rss_bytes=job.peak_rss_bytes,
-        proof_peak_rss_bytes=max(peak_rss_bytes(), peak_rss_bytes(children=True)),
-        warnings=tuple(job.notices),
-    )
+    done = conversion(job, size, digest, report)
+    return replace(done, format="gguf-adapter", bpw=32.0, quant="F32")  # of the adapter, whatever the base is
 
 
 def adapter_files(adapter: Adapter) -> list[Path]:

@@ -185,15 +185,26 @@ def convert(
             stamp(path, job.measured, ok=report.ok)
             if not report.ok:
                 raise failure(job, report, keep(job, out, path, report, hashes) if keep_failed else None)
-            with job.step("finish"):
-                size, digest = path.stat().st_size, manifest.file_sha256(path)
-                paper = write_passport(out, passport(job, job.output, report, hashes, digest))
-                paper_of(job.output).unlink(missing_ok=True)  # never an old passport beside a new model
-                out.commit(path)
-                out.commit(paper, paper_of(job.output))
+            size, digest = publish(job, out, path, report, hashes)
     except OSError as error:
         raise cannot_write(job.output, error) from error
     job.timings["total_s"] = time.perf_counter() - began
+    return conversion(job, size, digest, report)
+
+
+def publish(job: Job, out: OutputFile, path: Path, report: Report, hashes: Mapping[str, str]) -> tuple[int, str]:
+    """Give the proved file PATH and its passport their names; return its size and sha256."""
+    with job.step("finish"):
+        size, digest = path.stat().st_size, manifest.file_sha256(path)
+        paper = write_passport(out, passport(job, job.output, report, hashes, digest))
+        paper_of(job.output).unlink(missing_ok=True)  # never an old passport beside a new model
+        out.commit(path)
+        out.commit(paper, paper_of(job.output))
+    return size, digest
+
+
+def conversion(job: Job, size: int, digest: str, report: Report) -> Conversion:
+    """Return what came of JOB: a file of SIZE bytes with the sha256 DIGEST."""
     return Conversion(
         path=job.output,
         bytes=size,

@@ -30,7 +30,6 @@ from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, InvalidModel, UsageError
 from edgeai.evaluation.embedding import proof_class
 from edgeai.evaluation.limits import check_max_kl
-from edgeai.evaluation.paper import paper_of
 from edgeai.evaluation.passport import check_scratch, scratch_bytes
 from edgeai.evaluation.summary import placeholders, stamp
 from edgeai.pipeline import (
@@ -40,12 +39,12 @@ from edgeai.pipeline import (
     Notify,
     cannot_write,
     check_companions,
+    conversion,
     failure,
     keep,
-    passport,
     peak_rss_bytes,
+    publish,
     share,
-    write_passport,
 )
 from edgeai.quantization import Quantization, Say, Wish
 from edgeai.types import Progress, Report, no_progress
@@ -122,28 +121,11 @@ def requantize(
             stamp(path, job.measured, ok=report.ok)
             if not report.ok:
                 raise failure(job, report, keep(job, out, path, report, hashes) if keep_failed else None)
-            with job.step("finish"):
-                size, digest = path.stat().st_size, manifest.file_sha256(path)
-                paper = write_passport(out, passport(job, job.output, report, hashes, digest))
-                paper_of(job.output).unlink(missing_ok=True)
-                out.commit(path)
-                out.commit(paper, paper_of(job.output))
+            size, digest = publish(job, out, path, report, hashes)
     except OSError as error:
         raise cannot_write(job.output, error) from error
     job.timings["total_s"] = time.perf_counter() - began
-    return Conversion(
-        path=job.output,
-        bytes=size,
-        bpw=job.quantmap.nbytes * 8 / job.plan.parameters,
-        quant=quant,
-        types=job.quantmap.counts(),
-        sha256=digest,
-        report=report,
-        timings=job.timings,
-        peak_rss_bytes=job.peak_rss_bytes,
-        proof_peak_rss_bytes=max(peak_rss_bytes(), peak_rss_bytes(children=True)),
-        warnings=tuple(job.notices),
-    )
+    return conversion(job, size, digest, report)
 
 
 def plan_job(
