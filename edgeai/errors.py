@@ -2,7 +2,9 @@
 
 EdgeAIError                 1
 ├── UsageError              2   an argument, option or configuration value is wrong
-│   └── RecipeError         2   a training recipe is wrong
+│   ├── RecipeError         2   a training recipe is wrong
+│   ├── ConstraintError     2   a schema, regex or grammar that cannot be enforced
+│   └── ClosedError         2   a model was used after close()
 ├── OutputError             2   the output path cannot be written, or is the input
 ├── ModelNotFound           3   no such name, file or folder
 ├── InvalidModel            3   damaged, truncated or not a model
@@ -10,6 +12,8 @@ EdgeAIError                 1
 │   └── HashMismatch        3   bytes are not those that were promised
 ├── ConvertError            3   see converters.errors
 ├── ContextExceeded         4   prompt longer than the context
+├── IncompleteOutput        4   an answer that must have a form was cut before it was whole
+├── Busy                    4   as many requests wait as may wait
 ├── DoesNotFit              5   not enough memory or disk
 ├── DeviceUnavailable       6   the device asked for cannot run
 ├── EngineCrashed           7   native code failed
@@ -30,6 +34,9 @@ from converters.errors import (
 
 __all__ = [
     "BrokenCheckpoint",
+    "Busy",
+    "ClosedError",
+    "ConstraintError",
     "ContextExceeded",
     "ConvertError",
     "DeviceUnavailable",
@@ -37,6 +44,7 @@ __all__ = [
     "EdgeAIError",
     "EngineCrashed",
     "HashMismatch",
+    "IncompleteOutput",
     "Interrupted",
     "InvalidModel",
     "ModelNotFound",
@@ -61,6 +69,14 @@ class RecipeError(UsageError):
     """A training recipe is wrong."""
 
 
+class ConstraintError(UsageError):
+    """A schema, regex or grammar is wrong, or asks for what cannot be enforced."""
+
+
+class ClosedError(UsageError):
+    """A model was used after it was closed."""
+
+
 class ModelNotFound(EdgeAIError):
     """No catalogue entry, pulled model, file or folder has this name."""
 
@@ -75,6 +91,26 @@ class ContextExceeded(EdgeAIError):
     """The prompt and the answer asked for are longer than the context."""
 
     exit_code = 4
+
+
+class IncompleteOutput(EdgeAIError):
+    """An answer that must have a form was cut before it was whole; `text` is what there is of it."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, text: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.text = text
+
+
+class Busy(EdgeAIError):
+    """As many requests wait already as may wait; try again in about `retry_after_s` seconds."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class DoesNotFit(EdgeAIError):

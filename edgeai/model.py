@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from edgeai.artifact import Artifact, open_artifact
 from edgeai.engines.base import Engine
 from edgeai.errors import InvalidModel, UsageError
-from edgeai.plan import DeviceChoice, Plan, make_plan
+from edgeai.plan import LoadOptions, Plan, make_plan
 from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice, Prompt
 
 if TYPE_CHECKING:
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Model", "Stream", "load", "open_engine"]
 
 
-def load(
-    model: str | os.PathLike[str], *, ctx: int | None = None, threads: int | None = None, device: DeviceChoice = "auto"
-) -> Model:
-    """Load MODEL, a path or the name of a pulled model, and return it ready to answer.
+def load(model: str | os.PathLike[str], **options: Any) -> Model:
+    """Load MODEL, a path or the name of a pulled model, and return it ready to answer; OPTIONS are those of plan.LoadOptions.
 
         with edgeai.load("smollm2") as m:
             print(m.chat([{"role": "user", "content": "Hi"}], max_tokens=64).text)
@@ -35,19 +33,12 @@ def load(
     from edgeai.store import Store
 
     store, ref = Store.open(), os.fspath(model)
-    engine = open_engine(store.find(ref), ctx=ctx, threads=threads, device=device)
+    engine = open_engine(store.find(ref), **options)
     return Model(engine, sampling=store.sampling(ref))
 
 
-def open_engine(
-    path: Path,
-    *,
-    ctx: int | None = None,
-    needed: int | None = None,
-    threads: int | None = None,
-    device: DeviceChoice = "auto",
-) -> Engine:
-    """Check the file at PATH, plan it for this machine (see plan.make_plan) and load it."""
+def open_engine(path: Path, **options: Any) -> Engine:
+    """Check the file at PATH, plan it for this machine and load it; OPTIONS are those of plan.LoadOptions."""
     from edgeai.device import probe
     from edgeai.paths import home
     from edgeai.vetting import vet
@@ -58,7 +49,8 @@ def open_engine(
             f"{str(path)!r} is a {artifact.format} folder of full-precision weights, which the runtime does not run",
             hint=f"convert it first: edgeai convert {str(path)!r}",
         )
-    plan = make_plan(artifact, probe(gpus=device == "cuda"), ctx=ctx, needed=needed, threads=threads, choice=device)
+    wanted = LoadOptions(**options)
+    plan = make_plan(artifact, probe(gpus=wanted.device == "cuda"), wanted)
     vet(artifact.path, home() / "cache", extra_bufts=plan.extra_bufts)
     from edgeai.engines.llamacpp import EmbeddingEngine, LlamaCppEngine
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from edgeai import native
 from edgeai.artifact import Artifact
@@ -12,17 +13,82 @@ from edgeai.device import Device
 from edgeai.errors import DeviceUnavailable, DoesNotFit, UsageError
 from edgeai.types import Notice
 
-__all__ = ["DEFAULT_CONTEXT", "DeviceChoice", "Plan", "make_plan"]
+__all__ = [
+    "DEFAULT_CONTEXT",
+    "DEFAULT_QUEUE",
+    "DEFAULT_STREAMS",
+    "DeviceChoice",
+    "KVType",
+    "LoadOptions",
+    "Plan",
+    "make_plan",
+]
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+KVType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+"""The types that libllama keeps a KV cache in (common/arg.cpp, kv_cache_types)."""
 
 DEFAULT_CONTEXT = 8192
 """Context when none is asked for, or the trained one if that is smaller."""
 
 
+DEFAULT_STREAMS = 8
+"""Requests computed side by side when nothing is asked for; those that come on top wait."""
+
+DEFAULT_QUEUE = 1024
+"""Requests that may wait for their turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What a caller wants of a loaded model. None leaves the choice to the plan; what is given is kept or refused, never changed.
+
+    `ctx`: the longest prompt and answer together, in tokens. `needed`: an upper bound of the tokens that will ever be in the context, for
+    callers that know it: without `ctx` the context is then no larger than that. `threads` decode, `threads_batch` read prompts.
+    `streams`: requests computed side by side. `queue`: how many may wait before Busy. `prefix_bytes`: how much of the KV cache may keep
+    prompts for later requests, 0 for none. `deterministic`: an answer does not depend on what else runs, at the price of speed.
+    `adapters`: name → LoRA adapter file. `draft`: a small model of the same vocabulary for speculation.
+    """
+
+    ctx: int | None = None
+    needed: int | None = None
+    threads: int | None = None
+    threads_batch: int | None = None
+    device: DeviceChoice = "auto"
+    gpu_layers: int | None = None
+    kv_type: KVType | None = None
+    streams: int | None = None
+    queue: int = DEFAULT_QUEUE
+    prefix_bytes: int | None = None
+    deterministic: bool = False
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    draft: Path | None = None
+
+    def __post_init__(self) -> None:
+        limits: tuple[tuple[str, bool, str], ...] = (
+            ("ctx", self.ctx is None or self.ctx >= 8, "at least 8"),
+            ("threads", self.threads is None or 1 <= self.threads <= 512, "between 1 and 512"),
+            ("threads_batch", self.threads_batch is None or 1 <= self.threads_batch <= 512, "between 1 and 512"),
+            ("device", self.device in get_args(DeviceChoice), "one of " + ", ".join(get_args(DeviceChoice))),
+            ("gpu_layers", self.gpu_layers is None or 0 <= self.gpu_layers <= 10_000, "between 0 and 10000"),
+            ("kv_type", self.kv_type in (None, *get_args(KVType)), "one of " + ", ".join(get_args(KVType))),
+            ("streams", self.streams is None or 1 <= self.streams <= 128, "between 1 and 128"),
+            ("queue", 0 <= self.queue <= 10**6, "between 0 and 1000000"),
+            ("prefix_bytes", self.prefix_bytes is None or self.prefix_bytes >= 0, "0 or more"),
+        )
+        for name, ok, rule in limits:
+            if not ok:
+                raise UsageError(f"{name} {getattr(self, name)!r} is not possible", hint=f"{name} must be {rule}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How a model will run. Memory in bytes; `gpu_layers` counts the output layer, as llama.cpp does."""
+    """How a model will run. Memory in bytes; `gpu_layers` counts the output layer, as llama.cpp does.
+
+    `context` bounds one request; `kv_cells` tokens fit into the KV cache, which all requests and kept prefixes share. `sequences` is how
+    many of both there can be at once.
+    """
 
     engine: str
     device: Literal["cpu", "cuda"]
@@ -34,6 +100,14 @@ class Plan:
     extra_bufts: bool
     memory_bytes: int
     fits: bool
+    threads_batch: int = 0
+    streams: int = 1
+    sequences: int = 1
+    kv_cells: int = 0
+    prefix_bytes: int = 0
+    queue: int = DEFAULT_QUEUE
+    deterministic: bool = False
+    swa_full: bool = False
     why: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
 
@@ -45,25 +119,15 @@ class Plan:
 def make_plan(
     artifact: Artifact,
     device: Device,
-    *,
-    ctx: int | None = None,
-    needed: int | None = None,
-    threads: int | None = None,
-    choice: DeviceChoice = "auto",
+    options: LoadOptions,
 ) -> Plan:
-    """Decide how ARTIFACT runs on DEVICE.
-
-    `needed` is an upper bound of the tokens that will ever be in the context, for callers that know it: without `ctx` the context is
-    then no larger than that, which saves the time and memory of a cache that stays empty.
+    """Decide how ARTIFACT runs on DEVICE under OPTIONS.
 
     Raises DeviceUnavailable when CUDA is asked for and cannot run, DoesNotFit when memory is short, UsageError for impossible values.
     """
-    if ctx is not None and ctx < 8:
-        raise UsageError(f"a context of {ctx} tokens is not possible", hint="--ctx must be at least 8")
-    if threads is not None and not 1 <= threads <= 512:
-        raise UsageError(f"{threads} threads are not possible", hint="--threads must be between 1 and 512")
+    choice = options.device
     where, why, notices = _choose_device(device, choice)
-    context = ctx or default_context(artifact, needed)
+    context = options.ctx or default_context(artifact, options.needed)
     if where == "cuda" and choice == "auto":
         need, free = estimate_memory(artifact, context), device.cuda_devices[0].memory_free
         if need > free:
@@ -90,8 +154,13 @@ def make_plan(
         gpu_layers=_layers(artifact) + 1 if where == "cuda" else 0,
         context=context,
         batch=min(512, context),
-        threads=threads or device.cpu.threads,
-        kv_type="f16",
+        threads=options.threads or device.cpu.threads,
+        threads_batch=options.threads_batch or options.threads or device.cpu.threads,
+        streams=options.streams or DEFAULT_STREAMS,
+        kv_cells=context,
+        kv_type=options.kv_type or "f16",
+        queue=options.queue,
+        deterministic=options.deterministic,
         extra_bufts=verdict.extra_bufts,
         memory_bytes=estimate_memory(artifact, context),
         fits=True,

@@ -6,28 +6,40 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, get_args
 
 from edgeai.errors import UsageError
 
 __all__ = [
     "SAMPLING",
     "Chunk",
+    "ChunkKind",
     "Completion",
+    "Constraint",
     "FinishReason",
     "GenerationConfig",
     "Message",
     "Notice",
+    "Overflow",
     "Progress",
     "Prompt",
     "Report",
     "Row",
+    "Speculation",
     "Timings",
+    "TokenLogprob",
     "Usage",
     "no_progress",
 ]
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout"]
+"""`length`: max_tokens or the end of the context; `timeout`: max_seconds."""
+
+Overflow = Literal["error", "truncate-middle", "rolling"]
+"""What happens to a prompt that is longer than the context. `rolling` drops the oldest messages and keeps the system message."""
+
+Speculation = Literal["off", "lookup", "draft"]
+"""Where guesses at the next tokens come from: nowhere, the text so far (prompt lookup), or a draft model."""
 
 
 class Message(TypedDict):
@@ -65,10 +77,24 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """A form that the answer must have: `source` is JSON text (a schema, or a list of strings for choices), a regex or a Lark grammar."""
+
+    kind: Literal["json_schema", "regex", "lark", "choices"]
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationConfig:
-    """How to sample. `temperature` 0 is greedy; `max_tokens` None ends at the context; `seed` None draws one.
+    """How to answer. `temperature` 0 is greedy; `max_tokens` None ends at the context; `seed` None draws one.
 
     The order of the samplers and the defaults of top_k, top_p and min_p are llama.cpp's (`common/common.h`).
+
+    `max_seconds`: wall-clock limit from submission; the answer then ends with `timeout`.
+    `logprobs`: how many alternatives to report at each token, 0 for the token alone, None for nothing.
+    `logit_bias`: token id → what is added to its logit (-100 or less bans it, as in OpenAI's API).
+    `adapters`: (name, scale) of the LoRA adapters, loaded with the model, that this answer uses.
+    `prefix_cache`: whether kept prompts may be reused and this one kept.
     """
 
     max_tokens: int | None = None
@@ -79,6 +105,14 @@ class GenerationConfig:
     repeat_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    max_seconds: float | None = None
+    logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    constraint: Constraint | None = None
+    overflow: Overflow = "error"
+    adapters: tuple[tuple[str, float], ...] = ()
+    speculation: Speculation = "off"
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         limits: tuple[tuple[str, bool, str], ...] = (
@@ -89,6 +123,12 @@ class GenerationConfig:
             ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
             ("repeat_penalty", 0 < self.repeat_penalty <= 10, "above 0 and at most 10"),
             ("seed", self.seed is None or 0 <= self.seed < 2**32 - 1, "between 0 and 4294967294"),
+            ("max_seconds", self.max_seconds is None or 0 < self.max_seconds <= 10**9, "above 0"),
+            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "between 0 and 20"),
+            ("overflow", self.overflow in get_args(Overflow), f"one of {', '.join(get_args(Overflow))}"),
+            ("speculation", self.speculation in get_args(Speculation), f"one of {', '.join(get_args(Speculation))}"),
+            ("logit_bias", all(-1000 <= bias <= 1000 for bias in self.logit_bias.values()), "between -1000 and 1000"),
+            ("adapters", all(math.isfinite(scale) for _, scale in self.adapters), "names with finite scales"),
         )
         for name, ok, rule in limits:
             if not ok:  # NaN fails every comparison, so it ends here too
@@ -103,22 +143,45 @@ class GenerationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts of one request."""
+    """Token counts of one request: `cached_tokens` of the prompt were not computed again, `truncated_tokens` were dropped before."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    truncated_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Wall-clock times in seconds and rates in tokens per second; a rate of a phase that did not happen is None."""
+    """Wall-clock times in seconds and rates in tokens per second; a rate of a phase that did not happen is None.
+
+    `queue_s`: from submission until the work began. `drafted`, `accepted`: tokens that speculation guessed, and those that were right.
+    """
 
     load_s: float
     ttft_s: float | None
     prompt_tok_s: float | None
     gen_tok_s: float | None
     total_s: float
+    queue_s: float = 0.0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """A token of an answer with its log-probability in nats, as the model gave it: before temperature, bias and constraint.
+
+    `top` are the likeliest tokens at its place, (id, text, log-probability), likeliest first.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+ChunkKind = Literal["text", "warning", "end"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +193,14 @@ class Chunk:
     usage: Usage | None = None
     timings: Timings | None = None
     notices: tuple[Notice, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def kind(self) -> ChunkKind:
+        """What this event is: the `end` of the answer, a `warning` without text, or `text`."""
+        if self.finish_reason is not None:
+            return "end"
+        return "warning" if self.notices and not self.text else "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +216,15 @@ class Completion:
     device: str
     plan: Mapping[str, Any]
     warnings: tuple[Notice, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
     route: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the object that `edgeai run --json` prints."""
-        return asdict(self) | {"warnings": [asdict(notice) for notice in self.warnings]}
+        """Return the object that `edgeai run --json` prints; without log-probabilities it has no key for them."""
+        found = asdict(self) | {"warnings": [asdict(notice) for notice in self.warnings]}
+        if self.logprobs is None:
+            del found["logprobs"]
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from edgeai.artifact import Artifact
 from edgeai.device import CPU, GPU, Device, Memory, NativeLibrary
 from edgeai.errors import DeviceUnavailable, DoesNotFit, UsageError
 from edgeai.native import BackendDevice
-from edgeai.plan import DeviceChoice, Plan, estimate_memory, make_plan
+from edgeai.plan import DeviceChoice, LoadOptions, Plan, estimate_memory, make_plan
 from edgeai.selftest import Verdict
 
 CPU_DEVICE = BackendDevice(name="CPU", description="x", kind="cpu", memory_free=0, memory_total=0)
@@ -43,7 +43,7 @@ def machine(
 
 
 def plan(device: Device, choice: DeviceChoice = "auto", **options: Any) -> Plan:
-    return make_plan(LLAMA, device, choice=choice, **options)
+    return make_plan(LLAMA, device, LoadOptions(device=choice, **options))
 
 
 def codes(made: Plan) -> list[str]:
@@ -128,7 +128,7 @@ def test_a_context_beyond_training_is_said() -> None:
 
 
 def test_the_trained_context_is_the_default_when_it_is_small() -> None:
-    assert make_plan(replace(LLAMA, context=256), machine()).context == 256
+    assert make_plan(replace(LLAMA, context=256), machine(), LoadOptions()).context == 256
 
 
 def test_a_context_is_no_larger_than_what_can_be_needed() -> None:

@@ -188,7 +188,7 @@ def load_model(
     """Load the model at PATH and say in one line how it runs."""
     from edgeai.model import Model, open_engine
 
-    engine = open_engine(path, ctx=ctx, needed=needed, threads=threads, device=device)  # type: ignore[arg-type]
+    engine = open_engine(path, ctx=ctx, needed=needed, threads=threads, device=device, streams=1)
     loaded = Model(engine)
     try:
         out.warn([*loaded.plan.notices, *failed_proof(loaded)])

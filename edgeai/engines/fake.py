@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeai.artifact import Artifact
-from edgeai.engines.streaming import ChunkStream, StopFilter
+from edgeai.engines.streaming import Channel, ChunkStream, StopFilter
 from edgeai.errors import ContextExceeded
 from edgeai.plan import Plan
 from edgeai.types import Chunk, FinishReason, GenerationConfig, Prompt, Timings, Usage
@@ -67,7 +66,7 @@ class FakeEngine:
         prompt_tokens = len(self.tokenize(text))
         if prompt_tokens >= self.plan.context:
             raise ContextExceeded(f"the prompt has {prompt_tokens} tokens and the context holds {self.plan.context}")
-        chunks: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
+        chunks = Channel()
         words = self.answer.split(" ")
         limit = len(words) if config.max_tokens is None else config.max_tokens
         finish: FinishReason = "stop" if limit >= len(words) else "length"

@@ -8,7 +8,36 @@ from collections.abc import Callable, Sequence
 
 from edgeai.types import Chunk
 
-__all__ = ["ChunkStream", "StopFilter", "Utf8Decoder"]
+__all__ = ["Channel", "ChunkStream", "StopFilter", "Utf8Decoder"]
+
+
+class Channel:
+    """A queue from the thread that makes chunks to whoever reads them: by waiting, or by being told (an event loop)."""
+
+    def __init__(self) -> None:
+        self._items: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
+        self._tell: Callable[[], None] | None = None
+
+    def put(self, item: Chunk | BaseException) -> None:
+        """Add ITEM; an error is raised in the reader. Never waits."""
+        self._items.put(item)
+        if (tell := self._tell) is not None:
+            tell()
+
+    def listen(self, tell: Callable[[], None]) -> None:
+        """Have TELL called after every put from now on, in the putting thread; it must return at once and raise nothing."""
+        self._tell = tell
+
+    def get(self) -> Chunk | BaseException:
+        """Return the next item, waiting for it."""
+        return self._items.get()
+
+    def poll(self) -> Chunk | BaseException | None:
+        """Return the next item, or None where there is none yet."""
+        try:
+            return self._items.get_nowait()
+        except queue.Empty:
+            return None
 
 
 class ChunkStream:
@@ -17,10 +46,15 @@ class ChunkStream:
     A generator would not do: one that was never started runs no `finally` when it is closed.
     """
 
-    def __init__(self, chunks: queue.SimpleQueue[Chunk | BaseException], cancel: Callable[[], None]) -> None:
-        self._chunks = chunks
+    def __init__(self, channel: Channel, cancel: Callable[[], None]) -> None:
+        self.channel = channel
         self._cancel = cancel
         self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last chunk or an error has been read, or the stream has been closed."""
+        return self._ended
 
     def __iter__(self) -> ChunkStream:
         return self
@@ -28,7 +62,14 @@ class ChunkStream:
     def __next__(self) -> Chunk:
         if self._ended:
             raise StopIteration
-        item = self._chunks.get()
+        return self._take(self.channel.get())
+
+    def poll(self) -> Chunk | None:
+        """Return the next chunk if it is there, else None; never waits. Raises what ended the request."""
+        item = None if self._ended else self.channel.poll()
+        return None if item is None else self._take(item)
+
+    def _take(self, item: Chunk | BaseException) -> Chunk:
         if isinstance(item, BaseException):
             self._ended = True
             raise item

@@ -52,8 +52,8 @@ def test_json_has_the_contracts_keys(engine: FakeEngine, model: str) -> None:
     assert set(answer) == {
         "text", "finish_reason", "usage", "timings", "model", "backend", "device", "plan", "warnings", "route",
     }  # fmt: skip
-    assert set(answer["usage"]) == {"prompt_tokens", "cached_tokens", "completion_tokens"}
-    assert set(answer["timings"]) == {"load_s", "ttft_s", "prompt_tok_s", "gen_tok_s", "total_s"}
+    assert set(answer["usage"]) >= {"prompt_tokens", "cached_tokens", "completion_tokens"}
+    assert set(answer["timings"]) >= {"load_s", "ttft_s", "prompt_tok_s", "gen_tok_s", "total_s"}
     assert (answer["text"], answer["finish_reason"], answer["route"]) == ("one two three four", "stop", None)
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from edgeai.cli import cli
 from edgeai.engines.base import Engine
 from edgeai.engines.llamacpp import EmbeddingEngine
-from edgeai.errors import ContextExceeded, EngineCrashed, UsageError
+from edgeai.errors import ClosedError, ContextExceeded, UsageError
 from edgeai.model import Model, open_engine
 from edgeai.types import GenerationConfig
 from tests.families import VARIANTS, libllama_vectors, make_variant, write_f32
@@ -66,7 +66,7 @@ def test_it_answers_no_questions(model: Model) -> None:
 def test_a_closed_one_says_so(model: Model) -> None:
     model.close()
     model.close()
-    with pytest.raises(EngineCrashed, match="closed"):
+    with pytest.raises(ClosedError, match="closed"):
         model.embed(["a"])
 
 

@@ -18,9 +18,9 @@ from edgeai.device import probe
 from edgeai.engines.base import Engine
 from edgeai.engines.fake import FakeEngine
 from edgeai.engines.llamacpp import LlamaCppEngine
-from edgeai.errors import ContextExceeded, EngineCrashed, InvalidModel, NoChatTemplate, UsageError
+from edgeai.errors import ClosedError, ContextExceeded, InvalidModel, NoChatTemplate, UsageError
 from edgeai.model import Model, open_engine
-from edgeai.plan import make_plan
+from edgeai.plan import LoadOptions, make_plan
 from edgeai.types import Message
 
 ROOT = Path(__file__).parents[2]
@@ -149,7 +149,7 @@ def test_leaving_the_stream_early_frees_the_engine(smollm2: Model) -> None:
     with smollm2.stream(SKY, max_tokens=400, seed=1) as stream:
         next(stream)
     smollm2.chat(SKY, max_tokens=1)
-    made = stream._chunks._chunks.qsize()  # type: ignore[attr-defined]
+    made = stream._chunks.channel._items.qsize()  # type: ignore[attr-defined]
     assert made < 40  # of 400: the others were never computed
 
 
@@ -179,7 +179,7 @@ def test_timings_add_up(smollm2: Model) -> None:
 
 def test_extra_buffer_types_can_be_left_out(smollm2_path: Path) -> None:
     artifact = open_artifact(smollm2_path)
-    plan = replace(make_plan(artifact, probe(gpus=False), ctx=256), extra_bufts=False)
+    plan = replace(make_plan(artifact, probe(gpus=False), LoadOptions(ctx=256)), extra_bufts=False)
     with Model(LlamaCppEngine(artifact, plan)) as model:
         assert "Rayleigh" in model.chat(SKY, max_tokens=20, temperature=0).text
 
@@ -189,7 +189,7 @@ def test_a_closed_engine_refuses(tiny_gguf: Path) -> None:
     model.close()
     model.close()
     for use in (model.complete, model.tokenize, model.score):
-        with pytest.raises(EngineCrashed, match="closed"):
+        with pytest.raises(ClosedError, match="closed"):
             use("x")
 
 
@@ -211,11 +211,11 @@ def test_a_request_cancelled_in_the_queue_ends_as_cancelled(smollm2: Model) -> N
 def test_closing_beside_tokenizing_threads_is_safe(tiny_gguf: Path) -> None:
     code = (
         "import sys, threading; from pathlib import Path\n"
-        "from edgeai.errors import EngineCrashed\nfrom edgeai.model import Model, open_engine\n"
+        "from edgeai.errors import ClosedError\nfrom edgeai.model import Model, open_engine\n"
         "def use(m):\n"
         "  try:\n"
         "    while True: m.tokenize('some words ' * 20000)\n"
-        "  except EngineCrashed: pass\n"
+        "  except ClosedError: pass\n"
         "for _ in range(4):\n"
         "  m = Model(open_engine(Path(sys.argv[1])))\n"
         "  threads = [threading.Thread(target=use, args=(m,)) for _ in range(3)]\n"
@@ -281,7 +281,7 @@ def test_what_only_the_native_library_refuses_is_an_invalid_model(tmp_path: Path
 
 def test_text_is_normalized_when_the_file_says_so(tiny_gguf: Path) -> None:
     artifact = open_artifact(tiny_gguf)
-    plan = make_plan(artifact, probe(gpus=False))
+    plan = make_plan(artifact, probe(gpus=False), LoadOptions())
     ids = {}
     for normalizer in ("NFC", None):
         metadata = {**artifact.metadata, "edgeai.tokenizer.normalizer": normalizer}

@@ -13,7 +13,7 @@ from edgeai.artifact import Artifact
 from edgeai.engines.llamacpp.handle import Handle
 from edgeai.engines.llamacpp.vocab import Vocab
 from edgeai.engines.streaming import ChunkStream
-from edgeai.errors import ContextExceeded, EngineCrashed, UsageError
+from edgeai.errors import ClosedError, ContextExceeded, EngineCrashed, UsageError
 from edgeai.plan import Plan
 from edgeai.types import GenerationConfig, Prompt
 
@@ -95,7 +95,7 @@ class EmbeddingEngine:
 
     def _check_open(self) -> None:
         if self._handle.model is None:
-            raise EngineCrashed(f"{self.artifact.name!r} has been closed", hint="load it again")
+            raise ClosedError(f"{self.artifact.name!r} has been closed", hint="load it again")
 
     def close(self) -> None:
         """Free the model. Calling it twice is fine."""

@@ -18,16 +18,12 @@ from edgeai.artifact import Artifact
 from edgeai.engines.llamacpp.handle import Aborted, Handle
 from edgeai.engines.llamacpp.sampler import Sampler
 from edgeai.engines.llamacpp.vocab import Vocab
-from edgeai.engines.streaming import ChunkStream, StopFilter, Utf8Decoder
-from edgeai.errors import ContextExceeded, EngineCrashed, UsageError
+from edgeai.engines.streaming import Channel, ChunkStream, StopFilter, Utf8Decoder
+from edgeai.errors import ClosedError, ContextExceeded, EngineCrashed, UsageError
 from edgeai.plan import Plan
 from edgeai.types import Chunk, FinishReason, GenerationConfig, Notice, Prompt, Timings, Usage
 
 __all__ = ["LlamaCppEngine"]
-
-
-class _Closed(EngineCrashed):
-    """The engine was used after close()."""
 
 
 @dataclass(slots=True)
@@ -37,7 +33,7 @@ class _Request:
     ids: list[int]
     config: GenerationConfig
     submitted: float
-    chunks: queue.SimpleQueue[Chunk | BaseException] = field(default_factory=queue.SimpleQueue)
+    chunks: Channel = field(default_factory=Channel)
     cancelled: bool = False
 
 
@@ -178,7 +174,7 @@ class _Core:
                 hint="load the model in the process that uses it",
             )
         if self._closed:
-            raise _Closed(f"{self.name!r} has been closed", hint="load it again")
+            raise ClosedError(f"{self.name!r} has been closed", hint="load it again")
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -242,7 +238,7 @@ class _Core:
             if isinstance(job, _Request):
                 job.chunks.put(_Run(job).last("cancelled", self.load_s))
             elif isinstance(job, _Score):
-                job.result.put(_Closed(f"{self.name!r} has been closed", hint="load it again"))
+                job.result.put(ClosedError(f"{self.name!r} has been closed", hint="load it again"))
 
     def _answer(self, request: _Request) -> None:
         self.handle.reset()
