@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from edgeai.artifact import Artifact, open_artifact
+from edgeai.artifact import Artifact
 from edgeai.engines.base import Engine
-from edgeai.errors import InvalidModel, UsageError
-from edgeai.plan import LoadOptions, Plan, make_plan
+from edgeai.engines.opening import open_engine
+from edgeai.errors import UsageError
+from edgeai.plan import Plan
 from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice, Prompt
 
 if TYPE_CHECKING:
@@ -35,28 +35,6 @@ def load(model: str | os.PathLike[str], **options: Any) -> Model:
     store, ref = Store.open(), os.fspath(model)
     engine = open_engine(store.find(ref), **options)
     return Model(engine, sampling=store.sampling(ref))
-
-
-def open_engine(path: Path, **options: Any) -> Engine:
-    """Check the file at PATH, plan it for this machine and load it; OPTIONS are those of plan.LoadOptions."""
-    from edgeai.device import probe
-    from edgeai.paths import home
-    from edgeai.vetting import vet
-
-    artifact = open_artifact(path)
-    if artifact.format != "gguf":
-        raise InvalidModel(
-            f"{str(path)!r} is a {artifact.format} folder of full-precision weights, which the runtime does not run",
-            hint=f"convert it first: edgeai convert {str(path)!r}",
-        )
-    wanted = LoadOptions(**options)
-    plan = make_plan(artifact, probe(gpus=wanted.device == "cuda"), wanted)
-    vet(artifact.path, home() / "cache", extra_bufts=plan.extra_bufts)
-    from edgeai.engines.llamacpp import EmbeddingEngine, LlamaCppEngine
-
-    if artifact.embedding:
-        return EmbeddingEngine(artifact, plan)
-    return LlamaCppEngine(artifact, plan)
 
 
 class Model:
