@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgeai import native
+from edgeai.cores import Cores, find_cores
 from edgeai.paths import home
 from edgeai.selftest import Verdict, native_verdict
+from edgeai.tuning import Tuned, read_tuned
 
 __all__ = [
     "CPU",
@@ -31,9 +33,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CPU:
-    """`physical` and `logical` cores of the machine; `usable` is what affinity and cgroup leave this process.
+    """`physical` and `logical` cores of the machine; `usable` hardware threads are what affinity and cgroup leave this process.
 
-    `quota` is the cgroup's limit in cores (1.5 is one core and a half), None without one.
+    `quota` is the cgroup's limit in cores (1.5 is one core and a half), None without one. `cores` are the physical cores that it may use,
+    by kind; None where the system does not tell.
     """
 
     name: str
@@ -42,11 +45,22 @@ class CPU:
     usable: int
     quota: float | None
     isa: tuple[str, ...]
+    cores: Cores | None = None
 
     @property
     def threads(self) -> int:
-        """How many threads to compute with: one per physical core that may be used."""
-        return max(1, min(self.physical, self.usable))
+        """How many threads to decode with: one per performance core that may be used.
+
+        Each token passes hundreds of barriers, where the fastest thread waits for the slowest.
+        """
+        return max(1, min(self.cores.performance if self.cores else self.physical, self.usable))
+
+    @property
+    def threads_batch(self) -> int:
+        """How many threads to read prompts with: those, and one per efficiency core that is fast enough to help."""
+        helpful = self.cores.helpful if self.cores else 0
+        performance = self.cores.performance if self.cores else self.physical
+        return max(1, min(performance + helpful, self.usable))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +105,8 @@ class Device:
     gpus: tuple[GPU, ...]
     gpu_problem: str | None
     library: NativeLibrary
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
+    """What `edgeai bench --tune` found here, by kind of model (edgeai/tuning.py)."""
 
     @property
     def cuda_devices(self) -> tuple[native.BackendDevice, ...]:
@@ -111,7 +127,13 @@ def probe(*, gpus: bool = True) -> Device:
     library = library_facts(cpu)
     found, problem = nvidia_gpus() if gpus or _signs_of_nvidia() else ((), None)
     return Device(
-        system=system_name(), cpu=cpu, memory=memory_facts(), gpus=found, gpu_problem=problem, library=library
+        system=system_name(),
+        cpu=cpu,
+        memory=memory_facts(),
+        gpus=found,
+        gpu_problem=problem,
+        library=library,
+        tuned=read_tuned(home() / "cache", cpu.name, cpu.usable),
     )
 
 
@@ -146,11 +168,25 @@ def cpu_facts(root: Path = Path("/")) -> CPU:
 
     logical = psutil.cpu_count(logical=True) or 1
     physical = psutil.cpu_count(logical=False) or logical
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    allowed = _affinity()
     quota = cpu_quota(root)
-    usable = allowed if quota is None else min(allowed, max(1, math.ceil(quota)))
+    usable = len(allowed) if allowed else logical
+    if quota is not None:
+        # A thread more than the quota has cores makes all of them pause in every period; half a core is worth that, less is not.
+        usable = min(usable, max(1, math.floor(quota + 0.5)))
     name, isa = _cpu_name(root)
-    return CPU(name=name, physical=physical, logical=logical, usable=usable, quota=quota, isa=isa)
+    cores = find_cores(allowed, root)
+    return CPU(name=name, physical=physical, logical=logical, usable=usable, quota=quota, isa=isa, cores=cores)
+
+
+def _affinity() -> set[int] | None:
+    """Return the processors that this process is bound to, None where the system binds none."""
+    import psutil
+
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    process = psutil.Process()
+    return set(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else None
 
 
 _ISA = (

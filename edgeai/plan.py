@@ -11,6 +11,8 @@ from edgeai import native
 from edgeai.artifact import Artifact
 from edgeai.device import Device
 from edgeai.errors import DeviceUnavailable, DoesNotFit, UsageError
+from edgeai.threads import choose_threads
+from edgeai.tuning import kind_of
 from edgeai.types import Notice
 
 __all__ = [
@@ -148,14 +150,19 @@ def make_plan(
         notices.append(
             Notice(code="no-extra-buffer-types", message=f"running without repacked weights, slower: {verdict.reason}")
         )
+    kind = kind_of(artifact)
+    # With layers on a GPU the CPU does other work than what was tuned.
+    tuned = device.tuned.get(kind) if where == "cpu" else None
+    threads = choose_threads(device.cpu, decode=options.threads, batch=options.threads_batch, tuned=tuned, kind=kind)
+    why += threads.why
     plan = Plan(
         engine="llama.cpp",
         device=where,
         gpu_layers=_layers(artifact) + 1 if where == "cuda" else 0,
         context=context,
         batch=min(512, context),
-        threads=options.threads or device.cpu.threads,
-        threads_batch=options.threads_batch or options.threads or device.cpu.threads,
+        threads=threads.decode,
+        threads_batch=threads.batch,
         streams=options.streams or DEFAULT_STREAMS,
         kv_cells=context,
         kv_type=options.kv_type or "f16",
