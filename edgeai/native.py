@@ -17,17 +17,20 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgeai.errors import DeviceUnavailable, EngineCrashed
 
 __all__ = [
     "BackendDevice",
+    "LogLine",
     "backend_devices",
+    "captured_log",
     "cuda_install_command",
+    "device_list",
     "fingerprint",
     "last_log",
     "library",
@@ -38,9 +41,22 @@ __all__ = [
 Library = Any
 """The module `llama_cpp.llama_cpp`: ctypes declarations of llama.h, without type annotations that could be checked."""
 
+
+class LogLine(NamedTuple):
+    """A line of the native log; `level` is one of DEBUG, INFO, WARN, ERROR and CONT."""
+
+    level: int
+    text: str
+
+
+DEBUG, INFO, WARN, ERROR, CONT = 1, 2, 3, 4, 5
+"""enum ggml_log_level, ggml.h. CONT continues the line before it: the dots of a progress bar."""
+
 _lock = threading.Lock()
 _library: Library | None = None
 _log: collections.deque[str] = collections.deque(maxlen=400)
+_captures: dict[int, list[LogLine]] = {}
+"""Thread → the list that everything it makes the library log goes to: two models loaded at once do not mix their logs."""
 _log_callback: Any = None  # the C side keeps only the address: this reference keeps the function alive
 
 
@@ -113,7 +129,29 @@ def _import_binding() -> Library:
 
 
 def _keep_log(level: int, text: bytes, _data: object) -> None:
-    _log.append(f"{level}|{text.decode('utf-8', 'replace')}")
+    line = text.decode("utf-8", "replace")
+    if level not in {DEBUG, CONT}:  # loading writes a thousand of those, which would push out what matters
+        _log.append(f"{level}|{line}")
+    capture = _captures.get(threading.get_ident())
+    if capture is not None:
+        capture.append(LogLine(level, line.rstrip("\n")))
+
+
+@contextlib.contextmanager
+def captured_log() -> Iterator[list[LogLine]]:
+    """Give a list that fills with every line, debug lines too, that calls of this thread make the library log inside the block."""
+    thread = threading.get_ident()
+    outer = _captures.get(thread)
+    lines = _captures[thread] = []
+    try:
+        with logging_here():
+            yield lines
+    finally:
+        if outer is None:
+            del _captures[thread]
+        else:
+            outer += lines
+            _captures[thread] = outer
 
 
 @contextlib.contextmanager
@@ -176,24 +214,9 @@ _KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_ty
 
 def backend_devices() -> tuple[BackendDevice, ...]:
     """Return what the loaded library can compute on, as it says itself."""
-    lib = library()
-    from llama_cpp._ctypes_extensions import load_shared_library
-
-    ggml = load_shared_library("ggml", library_dir())
-    base = load_shared_library("ggml-base", library_dir())
-    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
-    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    for name in ("name", "description"):
-        function = getattr(base, f"ggml_backend_dev_{name}")
-        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    base.ggml_backend_dev_type.restype, base.ggml_backend_dev_type.argtypes = ctypes.c_int, [ctypes.c_void_p]
-    sizes = ctypes.POINTER(ctypes.c_size_t)
-    base.ggml_backend_dev_memory.restype, base.ggml_backend_dev_memory.argtypes = None, [ctypes.c_void_p, sizes, sizes]
-    assert lib is not None  # noqa: S101 - loaded first, so that libggml is the one libllama uses
+    base = _ggml_base()
     found = []
-    for index in range(ggml.ggml_backend_dev_count()):
-        device = ggml.ggml_backend_dev_get(index)
+    for device in _device_pointers():
         free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
         base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
         found.append(
@@ -206,3 +229,48 @@ def backend_devices() -> tuple[BackendDevice, ...]:
             )
         )
     return tuple(found)
+
+
+def device_list(names: Sequence[str]) -> ctypes.Array[ctypes.c_void_p]:
+    """Return the C array for `llama_model_params.devices`: those called NAMES in that order, then NULL; none of them for no names.
+
+    The array must outlive the load. Raises DeviceUnavailable for a name that the library does not know.
+    """
+    base = _ggml_base()
+    known = {base.ggml_backend_dev_name(device).decode(): device for device in _device_pointers()}
+    if unknown := [name for name in names if name not in known]:
+        raise DeviceUnavailable(
+            f"the native library has no device {unknown[0]!r}, only {', '.join(known)}", hint="edgeai doctor"
+        )
+    return (ctypes.c_void_p * (len(names) + 1))(*(known[name] for name in names), None)
+
+
+def _device_pointers() -> list[int]:
+    ggml = _shared("ggml", "ggml_backend_dev_count")
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    return [ggml.ggml_backend_dev_get(index) for index in range(ggml.ggml_backend_dev_count())]
+
+
+def _ggml_base() -> Any:
+    """Return libggml-base with the functions of devices declared (ggml-backend.h)."""
+    base = _shared("ggml-base", "ggml_backend_dev_name")
+    for name in ("name", "description"):
+        function = getattr(base, f"ggml_backend_dev_{name}")
+        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    base.ggml_backend_dev_type.restype, base.ggml_backend_dev_type.argtypes = ctypes.c_int, [ctypes.c_void_p]
+    sizes = ctypes.POINTER(ctypes.c_size_t)
+    base.ggml_backend_dev_memory.restype, base.ggml_backend_dev_memory.argtypes = None, [ctypes.c_void_p, sizes, sizes]
+    return base
+
+
+def _shared(name: str, function: str) -> Any:
+    """Return the library that has FUNCTION: libllama where it finds what it is linked with (not on Windows), else NAME beside it."""
+    binding = library()  # loaded first, so that libggml is the one libllama uses
+    linked = getattr(binding, "_lib", None)
+    if hasattr(linked, function):
+        return linked
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    return load_shared_library(name, library_dir())

@@ -89,7 +89,8 @@ class Plan:
     """How a model will run. Memory in bytes; `gpu_layers` counts the output layer, as llama.cpp does.
 
     `context` bounds one request; `kv_cells` tokens fit into the KV cache, which all requests and kept prefixes share. `sequences` is how
-    many of both there can be at once.
+    many of both there can be at once. `devices` are the GPUs that get layers, by libggml's names, all CUDA devices when there are none;
+    `tensor_split` says in which proportion, by free memory when it is empty.
     """
 
     engine: str
@@ -110,6 +111,8 @@ class Plan:
     queue: int = DEFAULT_QUEUE
     deterministic: bool = False
     swa_full: bool = False
+    devices: tuple[str, ...] = ()
+    tensor_split: tuple[float, ...] = ()
     why: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from edgeai import native
 from edgeai.artifact import Artifact
-from edgeai.errors import DeviceUnavailable, DoesNotFit, EngineCrashed, InvalidModel
+from edgeai.engines.llamacpp.weights import Weights
+from edgeai.errors import EngineCrashed
 from edgeai.plan import Plan
 
 __all__ = ["Aborted", "Handle"]
@@ -28,12 +27,11 @@ class Handle:
         self._embeddings = embeddings
         self.lib = native.library()
         self._abort = _AbortFlag(self.lib)
-        self.model: Any = None
         self.context: Any = None
+        self.weights = Weights(artifact, plan)
+        self.model = self.weights.model
         try:
-            with native.logging_here():  # the log is where the library says why it cannot
-                self.model = self._load(artifact, plan)
-                self.context = self._new_context(artifact, plan)
+            self.context = self._new_context(plan)
         except BaseException:
             self.free()
             raise
@@ -43,31 +41,10 @@ class Handle:
         self.n_batch = int(self.lib.llama_n_batch(self.context))
         self.n_embd = int(self.lib.llama_model_n_embd(self.model))
         self.n_vocab = int(self.lib.llama_vocab_n_tokens(self.vocab))
-        self.backend = plan.device
+        self.backend = self.weights.placement.backend
         self._one = (ctypes.c_int32 * 1)()
 
-    def _load(self, artifact: Artifact, plan: Plan) -> Any:
-        params = self.lib.llama_model_default_params()
-        params.n_gpu_layers = plan.gpu_layers
-        params.use_extra_bufts = plan.extra_bufts
-        model = self.lib.llama_model_load_from_file(os.fsencode(artifact.path), params)
-        if not model:
-            raise _load_error(artifact)
-        if plan.device == "cuda":
-            self._check_offload()
-        return model
-
-    def _check_offload(self) -> None:
-        """Read back from the library what it really put on the GPU: an explicit or planned device is never swapped silently."""
-        offloaded = [
-            match for line in native.last_log(400) if (match := re.search(r"offloaded (\d+)/(\d+) layers to GPU", line))
-        ]
-        if not offloaded or int(offloaded[-1].group(1)) == 0:
-            raise DeviceUnavailable(
-                "the model was planned for CUDA and the native library put no layer there", hint="edgeai doctor"
-            )
-
-    def _new_context(self, artifact: Artifact, plan: Plan) -> Any:
+    def _new_context(self, plan: Plan) -> Any:
         params = self.lib.llama_context_default_params()
         params.n_ctx = plan.context
         params.n_batch = params.n_ubatch = plan.batch
@@ -75,12 +52,7 @@ class Handle:
         params.n_threads = params.n_threads_batch = plan.threads
         params.embeddings = self._embeddings
         params.abort_callback, params.abort_callback_data = self._abort.callback, self._abort.address
-        context = self.lib.llama_init_from_model(self.model, params)
-        if not context:
-            raise DoesNotFit(
-                f"no memory for {artifact.name!r} at context {plan.context}: {_log_tail()}", hint="use a smaller --ctx"
-            )
-        return context
+        return self.weights.open_context(params)
 
     def abort(self) -> None:
         """End the decode that is running, or the next one, within one graph node. Thread-safe."""
@@ -129,9 +101,8 @@ class Handle:
         if self.context:
             self.lib.llama_free(self.context)
             self.context = None
-        if self.model:
-            self.lib.llama_model_free(self.model)
-            self.model = None
+        self.weights.free()
+        self.model = None
 
 
 class _AbortFlag:
@@ -156,15 +127,3 @@ class _AbortFlag:
 
 def _log_tail() -> str:
     return "; ".join(native.last_log(3, errors_only=True)) or "it says no more"
-
-
-def _load_error(artifact: Artifact) -> InvalidModel | DoesNotFit:
-    reason = _log_tail()
-    if re.search(r"failed to allocate|out of memory|unable to allocate", reason):
-        return DoesNotFit(
-            f"{artifact.name!r} does not fit in memory: {reason}", hint="use a smaller file of this model"
-        )
-    return InvalidModel(
-        f"the native library cannot load {str(artifact.path)!r}: {reason}",
-        hint="edgeai verify PATH checks the file; a newer model family may need a newer llama-cpp-python",
-    )

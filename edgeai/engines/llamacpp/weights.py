@@ -1,0 +1,216 @@
+"""The weights of a model: loaded on the devices of the plan, and read back where they and the context's buffers really are.
+
+What runs where is never taken from the plan, nor from the library's line "offloaded N/M layers to GPU", which repeats what was asked for
+even when there is no GPU (llama.cpp, llama-model.cpp, load_tensors). It is read from the buffers that were allocated and from the device
+that each layer was given to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from converters.header import TensorInfo, read_header
+from edgeai import native
+from edgeai.artifact import Artifact
+from edgeai.errors import DeviceUnavailable, DoesNotFit, EdgeAIError, EngineCrashed, InvalidModel, UsageError
+from edgeai.native import LogLine
+from edgeai.placement import CPU, Placement, Share, merged
+from edgeai.plan import Plan
+from edgeai.types import Notice
+
+__all__ = ["Weights", "read_placement"]
+
+
+class Weights:
+    """Owns a llama_model. `placement` says where it is; opening a context adds the context's buffers to it.
+
+    `notices` tell what is less than planned: layers that no GPU took, weights or operations that stay on the CPU.
+    """
+
+    def __init__(self, artifact: Artifact, plan: Plan) -> None:
+        """Load ARTIFACT as PLAN says. Raises DeviceUnavailable, DoesNotFit, InvalidModel."""
+        self.lib = native.library()
+        self._artifact, self._plan = artifact, plan
+        self.notices: tuple[Notice, ...] = ()
+        with native.captured_log() as log:
+            self.model = _load(self.lib, artifact, plan)
+        if not self.model:
+            raise _load_error(artifact, log)
+        self.placement = read_placement(log)
+        try:
+            if plan.device == "cuda":
+                self._check_offload()
+        except BaseException:
+            self.free()
+            raise
+
+    def _check_offload(self) -> None:
+        """Hold what the GPUs got against the plan."""
+        got, wanted = self.placement.gpu_layers, min(self._plan.gpu_layers, self.placement.layers)
+        if wanted and self.placement.backend != "cuda":
+            raise DeviceUnavailable(
+                f"{wanted} layers were planned for CUDA and the native library put none there", hint="edgeai doctor"
+            )
+        if got < wanted:
+            self._note("fewer-gpu-layers", f"{got} of the {wanted} layers that were planned for the GPU are there")
+        missing = _missing_bytes(self._artifact, self.placement)
+        if missing:
+            self._note(
+                "weights-on-cpu",
+                f"{missing / 1e6:.0f} MB of the layers on the GPU stay in main memory: CUDA has no kernel for their type",
+            )
+
+    def _note(self, code: str, message: str) -> None:
+        self.notices = (*self.notices, Notice(code=code, message=message))
+
+    def open_context(self, params: Any) -> Any:
+        """Return a new llama_context with PARAMS; its buffers are then part of `placement`.
+
+        Raises DoesNotFit when a buffer cannot be allocated, UsageError for a KV type this model cannot have, EngineCrashed otherwise.
+        """
+        if not self.placement.gpus:  # on a build with a GPU backend both mean work for it
+            params.offload_kqv = params.op_offload = False
+        with native.captured_log() as log:
+            context = self.lib.llama_init_from_model(self.model, params)
+        if not context:
+            raise _context_error(self._artifact, self._plan, log)
+        self.placement = self.placement.plus(read_placement(log))
+        for line in sorted(
+            {line.text for line in log if line.level == native.WARN and _OTHER_DEVICE.search(line.text)}
+        ):
+            self._note("operation-on-cpu", line.partition(": ")[2])
+        return context
+
+    def free(self) -> None:
+        """Free the model; safe to call twice. Its contexts must be gone."""
+        if self.model:
+            self.lib.llama_model_free(self.model)
+            self.model = None
+
+
+def _load(lib: Any, artifact: Artifact, plan: Plan) -> Any:
+    params = lib.llama_model_default_params()
+    params.use_extra_bufts = plan.extra_bufts
+    # Without a list the library takes every GPU it finds, even for no layers: pinned buffers, a CUDA context, large matrices sent over.
+    names = _gpu_names(plan)
+    devices = native.device_list(names)
+    params.devices = ctypes.cast(devices, ctypes.c_void_p)
+    params.n_gpu_layers = plan.gpu_layers if names else 0
+    params.split_mode = lib.LLAMA_SPLIT_MODE_LAYER
+    if plan.tensor_split and names:
+        split = (ctypes.c_float * max(lib.llama_max_devices(), len(plan.tensor_split)))(*plan.tensor_split)
+        params.tensor_split = split
+    return lib.llama_model_load_from_file(os.fsencode(artifact.path), params)
+
+
+def _gpu_names(plan: Plan) -> Sequence[str]:
+    """Return the GPUs that PLAN gives layers to. Raises DeviceUnavailable when it plans CUDA and there is no such device."""
+    if plan.device != "cuda" or plan.gpu_layers == 0:
+        return ()
+    names = plan.devices or tuple(device.name for device in native.backend_devices() if device.name.startswith("CUDA"))
+    if not names:
+        raise DeviceUnavailable("the model was planned for CUDA and no CUDA device is there", hint="edgeai doctor")
+    return names
+
+
+# ---- read back
+
+
+MIB = 1 << 20
+_SIZE = r"(\S+) +{} buffer size = +([\d.]+) MiB"
+_LAYER = re.compile(r"load_tensors: layer +\d+ assigned to device ([^,\s]+)")
+_BUFFERS = (
+    (re.compile(_SIZE.format("model")), "weights_bytes"),
+    (re.compile(_SIZE.format("(?:KV|RS|DSV4 .*state)")), "kv_bytes"),
+    (re.compile(_SIZE.format("(?:output|compute)")), "compute_bytes"),
+)
+"""Lines of llama.cpp's log (llama-model.cpp, llama-kv-cache.cpp, llama-memory-recurrent.cpp, llama-context.cpp) → fields of Share.
+
+The same figures are behind `llama_get_memory_breakdown`, which has a C++ interface only (llama-ext.h).
+"""
+_OTHER_DEVICE = re.compile(r"layer \d+ is assigned to device .* is assigned to device")
+_NO_MEMORY = re.compile(r"failed to allocate|unable to allocate|out of memory|cudaMalloc failed", re.IGNORECASE)
+_KV_TYPE = re.compile(r"cache type|V cache", re.IGNORECASE)
+
+
+def read_placement(log: Iterable[LogLine]) -> Placement:
+    """Return where the buffers are that LOG, of a model's or a context's creation, says were allocated; ±5 kB each."""
+    shares = []
+    for line in log:
+        if found := _LAYER.search(line.text):
+            shares.append(Share(device=found[1], layers=1))
+        for pattern, name in _BUFFERS:
+            if found := pattern.search(line.text):
+                shares.append(_share(found[1], name, round(float(found[2]) * MIB)))
+    return Placement(shares=merged(shares))
+
+
+def _share(buffer: str, field: str, size: int) -> Share:
+    """Return the share that a buffer called BUFFER is.
+
+    Its name is the device's, maybe with more: CUDA0 and CUDA0_Split are of CUDA0; CPU, CPU_Mapped, CPU_REPACK and pinned memory (CUDA_Host)
+    are main memory.
+    """
+    device, _, more = buffer.partition("_")
+    if more == "Host" or device == "CPU":
+        device = CPU
+    if field == "weights_bytes" and more == "Mapped":
+        field = "mapped_bytes"
+    return Share(device=device, **{field: size})
+
+
+def _missing_bytes(artifact: Artifact, placement: Placement) -> int:
+    """Return how many bytes of the layers that were given to GPUs are not there; 0 for less than 2 % of them."""
+    expected = _bytes_of_last_layers(read_header(artifact.path).tensors, placement.gpu_layers)
+    missing = expected - sum(share.weights_bytes + share.mapped_bytes for share in placement.gpus)
+    return missing if missing > expected * 0.02 + MIB else 0
+
+
+def _bytes_of_last_layers(tensors: Sequence[TensorInfo], count: int) -> int:
+    """Return the bytes of the output layer and the COUNT - 1 layers before it: those are offloaded first."""
+    layers = [int(found[1]) for tensor in tensors if (found := re.match(r"blk\.(\d+)\.", tensor.name))]
+    first = max(layers, default=-1) + 2 - count
+    return sum(
+        tensor.nbytes
+        for tensor in tensors
+        if tensor.name.startswith("output.")
+        or ((found := re.match(r"blk\.(\d+)\.", tensor.name)) and int(found[1]) >= first)
+    )
+
+
+# ---- errors
+
+
+def _reason(log: Sequence[LogLine]) -> str:
+    """Return the last warnings and errors of LOG, without the names of the functions that wrote them."""
+    said = [line.text.strip() for line in log if line.level in {native.WARN, native.ERROR} and line.text.strip()]
+    return "; ".join(said[-3:]) or "it says no more"
+
+
+def _load_error(artifact: Artifact, log: Sequence[LogLine]) -> EdgeAIError:
+    reason = _reason(log)
+    if _NO_MEMORY.search(reason):
+        return DoesNotFit(
+            f"{artifact.name!r} does not fit in memory: {reason}", hint="use a smaller file of this model"
+        )
+    return InvalidModel(
+        f"the native library cannot load {str(artifact.path)!r}: {reason}",
+        hint="edgeai verify PATH checks the file; a newer model family may need a newer llama-cpp-python",
+    )
+
+
+def _context_error(artifact: Artifact, plan: Plan, log: Sequence[LogLine]) -> EdgeAIError:
+    reason = _reason(log)
+    if _NO_MEMORY.search(reason):
+        return DoesNotFit(
+            f"no memory for {artifact.name!r} at context {plan.context}: {reason}", hint="use a smaller --ctx"
+        )
+    if _KV_TYPE.search(reason):
+        return UsageError(
+            f"{artifact.name!r} cannot have a KV cache of type {plan.kv_type!r}: {reason}", hint="use --kv-type f16"
+        )
+    return EngineCrashed(f"no context of {plan.context} for {artifact.name!r}: {reason}", hint="edgeai doctor")
