@@ -167,7 +167,8 @@ def logging_here() -> Iterator[None]:
 @contextlib.contextmanager
 def _ctrl_c_at_the_end() -> Iterator[None]:
     main_thread = threading.current_thread() is threading.main_thread()
-    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    usual = signal.getsignal(signal.SIGINT)
+    if not main_thread or not callable(usual):  # only the main thread may set a handler
         yield
         return
     pressed = threading.Event()
@@ -175,9 +176,9 @@ def _ctrl_c_at_the_end() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, usual)
     if pressed.is_set():
-        raise KeyboardInterrupt
+        usual(signal.SIGINT, None)
 
 
 def _log_kept_here() -> Iterator[None]:

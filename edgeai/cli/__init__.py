@@ -16,6 +16,7 @@ import click
 
 from edgeai import __version__
 from edgeai.errors import EdgeAIError, Interrupted, UsageError
+from edgeai.interrupts import take_ctrl_c
 
 __all__ = ["cli", "main"]
 
@@ -100,8 +101,7 @@ def leave(number: int, _frame: object) -> NoReturn:
 
 def main() -> None:
     """Run the command line; the entry point of the `edgeai` program."""
-    # A job that a script starts in the background inherits an ignored Ctrl-C. `kill -INT` is still how to end a long step in order.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    take_ctrl_c()
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored

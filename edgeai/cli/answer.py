@@ -11,6 +11,7 @@ import click
 
 from edgeai.cli.output import Output
 from edgeai.errors import Interrupted
+from edgeai.interrupts import raise_ctrl_c
 from edgeai.model import Model, Stream
 from edgeai.types import Completion, GenerationConfig, Prompt
 
@@ -47,7 +48,7 @@ def ctrl_c_calls(action: Callable[[], None]) -> Iterator[None]:
     """Make the first Ctrl-C call ACTION instead of raising in the middle of something; the second one raises."""
 
     def first(_signal: int, _frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, raise_ctrl_c)
         action()
 
     previous = signal.signal(signal.SIGINT, first)
