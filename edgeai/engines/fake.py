@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeai.artifact import Artifact
+from edgeai.engines.overflow import Tokens, fit_prompt
 from edgeai.engines.streaming import Channel, ChunkStream, StopFilter
-from edgeai.errors import ContextExceeded
 from edgeai.plan import Plan
 from edgeai.types import Chunk, FinishReason, GenerationConfig, Prompt, Timings, Usage
 
@@ -62,11 +62,11 @@ class FakeEngine:
     def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
         """Answer, honouring max_tokens and stop."""
         self.prompts.append(prompt)
-        text = prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
-        prompt_tokens = len(self.tokenize(text))
-        if prompt_tokens >= self.plan.context:
-            raise ContextExceeded(f"the prompt has {prompt_tokens} tokens and the context holds {self.plan.context}")
+        tokens = Tokens(encode=self._encode, tokenize=self.tokenize, piece=lambda token: self._words[token].encode())
+        fitted = fit_prompt(prompt, config, context=self.plan.context, trained=None, tokens=tokens)
         chunks = Channel()
+        if fitted.notices:
+            chunks.put(Chunk(notices=fitted.notices))
         words = self.answer.split(" ")
         limit = len(words) if config.max_tokens is None else config.max_tokens
         finish: FinishReason = "stop" if limit >= len(words) else "length"
@@ -77,9 +77,12 @@ class FakeEngine:
                 finish = "stop"
                 break
         timings = Timings(load_s=0.0, ttft_s=0.0, prompt_tok_s=None, gen_tok_s=None, total_s=0.0)
-        usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=count)
+        usage = Usage(prompt_tokens=len(fitted.ids), completion_tokens=count, truncated_tokens=fitted.truncated_tokens)
         chunks.put(Chunk(text=stops.flush(), finish_reason=finish, usage=usage, timings=timings))
         return ChunkStream(chunks, self._count_cancel)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return self.tokenize(prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt))
 
     def _count_cancel(self) -> None:
         self.cancelled += 1

@@ -18,6 +18,7 @@ from edgeai.artifact import Artifact
 from edgeai.engines.llamacpp.handle import Aborted, Handle
 from edgeai.engines.llamacpp.sampler import Sampler
 from edgeai.engines.llamacpp.vocab import Vocab
+from edgeai.engines.overflow import Fitted, Tokens, fit_prompt
 from edgeai.engines.streaming import Channel, ChunkStream, StopFilter, Utf8Decoder
 from edgeai.errors import ClosedError, ContextExceeded, EngineCrashed, UsageError
 from edgeai.plan import Plan
@@ -33,6 +34,7 @@ class _Request:
     ids: list[int]
     config: GenerationConfig
     submitted: float
+    fitted: Fitted
     chunks: Channel = field(default_factory=Channel)
     cancelled: bool = False
 
@@ -87,29 +89,20 @@ class LlamaCppEngine:
     def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
         """Answer PROMPT; closing the stream stops the work within one graph node, in prefill too."""
         submitted = time.perf_counter()
-        ids = self.prompt_ids(prompt)
-        self._check_length(ids)
-        request = _Request(ids=ids, config=config, submitted=submitted)
+        fitted = self._fit(prompt, config)
+        request = _Request(ids=fitted.ids, config=config, submitted=submitted, fitted=fitted)
+        if fitted.notices:
+            request.chunks.put(Chunk(notices=fitted.notices))
         core = self._core
         core.submit(request)
         return ChunkStream(request.chunks, lambda: core.cancel(request))
 
-    def _check_length(self, ids: Sequence[int]) -> None:
-        n_ctx = self._core.handle.n_ctx
-        if not ids:
-            raise UsageError("the prompt is empty", hint="give at least one character")
-        if len(ids) >= n_ctx:
-            raise ContextExceeded(
-                f"the prompt has {len(ids)} tokens and the context holds {n_ctx}, the answer included",
-                hint=self._longer_context_hint(len(ids)),
+    def _fit(self, prompt: Prompt, config: GenerationConfig) -> Fitted:
+        with self._core.in_use():
+            tokens = Tokens(encode=self.prompt_ids, tokenize=self.tokenize, piece=self._vocab.piece)
+            return fit_prompt(
+                prompt, config, context=self._core.handle.n_ctx, trained=self.artifact.context, tokens=tokens
             )
-
-    def _longer_context_hint(self, tokens: int) -> str:
-        trained = self.artifact.context
-        if trained is None or trained > tokens:
-            wish = max(tokens + 1024, 2 * self._core.handle.n_ctx)
-            return f"use --ctx {min(trained or wish, wish)}"
-        return f"the model was trained for {trained} tokens: shorten the prompt"
 
     def score(self, text: str) -> list[float]:
         """Return the log-probability (nats) of each token of TEXT after the first.
@@ -348,7 +341,11 @@ class _Run:
             )
         return Chunk(
             finish_reason=finish,
-            usage=Usage(prompt_tokens=prompt, completion_tokens=self.tokens),
+            usage=Usage(
+                prompt_tokens=prompt,
+                completion_tokens=self.tokens,
+                truncated_tokens=self.request.fitted.truncated_tokens,
+            ),
             timings=Timings(
                 load_s=load_s,
                 ttft_s=None if self._first_shown is None else self._first_shown - submitted,
