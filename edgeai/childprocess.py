@@ -18,16 +18,17 @@ CRASHES = {
 """Signals that native code sends itself. Others come from outside and say little about it."""
 
 
-def run_module(module: str, *arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run MODULE in a child process without a GPU; one that does not end in time has exit code 1."""
+def run_module(module: str, *arguments: str, timeout_s: float, gpu: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run MODULE in a child process, without a GPU unless GPU is true; one that does not end in time has exit code 1."""
     # -P: a gguf.py in the current folder must not be taken for the package of that name.
     command = [sys.executable, "-P", "-m", module, *arguments]
     # The parent's package may be importable only through sys.path (a frozen or embedded application), so that travels along.
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute()),
-        "CUDA_VISIBLE_DEVICES": "-1",
     }
+    if not gpu:
+        env["CUDA_VISIBLE_DEVICES"] = "-1"
     try:
         return subprocess.run(
             command,

@@ -12,8 +12,9 @@ from typing import Any
 
 from edgeai import native
 from edgeai.cores import Cores, find_cores
+from edgeai.cuda import built_for, usable_devices
 from edgeai.paths import home
-from edgeai.selftest import Verdict, native_verdict
+from edgeai.selftest import Verdict, cuda_failure, native_verdict
 from edgeai.tuning import Tuned, read_tuned
 
 __all__ = [
@@ -76,7 +77,10 @@ class GPU:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeLibrary:
-    """The loaded libllama: where it is, what it was built with, and what it computes on."""
+    """The loaded libllama: where it is, what it was built with, and what it computes on.
+
+    `cuda_error` is with which words CUDA failed to start, `cuda_failure` how a decode on the GPU went wrong; None for what went right.
+    """
 
     path: str
     version: str
@@ -84,6 +88,8 @@ class NativeLibrary:
     gpu_offload: bool
     devices: tuple[native.BackendDevice, ...]
     verdict: Verdict
+    cuda_error: str | None = None
+    cuda_failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +117,9 @@ class Device:
     @property
     def cuda_devices(self) -> tuple[native.BackendDevice, ...]:
         """The CUDA devices that the loaded library can really use."""
-        return tuple(device for device in self.library.devices if device.name.startswith("CUDA"))
+        if self.library.cuda_failure:
+            return ()
+        return usable_devices(self.library.devices, self.gpus, built_for(self.library.features))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
@@ -147,15 +155,20 @@ def library_facts(cpu: CPU) -> NativeLibrary:
 
     Raises DeviceUnavailable when it is not installed, EngineCrashed when it cannot decode at all.
     """
-    verdict = native_verdict(home() / "cache", cpu.name)
+    cache = home() / "cache"
+    verdict = native_verdict(cache, cpu.name, cpu.isa)
     lib = native.library()
+    devices = native.backend_devices()
+    gpus = [device.description for device in devices if device.name.startswith("CUDA")]
     return NativeLibrary(
         path=str(native.library_dir()),
         version=lib.llama_version().decode(),
         features=lib.llama_print_system_info().decode().strip(" |"),
         gpu_offload=bool(lib.llama_supports_gpu_offload()),
-        devices=native.backend_devices(),
+        devices=devices,
         verdict=verdict,
+        cuda_error=native.cuda_error(),
+        cuda_failure=cuda_failure(cache, gpus) if gpus else None,
     )
 
 
@@ -193,12 +206,14 @@ _ISA = (
     "avx",
     "avx2",
     "avx512f",
+    "avx512vbmi",
     "avx512_vnni",
     "avx512_bf16",
     "avx_vnni",
     "amx_tile",
     "amx_int8",
     "amx_bf16",
+    "bmi2",
     "f16c",
     "fma",
 )

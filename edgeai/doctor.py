@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from edgeai.device import CPU, GPU, NativeLibrary, cpu_facts, library_facts, memory_facts, nvidia_gpus, system_name
+from edgeai.cuda import built_for, trouble
+from edgeai.device import (
+    CPU,
+    GPU,
+    Device,
+    Memory,
+    NativeLibrary,
+    cpu_facts,
+    library_facts,
+    memory_facts,
+    nvidia_gpus,
+    system_name,
+)
 from edgeai.errors import EdgeAIError
 from edgeai.native import cuda_install_command
 from edgeai.paths import home
@@ -65,7 +77,9 @@ def examine() -> Examination:
         "packages": {name: _version(name) for name in ("llama-cpp-python", "gguf", "torch", "transformers")},
         "store": _store(),
     }
-    problems += _library_problems(library, gpus) + _store_problems()
+    if library is not None:
+        problems += _library_problems(library) + _gpu_problems(library, cpu, memory, gpus, gpu_problem)
+    problems += _store_problems()
     return Examination(sections=sections, problems=tuple(problems))
 
 
@@ -87,35 +101,48 @@ def _library(library: NativeLibrary | None) -> dict[str, str]:
         "computes on": ", ".join(f"{device.name} ({device.description})" for device in library.devices),
         "built with": library.features,
         "self-test": library.verdict.reason or "passed, with extra buffer types",
+        **_cuda(library),
     }
 
 
-def _library_problems(library: NativeLibrary | None, gpus: tuple[GPU, ...]) -> list[Problem]:
-    if library is None:
+def _cuda(library: NativeLibrary) -> dict[str, str]:
+    archs = built_for(library.features)
+    if archs is None:
+        return {}
+    found = sum(device.name.startswith("CUDA") for device in library.devices)
+    state = library.cuda_error or (library.cuda_failure or "self-test passed" if found else "no device")
+    capabilities = ", ".join(f"{arch / 10:.1f}" for arch in archs) or "not stated"
+    return {"cuda": f"kernels for compute capability {capabilities}; {state}"}
+
+
+def _library_problems(library: NativeLibrary) -> list[Problem]:
+    if library.verdict.extra_bufts:
         return []
-    problems = []
-    if not library.verdict.extra_bufts:
-        problems.append(
-            Problem(
-                what=f"the native library crashes with repacked weights ({library.verdict.reason}); models run without them, slower",
-                mend='rebuild it without AMX: CFLAGS="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" CXXFLAGS="$CFLAGS" '
-                "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36",
-            )
+    return [
+        Problem(
+            what=f"the native library crashes with repacked weights ({library.verdict.reason}); models run without them, slower",
+            mend='rebuild it without AMX: CFLAGS="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" CXXFLAGS="$CFLAGS" '
+            "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36",
         )
-    if gpus and not library.gpu_offload:
-        problems.append(
-            Problem(
-                what=f"{gpus[0].name} stays unused: llama-cpp-python is built without CUDA", mend=cuda_install_command()
-            )
+    ]
+
+
+def _gpu_problems(
+    library: NativeLibrary, cpu: CPU, memory: Memory, gpus: tuple[GPU, ...], gpu_problem: str | None
+) -> list[Problem]:
+    """Return why a GPU, or a build for one, stays unused; a machine without either has no problem."""
+    device = Device(system=system_name(), cpu=cpu, memory=memory, gpus=gpus, gpu_problem=gpu_problem, library=library)
+    found = trouble(device)
+    if found is not None:
+        return [Problem(what=f"models run on the CPU: {found.reason}", mend=found.mend)] if found.lost else []
+    left_out = [item for item in library.devices if item.name.startswith("CUDA") and item not in device.cuda_devices]
+    return [
+        Problem(
+            what=f"{item.description} stays unused: llama-cpp-python has no kernels for a GPU that old",
+            mend=cuda_install_command(),
         )
-    elif gpus and not any(device.name.startswith("CUDA") for device in library.devices):
-        problems.append(
-            Problem(
-                what=f"the native library is built for GPUs and finds no CUDA device (driver {gpus[0].driver})",
-                mend="update the NVIDIA driver, or build llama-cpp-python with a CUDA version that this driver knows",
-            )
-        )
-    return problems
+        for item in left_out
+    ]
 
 
 def _store() -> dict[str, str]:

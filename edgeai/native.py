@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,13 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeai.errors import DeviceUnavailable, EngineCrashed
+from edgeai.errors import DeviceUnavailable, EdgeAIError, EngineCrashed
 
 __all__ = [
     "BackendDevice",
     "LogLine",
+    "abort_reason",
     "backend_devices",
     "captured_log",
+    "cpu_install_command",
+    "cuda_error",
     "cuda_install_command",
     "device_list",
     "fingerprint",
@@ -57,6 +61,7 @@ _library: Library | None = None
 _log: collections.deque[str] = collections.deque(maxlen=400)
 _captures: dict[int, list[LogLine]] = {}
 """Thread → the list that everything it makes the library log goes to: two models loaded at once do not mix their logs."""
+_cuda_error: str | None = None
 _log_callback: Any = None  # the C side keeps only the address: this reference keeps the function alive
 
 
@@ -66,6 +71,11 @@ def cuda_install_command() -> str:
         'CMAKE_ARGS="-DGGML_CUDA=on" '
         f"{sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36"
     )
+
+
+def cpu_install_command() -> str:
+    """Return the command that puts a build of llama-cpp-python without CUDA into this environment."""
+    return f"{sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36"
 
 
 def library_dir() -> Path:
@@ -81,12 +91,20 @@ def library_dir() -> Path:
     return Path(spec.submodule_search_locations[0]) / "lib"
 
 
-def fingerprint() -> str:
-    """Return a sha256 over the CPU libraries that will be loaded, so that a rebuilt library is a new library."""
+def fingerprint(*, cuda: bool = False) -> str:
+    """Return a sha256 over the CPU libraries that will be loaded, so that a rebuilt library is a new library.
+
+    The library of CUDA kernels is hundreds of megabytes: with CUDA true its size and date count, otherwise nothing of it.
+    """
     digest = hashlib.sha256()
     for path in sorted(library_dir().iterdir()):
-        # Versioned copies (libllama.so.0) repeat the same bytes; GPU libraries are large and are not what crashes here.
-        if path.suffix in {".so", ".dylib", ".dll"} and "cuda" not in path.name and "mtmd" not in path.name:
+        # Versioned copies (libllama.so.0) repeat the same bytes
+        if "mtmd" in path.name:
+            continue
+        if "cuda" in path.name:
+            if cuda:
+                digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+        elif path.suffix in {".so", ".dylib", ".dll"}:
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -103,6 +121,7 @@ def library() -> Library:
             binding = _import_binding()
             _log_callback = binding.llama_log_callback(_keep_log)
             binding.llama_log_set(_log_callback, ctypes.c_void_p(0))
+            _explain_aborts(binding)
             binding.llama_backend_init()
             _library = binding
         return _library
@@ -121,15 +140,69 @@ def _import_binding() -> Library:
     try:
         return importlib.import_module("llama_cpp.llama_cpp")
     except (OSError, RuntimeError, FileNotFoundError) as error:
-        raise EngineCrashed(
-            f"the native library in {str(library_dir())!r} does not load: {error}", hint="edgeai doctor"
-        ) from error
+        raise _does_not_load(str(error)) from error
     finally:
         del sys.modules["llama_cpp"]  # whoever imports the whole package later gets the whole package
 
 
+def _does_not_load(reason: str) -> EdgeAIError:
+    """Return the error for a library that the system's loader refuses with REASON."""
+    cuda = re.search(r"(?<![\w-])(?:lib)?(cudart|cublas|nvcuda|cuda)[\w.-]*\.(?:so|dll)[\d.]*", reason)
+    if cuda is None:
+        return EngineCrashed(
+            f"the native library in {str(library_dir())!r} does not load: {reason}", hint="edgeai doctor"
+        )
+    cure = (
+        "install the NVIDIA driver"
+        if cuda[1] in {"cuda", "nvcuda"}
+        else "install the CUDA runtime that it was built with"
+    )
+    return DeviceUnavailable(
+        f"llama-cpp-python is built with CUDA and does not load here, not even for the CPU: {cuda[0]} is missing",
+        hint=f"{cure}, or a build without CUDA: {cpu_install_command()}",
+    )
+
+
+# ---- what native code says before it ends the process
+
+_ABORT = "native code aborts: "
+_abort_callback: Any = None  # kept alive, like the log's
+
+
+def _explain_aborts(binding: Library) -> None:
+    """Have libggml say on stderr, before it aborts, the assertion and the last errors of its log.
+
+    A CUDA error is in the log only, and the log ends with the process (ggml_cuda_error in ggml-cuda.cu, ggml_abort in ggml.c).
+    """
+    global _abort_callback
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+    function = _exported(binding, "ggml-base", "ggml_set_abort_callback")
+    function.restype, function.argtypes = kind, [kind]
+    _abort_callback = kind(_tell_abort)
+    function(_abort_callback)
+
+
+def _tell_abort(message: bytes) -> None:
+    reasons = [*last_log(3, errors_only=True), message.decode("utf-8", "replace")]
+    text = "; ".join(" ".join(reason.split()) for reason in reasons)
+    with contextlib.suppress(OSError):  # nobody reads; the abort goes on
+        os.write(2, f"{_ABORT}{text}\n".encode())
+
+
+def abort_reason(stderr: str) -> str | None:
+    """Return what native code said in STDERR, of a child process, before it aborted; None when it said nothing.
+
+    For a GPU that was lost it names the CUDA error: "CUDA error: unspecified launch failure; current device: 0, in function …".
+    """
+    said = [line.partition(_ABORT)[2] for line in stderr.splitlines() if _ABORT in line]
+    return said[-1] if said else None
+
+
 def _keep_log(level: int, text: bytes, _data: object) -> None:
+    global _cuda_error
     line = text.decode("utf-8", "replace")
+    if "failed to initialize CUDA: " in line:  # ggml_cuda_init, once in a process
+        _cuda_error = line.partition("failed to initialize CUDA: ")[2].strip()
     if level not in {DEBUG, CONT}:  # loading writes a thousand of those, which would push out what matters
         _log.append(f"{level}|{line}")
     capture = _captures.get(threading.get_ident())
@@ -215,16 +288,18 @@ _KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_ty
 
 def backend_devices() -> tuple[BackendDevice, ...]:
     """Return what the loaded library can compute on, as it says itself."""
-    base = _ggml_base()
+    size = ctypes.POINTER(ctypes.c_size_t)
+    name, description = _of_device("name", ctypes.c_char_p), _of_device("description", ctypes.c_char_p)
+    kind, memory = _of_device("type", ctypes.c_int), _of_device("memory", None, size, size)
     found = []
     for device in _device_pointers():
         free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
-        base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        memory(device, ctypes.byref(free), ctypes.byref(total))
         found.append(
             BackendDevice(
-                name=base.ggml_backend_dev_name(device).decode(),
-                description=base.ggml_backend_dev_description(device).decode(),
-                kind=_KINDS.get(base.ggml_backend_dev_type(device), "other"),
+                name=name(device).decode(),
+                description=description(device).decode(),
+                kind=_KINDS.get(kind(device), "other"),
                 memory_free=free.value,
                 memory_total=total.value,
             )
@@ -237,8 +312,8 @@ def device_list(names: Sequence[str]) -> ctypes.Array[ctypes.c_void_p]:
 
     The array must outlive the load. Raises DeviceUnavailable for a name that the library does not know.
     """
-    base = _ggml_base()
-    known = {base.ggml_backend_dev_name(device).decode(): device for device in _device_pointers()}
+    name = _of_device("name", ctypes.c_char_p)
+    known = {name(device).decode(): device for device in _device_pointers()}
     if unknown := [name for name in names if name not in known]:
         raise DeviceUnavailable(
             f"the native library has no device {unknown[0]!r}, only {', '.join(known)}", hint="edgeai doctor"
@@ -247,31 +322,32 @@ def device_list(names: Sequence[str]) -> ctypes.Array[ctypes.c_void_p]:
 
 
 def _device_pointers() -> list[int]:
-    ggml = _shared("ggml", "ggml_backend_dev_count")
-    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
-    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    return [ggml.ggml_backend_dev_get(index) for index in range(ggml.ggml_backend_dev_count())]
+    binding = library()
+    count = _exported(binding, "ggml", "ggml_backend_dev_count")
+    count.restype = ctypes.c_size_t
+    get = _exported(binding, "ggml", "ggml_backend_dev_get")
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    return [get(index) for index in range(count())]
 
 
-def _ggml_base() -> Any:
-    """Return libggml-base with the functions of devices declared (ggml-backend.h)."""
-    base = _shared("ggml-base", "ggml_backend_dev_name")
-    for name in ("name", "description"):
-        function = getattr(base, f"ggml_backend_dev_{name}")
-        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    base.ggml_backend_dev_type.restype, base.ggml_backend_dev_type.argtypes = ctypes.c_int, [ctypes.c_void_p]
-    sizes = ctypes.POINTER(ctypes.c_size_t)
-    base.ggml_backend_dev_memory.restype, base.ggml_backend_dev_memory.argtypes = None, [ctypes.c_void_p, sizes, sizes]
-    return base
+def _of_device(what: str, result: Any, *arguments: Any) -> Any:
+    """Return the function ggml_backend_dev_WHAT with its types declared (ggml-backend.h)."""
+    function = _exported(library(), "ggml-base", f"ggml_backend_dev_{what}")
+    function.restype, function.argtypes = result, [ctypes.c_void_p, *arguments]
+    return function
 
 
-def _shared(name: str, function: str) -> Any:
-    """Return the library that has FUNCTION: libllama where it finds what it is linked with (not on Windows), else NAME beside it."""
-    binding = library()  # loaded first, so that libggml is the one libllama uses
+def cuda_error() -> str | None:
+    """Return with which words CUDA failed to start in this process; None when it did start, and for a library without CUDA."""
+    _device_pointers()  # libggml starts its backends when they are first asked for
+    return _cuda_error
+
+
+def _exported(binding: Library, name: str, function: str) -> Any:
+    """Return FUNCTION from libllama where that finds what it is linked with (not on Windows), else from the library NAME beside it."""
     linked = getattr(binding, "_lib", None)
-    if hasattr(linked, function):
-        return linked
-    from llama_cpp._ctypes_extensions import load_shared_library
+    if not hasattr(linked, function):
+        from llama_cpp._ctypes_extensions import load_shared_library
 
-    return load_shared_library(name, library_dir())
+        linked = load_shared_library(name, library_dir())
+    return getattr(linked, function)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edgeai import native
 from edgeai.artifact import Artifact
+from edgeai.cuda import trouble
 from edgeai.device import Device
 from edgeai.errors import DeviceUnavailable, DoesNotFit, UsageError
 from edgeai.threads import choose_threads
@@ -193,35 +193,16 @@ def default_context(artifact: Artifact, needed: int | None) -> int:
 def _choose_device(device: Device, choice: DeviceChoice) -> tuple[Literal["cpu", "cuda"], list[str], list[Notice]]:
     if choice == "cpu":
         return "cpu", ["the CPU was asked for"], []
-    problem = cuda_problem(device)
+    problem = trouble(device)
     if problem is None:
         name = device.cuda_devices[0].description
         return "cuda", [f"CUDA runs on {name}"], []
     if choice == "cuda":
-        raise DeviceUnavailable(f"device 'cuda' cannot run here: {problem[0]}", hint=problem[1])
+        raise DeviceUnavailable(f"device 'cuda' cannot run here: {problem.reason}", hint=problem.mend)
     # A machine without an NVIDIA GPU loses nothing on the CPU; one with a GPU does, and must be told.
-    notices = (
-        [Notice(code="cpu-fallback", message=f"running on the CPU: {problem[0]} ({problem[1]})")] if device.gpus else []
-    )
-    return "cpu", [problem[0]], notices
-
-
-def cuda_problem(device: Device) -> tuple[str, str] | None:
-    """Return why CUDA cannot run and what to do about it, or None when it can."""
-    if not device.gpus:
-        reason = f": {device.gpu_problem}" if device.gpu_problem else ""
-        return f"no usable NVIDIA GPU{reason}", "use --device cpu; edgeai doctor shows what is here"
-    if not device.library.gpu_offload:
-        return (
-            f"llama-cpp-python is built without CUDA, and {device.gpus[0].name} stays unused",
-            f"install a CUDA build: {native.cuda_install_command()}",
-        )
-    if not device.cuda_devices:
-        return (
-            f"the native library finds no CUDA device (driver {device.gpus[0].driver})",
-            "the driver may be older than the CUDA version the library was built with; see edgeai doctor",
-        )
-    return None
+    message = f"running on the CPU: {problem.reason} ({problem.mend})"
+    notices = [Notice(code="cpu-fallback", message=message)] if problem.lost else []
+    return "cpu", [problem.reason], notices
 
 
 def estimate_memory(artifact: Artifact, context: int) -> int:

@@ -1,28 +1,33 @@
 """Does the native library survive a decode on this CPU? Asked of a child process, so that no application finds out by dying.
 
 A build of llama.cpp by GCC 12 or older dies with SIGSEGV in its AMX kernels on CPUs that have AMX (llama.cpp #20824). Those kernels
-are reached through the "extra buffer types" that repack weights; the same build works when they are off. Run as
-`python -m edgeai.selftest 1|0` the module is the child: it decodes a generated model of a few hundred kB with (1) or without (0) them.
+are reached through the "extra buffer types" that repack weights; the same build works when they are off. A build for another CPU dies
+with SIGILL, and one for another GPU with SIGABRT at the first kernel.
+
+Run as `python -m edgeai.selftest 1|0|cuda|features` the module is the child: it decodes a generated model of a few hundred kB with (1) or
+without (0) them or on the GPUs, or prints what the library was built with.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgeai import native
 from edgeai.childprocess import CRASHES, ending, read_memo, run_module, write_memo
-from edgeai.errors import EngineCrashed
+from edgeai.errors import DeviceUnavailable, EngineCrashed
 
-__all__ = ["Verdict", "native_verdict"]
+__all__ = ["Verdict", "cuda_failure", "native_verdict"]
 
 TIMEOUT_S = 120.0
-Runner = Callable[[bool], subprocess.CompletedProcess[str]]
+Runner = Callable[[str], subprocess.CompletedProcess[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +38,11 @@ class Verdict:
     reason: str | None = None
 
 
-def native_verdict(cache_dir: Path, cpu: str, *, run: Runner | None = None) -> Verdict:
+def native_verdict(cache_dir: Path, cpu: str, isa: Iterable[str] = (), *, run: Runner | None = None) -> Verdict:
     """Return the verdict for the installed library on this CPU, from CACHE_DIR when it was already found out.
 
-    Raises EngineCrashed when a decode fails with and without extra buffer types.
+    Raises EngineCrashed when a decode fails with and without extra buffer types, naming what the library needs and ISA does not have;
+    DeviceUnavailable when the library does not load for want of CUDA.
     """
     key = f"{native.fingerprint()} {cpu}"
     cache = cache_dir / "selftest.json"
@@ -44,30 +50,68 @@ def native_verdict(cache_dir: Path, cpu: str, *, run: Runner | None = None) -> V
     found = known.get(key)
     if isinstance(found, dict) and isinstance(found.get("extra_bufts"), bool):
         return Verdict(extra_bufts=found["extra_bufts"], reason=found.get("reason"))
-    verdict, lasting = _ask(run or _run_child)
+    verdict, lasting = _ask(run or _run_child, isa)
     if lasting:
         write_memo(cache, {**known, key: asdict(verdict)})
     return verdict
 
 
-def _ask(run: Runner) -> tuple[Verdict, bool]:
+def _ask(run: Runner, isa: Iterable[str]) -> tuple[Verdict, bool]:
     """Return the verdict, and whether it will be the same next time: a child that was killed from outside says little."""
-    first = run(True)
+    first = run("1")
     if first.returncode == 0:
         return Verdict(extra_bufts=True), True
-    second = run(False)
+    if first.returncode == DeviceUnavailable.exit_code:
+        native.library()  # fails here as it did in the child, in order and with its own words
+    second = run("0")
     if second.returncode == 0:
         reason = f"a decode with extra buffer types {ending(first)} in the native self-test"
         return Verdict(extra_bufts=False, reason=reason), -first.returncode in CRASHES
+    needed = _missing_instructions(run, isa) if -second.returncode == signal.SIGILL else ""
     raise EngineCrashed(
-        f"the native library in {str(native.library_dir())!r} {ending(second)} in a self-test, with and without extra buffer types",
-        hint=f"rebuild it on this machine: {sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps "
-        "llama-cpp-python==0.3.36",
+        f"the native library in {str(native.library_dir())!r} {ending(second)} in a self-test, "
+        f"with and without extra buffer types{needed}",
+        hint=f"rebuild it on this machine: {native.cpu_install_command()}",
     )
 
 
-def _run_child(extra_bufts: bool) -> subprocess.CompletedProcess[str]:
-    return run_module("edgeai.selftest", "1" if extra_bufts else "0", timeout_s=TIMEOUT_S)
+_INSTRUCTIONS = {
+    "AVX": "avx", "AVX2": "avx2", "F16C": "f16c", "FMA": "fma", "BMI2": "bmi2", "AVX_VNNI": "avx_vnni",
+    "AVX512": "avx512f", "AVX512_VBMI": "avx512vbmi", "AVX512_VNNI": "avx512_vnni", "AVX512_BF16": "avx512_bf16", "AMX_INT8": "amx_int8",
+    "NEON": "asimd", "DOTPROD": "asimddp", "MATMUL_INT8": "i8mm", "SVE": "sve", "SME": "sme",
+}  # fmt: skip
+"""Features of a build (ggml_backend_cpu_get_features, ggml-cpu.cpp) → flags of /proc/cpuinfo (Linux, arch/*/cpufeatures)."""
+
+
+def _missing_instructions(run: Runner, isa: Iterable[str]) -> str:
+    """Return in words which instructions the library was built with and this CPU does not have."""
+    built = run("features").stdout  # a library that cannot even be loaded prints nothing
+    names = [name for name, flag in _INSTRUCTIONS.items() if re.search(rf"\b{name} = 1\b", built) and flag not in isa]
+    if not names:
+        return ": it uses instructions that this CPU does not have"
+    return f": it is built with {', '.join(names)}, which this CPU does not have"
+
+
+def cuda_failure(cache_dir: Path, gpus: Sequence[str], *, run: Runner | None = None) -> str | None:
+    """Return how a decode on the GPUs called GPUS goes wrong in a child process, None when it does not; remembered in CACHE_DIR.
+
+    libggml ends the process at a CUDA error, so an application must not be the first to try.
+    """
+    key = f"cuda {native.fingerprint(cuda=True)} {', '.join(gpus)}"
+    cache = cache_dir / "selftest.json"
+    known = read_memo(cache)
+    if known.get(key) is True:
+        return None
+    child = (run or _run_child)("cuda")
+    if child.returncode == 0:
+        write_memo(cache, {**known, key: True})
+        return None
+    said = native.abort_reason(child.stderr)
+    return f"it {ending(child)}" + (f" ({said})" if said and said not in ending(child) else "")
+
+
+def _run_child(task: str) -> subprocess.CompletedProcess[str]:
+    return run_module("edgeai.selftest", task, timeout_s=TIMEOUT_S, gpu=task == "cuda")
 
 
 # ---- the child
@@ -113,13 +157,15 @@ def write_probe_model(path: Path, types: Sequence[str] = _TYPES) -> None:
     writer.close()
 
 
-def decode_probe(path: Path, *, extra_bufts: bool) -> None:
-    """Decode a batch of 64 tokens and then one more; raise RuntimeError when a logit is not the one it must be."""
+def decode_probe(path: Path, *, extra_bufts: bool, gpus: Sequence[str] = ()) -> None:
+    """Decode a batch of 64 tokens and then one more, all layers on GPUS; raise RuntimeError when a logit is not the one it must be."""
     import ctypes
 
     lib = native.library()
     params = lib.llama_model_default_params()
-    params.use_extra_bufts, params.n_gpu_layers = extra_bufts, 0
+    devices = native.device_list(gpus)
+    params.devices = ctypes.cast(devices, ctypes.c_void_p)
+    params.use_extra_bufts, params.n_gpu_layers = extra_bufts, 999 if gpus else 0
     model = lib.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise RuntimeError("; ".join(native.last_log(3)) or "the probe model does not load")
@@ -136,12 +182,19 @@ def decode_probe(path: Path, *, extra_bufts: bool) -> None:
     lib.llama_model_free(model)
 
 
-def _child(extra_bufts: bool) -> None:
+def _child(task: str) -> None:
+    if task == "features":
+        print(native.library().llama_print_system_info().decode())  # the parent reads it
+        return
+    gpus = [device.name for device in native.backend_devices() if device.name.startswith("CUDA")]
     with tempfile.TemporaryDirectory(prefix="edgeai-selftest-") as folder:
         path = Path(folder) / "probe.gguf"
         write_probe_model(path)
-        decode_probe(path, extra_bufts=extra_bufts)
+        decode_probe(path, extra_bufts=task == "1", gpus=gpus if task == "cuda" else ())
 
 
 if __name__ == "__main__":
-    _child(sys.argv[1] == "1")
+    try:
+        _child(sys.argv[1])
+    except DeviceUnavailable as error:
+        sys.exit(error.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,65 @@ def test_a_rebuilt_library_has_another_fingerprint(monkeypatch: pytest.MonkeyPat
     first = native.fingerprint()
     (tmp_path / "libllama.so").write_bytes(b"two")
     assert native.fingerprint() != first
+
+
+def test_native_code_says_why_before_it_ends_the_process() -> None:
+    code = (
+        "from edgeai import native; lib = native.library(); lib.ggml_abort = lib._lib.ggml_abort;"
+        "native._keep_log(4, b'CUDA error: an illegal memory access was encountered\\n', None);"
+        "native._keep_log(4, b'  current device: 0, in function f at ggml-cuda.cu:1\\n', None);"
+        "lib._lib.ggml_abort(b'ggml-cuda.cu', 109, b'CUDA error')"
+    )
+    done = python(code)
+    assert -done.returncode == signal.SIGABRT
+    assert native.abort_reason(done.stderr) == (
+        "CUDA error: an illegal memory access was encountered; current device: 0, in function f at ggml-cuda.cu:1; "
+        "ggml-cuda.cu:109: CUDA error"
+    )
+    assert done.stdout == ""
+
+
+def test_a_process_that_ends_otherwise_has_no_abort_reason() -> None:
+    assert native.abort_reason("Traceback\nnothing of the kind\n") is None
+
+
+@pytest.mark.parametrize(
+    ("missing", "cure"),
+    [
+        ("libcuda.so.1: cannot open shared object file: No such file or directory", "install the NVIDIA driver"),
+        ("libcublas.so.13: cannot open shared object file: No such file or directory", "install the CUDA runtime"),
+        ("libcudart.so.12: cannot open shared object file: No such file or directory", "install the CUDA runtime"),
+    ],
+)
+def test_a_cuda_build_without_cuda_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str, cure: str
+) -> None:
+    monkeypatch.setattr(native, "library_dir", lambda: tmp_path)
+    error = native._does_not_load(f"Failed to load shared library '{tmp_path}/libllama.so': {missing}")
+    assert isinstance(error, DeviceUnavailable)
+    assert missing.partition(":")[0] in error.message
+    assert (error.hint or "").startswith(cure)
+
+
+def test_any_other_library_that_does_not_load_is_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native, "library_dir", lambda: tmp_path)
+    assert isinstance(native._does_not_load("libgomp.so.1: cannot open shared object file"), EngineCrashed)
+
+
+def test_lines_logged_by_a_block_are_captured_and_nest() -> None:
+    with native.captured_log() as outer:
+        native._keep_log(native.DEBUG, b"one\n", None)
+        with native.captured_log() as inner:
+            native._keep_log(native.ERROR, b"two\n", None)
+        native._keep_log(native.INFO, b"three\n", None)
+    native._keep_log(native.INFO, b"four\n", None)
+    assert [line.text for line in inner] == ["two"]
+    assert [line.text for line in outer] == ["one", "two", "three"]
+
+
+def test_what_loading_writes_by_the_thousand_does_not_push_out_reasons() -> None:
+    native._keep_log(native.ERROR, b"the reason\n", None)
+    for _ in range(1000):
+        native._keep_log(native.DEBUG, b"noise\n", None)
+        native._keep_log(native.CONT, b".", None)
+    assert native.last_log(1) == ["the reason"]

@@ -72,7 +72,7 @@ def test_a_working_gpu_gets_every_layer_and_the_output() -> None:
     [
         (machine(), "no usable NVIDIA GPU"),
         (machine(gpus=(RTX,)), "built without CUDA"),
-        (machine(gpus=(RTX,), offload=True), "finds no CUDA device"),
+        (machine(gpus=(RTX,), offload=True), "finds no GPU"),
     ],
 )
 def test_cuda_that_cannot_run_is_an_error_with_the_reason(device: Device, reason: str) -> None:
