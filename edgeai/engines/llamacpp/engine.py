@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from edgeai import chat
 from edgeai.artifact import Artifact
+from edgeai.engines.constraint import TokenMask, incomplete
+from edgeai.engines.llamacpp.grammar import grammars_of, logits_view
 from edgeai.engines.llamacpp.handle import Aborted, Handle
 from edgeai.engines.llamacpp.sampler import Sampler
 from edgeai.engines.llamacpp.vocab import Vocab
@@ -35,6 +37,7 @@ class _Request:
     config: GenerationConfig
     submitted: float
     fitted: Fitted
+    mask: TokenMask | None = None
     chunks: Channel = field(default_factory=Channel)
     cancelled: bool = False
 
@@ -90,10 +93,12 @@ class LlamaCppEngine:
         """Answer PROMPT; closing the stream stops the work within one graph node, in prefill too."""
         submitted = time.perf_counter()
         fitted = self._fit(prompt, config)
-        request = _Request(ids=fitted.ids, config=config, submitted=submitted, fitted=fitted)
+        core = self._core
+        with core.in_use():
+            mask = None if config.constraint is None else core.grammars.compile(config.constraint)
+        request = _Request(ids=fitted.ids, config=config, submitted=submitted, fitted=fitted, mask=mask)
         if fitted.notices:
             request.chunks.put(Chunk(notices=fitted.notices))
-        core = self._core
         core.submit(request)
         return ChunkStream(request.chunks, lambda: core.cancel(request))
 
@@ -147,6 +152,7 @@ class _Core:
         self.handle = Handle(artifact, plan)
         # libllama knows no normalizers; our converter notes in the file when the tokenizer has one.
         self.vocab = Vocab(self.handle, normalizer=artifact.metadata.get("edgeai.tokenizer.normalizer"))
+        self.grammars = grammars_of(self.handle)
         self.load_s = 0.0
         self._process = os.getpid()
         self._work: queue.SimpleQueue[_Request | _Score | None] = queue.SimpleQueue()
@@ -279,19 +285,23 @@ class _Core:
             handle.decode(request.ids[start : start + handle.n_batch])
         room = handle.n_ctx - len(request.ids)
         limit = room if config.max_tokens is None else min(room, config.max_tokens)
-        decoder = Utf8Decoder()
+        decoder, mask = Utf8Decoder(), request.mask
         finish: FinishReason = "length"
         while True:
+            if mask is not None:
+                mask.apply(logits_view(handle))
             token = sampler.sample()  # waits for the logits, so the clock is read after it
             run.sampled()
+            if mask is not None:
+                mask.accept(token)
             if vocab.is_end(token):
                 finish = "stop"
                 break
             run.tokens += 1
             if text := stops.feed(decoder.feed(vocab.piece(token))):
-                run.shown()
+                run.shown(text)
                 yield Chunk(text=text)
-            if stops.stopped:
+            if stops.stopped or (mask is not None and mask.finished):
                 finish = "stop"
                 break
             if run.tokens >= limit:
@@ -300,7 +310,7 @@ class _Core:
                 raise Aborted
             handle.decode((token,))
         if held := stops.flush():
-            run.shown()
+            run.shown(held)
             yield Chunk(text=held)
         cut_by_context = finish == "length" and limit == room and config.max_tokens != limit
         yield run.last(finish, self.load_s, context=handle.n_ctx if cut_by_context else None)
@@ -316,6 +326,7 @@ class _Run:
         self._samples = 0
         self._first_sampled = self._last_sampled = 0.0
         self._first_shown: float | None = None
+        self._text: list[str] = []
 
     def sampled(self) -> None:
         """Note that a token was drawn."""
@@ -324,8 +335,9 @@ class _Run:
         if self._samples == 1:
             self._first_sampled = self._last_sampled
 
-    def shown(self) -> None:
-        """Note that text goes out."""
+    def shown(self, text: str) -> None:
+        """Note that TEXT goes out."""
+        self._text.append(text)
         if self._first_shown is None:
             self._first_shown = time.perf_counter()
 
@@ -339,6 +351,8 @@ class _Run:
             notices = (
                 Notice(code="context-full", message=f"the answer ends because the context of {context} tokens is full"),
             )
+        if finish != "cancelled":
+            notices += incomplete(self.request.mask, "".join(self._text), finish)
         return Chunk(
             finish_reason=finish,
             usage=Usage(

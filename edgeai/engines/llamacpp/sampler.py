@@ -21,7 +21,7 @@ class Sampler:
         lib = self._lib
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         if config.repeat_penalty != 1.0:
-            self._add(lib.llama_sampler_init_penalties(PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0))
+            self._add(lib.llama_sampler_init_penalties(handle.n_vocab, PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0))
         if config.temperature == 0:
             self._add(lib.llama_sampler_init_greedy())
             return
