@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from edgeai import native
 from edgeai.artifact import Artifact
+from edgeai.engines.llamacpp.abort import Aborted, AbortFlag
 from edgeai.engines.llamacpp.weights import Weights
 from edgeai.errors import EngineCrashed
 from edgeai.plan import Plan
 
 __all__ = ["Aborted", "Handle"]
-
-
-class Aborted(Exception):
-    """A decode ended early because `abort` was called."""
 
 
 class Handle:
@@ -26,7 +22,7 @@ class Handle:
     def __init__(self, artifact: Artifact, plan: Plan, *, embeddings: bool = False) -> None:
         self._embeddings = embeddings
         self.lib = native.library()
-        self._abort = _AbortFlag(self.lib)
+        self._abort = AbortFlag(self.lib)
         self.context: Any = None
         self.weights = Weights(artifact, plan)
         self.model = self.weights.model
@@ -103,26 +99,6 @@ class Handle:
             self.context = None
         self.weights.free()
         self.model = None
-
-
-class _AbortFlag:
-    """Lets any thread end a decode, without calling into Python at every graph node.
-
-    libggml asks a C function `bool f(void *data)` before each node; a Python callback there would cost more than the node. C's strlen
-    is such a function: it reads the bytes at `data` and returns 0 (go on) for an empty string, 1 (abort) for a string of one character.
-    """
-
-    def __init__(self, lib: Any) -> None:
-        c_library = ctypes.CDLL("msvcrt") if sys.platform == "win32" else ctypes.CDLL(None)
-        self.callback = ctypes.cast(c_library.strlen, lib.ggml_abort_callback)
-        self._flag = ctypes.create_string_buffer(2)
-        self.address = ctypes.addressof(self._flag)
-
-    def set(self) -> None:
-        self._flag[0] = b"x"
-
-    def clear(self) -> None:
-        self._flag[0] = b"\0"
 
 
 def _log_tail() -> str:

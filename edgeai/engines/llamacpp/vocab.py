@@ -5,17 +5,32 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from converters.normalize import NORMALIZERS, normalize
 from edgeai.chat import Segment
-from edgeai.engines.llamacpp.handle import Handle
 from edgeai.errors import InvalidModel, UsageError
 
 __all__ = ["Vocab"]
 
 # enum llama_token_attr, llama.h
 _UNKNOWN, _CONTROL, _LSTRIP, _RSTRIP = 1 << 0, 1 << 3, 1 << 7, 1 << 8
+
+
+class Loaded(Protocol):
+    """A loaded model: the library, the native vocabulary and its size."""
+
+    @property
+    def lib(self) -> Any:
+        """The low-level binding."""
+
+    @property
+    def vocab(self) -> Any:
+        """The llama_vocab."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens in it."""
 
 
 class Vocab:
@@ -25,7 +40,7 @@ class Vocab:
     of some families) are ordinary vocabulary: the tokenizer that the model was trained with finds them in any text, and so does this one.
     """
 
-    def __init__(self, handle: Handle, *, normalizer: str | None = None) -> None:
+    def __init__(self, handle: Loaded, *, normalizer: str | None = None) -> None:
         if normalizer not in (None, *NORMALIZERS):
             raise InvalidModel(
                 f"the file's tokenizer needs the text normalizer {normalizer!r}, which is not known here"
