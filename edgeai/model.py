@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 from edgeai.artifact import Artifact
 from edgeai.engines.base import Engine
 from edgeai.engines.opening import open_engine
-from edgeai.errors import UsageError
+from edgeai.errors import IncompleteOutput, UsageError
 from edgeai.plan import Plan
+from edgeai.schema import FORMS, constraint_of
 from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice, Prompt
 
 if TYPE_CHECKING:
@@ -59,11 +60,20 @@ class Model:
         return self.engine.plan
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
-        """Answer PROMPT (messages, or a text to be continued) piece by piece; OPTIONS are those of GenerationConfig."""
+        """Answer PROMPT (messages, or a text to be continued) piece by piece; OPTIONS are those of `config`."""
         return self.stream_config(prompt, self.config(**options))
 
     def config(self, **options: Any) -> GenerationConfig:
-        """Return OPTIONS with this model's own sampling for what they leave open. Raises UsageError for impossible values."""
+        """Return OPTIONS with this model's own sampling for what they leave open. Raises UsageError for impossible values.
+
+        OPTIONS are those of GenerationConfig; `schema`, `regex`, `grammar`, `choices` or `response_format` (see schema.constraint_of) make
+        its constraint.
+        """
+        form = constraint_of(**{name: options.pop(name) for name in FORMS if name in options})
+        if form is not None:
+            if options.get("constraint") is not None:
+                raise UsageError("a constraint and another form exclude each other", hint="an answer has one form")
+            options["constraint"] = form
         return GenerationConfig(**{**self.sampling, **options})
 
     def stream_config(self, prompt: Prompt, config: GenerationConfig) -> Stream:
@@ -129,6 +139,20 @@ def file_sampling(artifact: Artifact) -> dict[str, float]:
     return found
 
 
+def check_whole(done: Completion) -> None:
+    """Raise IncompleteOutput when DONE was to have a form and does not have it; an answer that was cancelled may be anything."""
+    cut = next((notice for notice in done.warnings if notice.code == "incomplete-output"), None)
+    if cut is not None:
+        raise IncompleteOutput(cut.message, text=done.text, hint=_CUT_BY.get(done.finish_reason))
+
+
+_CUT_BY = {
+    "length": "allow more tokens (max_tokens) or a longer context, or bound lists and texts in the schema: maxItems, maxLength",
+    "timeout": "allow more time (max_seconds)",
+    "stop": "a stop text ended it: leave it out",
+}
+
+
 class Stream:
     """The chunks of an answer. Leaving its `with` block, or `cancel()`, stops the work; `collect` makes the whole answer.
 
@@ -165,10 +189,15 @@ class Stream:
         self.close()
 
     def collect(self) -> Completion:
-        """Read the stream to its end and return the whole answer."""
+        """Read the stream to its end and return the whole answer.
+
+        Raises IncompleteOutput for an answer that was to have a form and was cut before it was whole.
+        """
         for _ in self:
             pass
-        return self.completion()
+        done = self.completion()
+        check_whole(done)
+        return done
 
     def completion(self) -> Completion:
         """Return the answer of a stream that has been read to its last chunk."""

@@ -12,14 +12,14 @@ import click
 from edgeai.cli.output import Output
 from edgeai.errors import Interrupted
 from edgeai.interrupts import raise_ctrl_c
-from edgeai.model import Model, Stream
+from edgeai.model import Model, Stream, check_whole
 from edgeai.types import Completion, GenerationConfig, Prompt
 
 __all__ = ["answer_once", "print_stream", "timing_lines"]
 
 
 def answer_once(model: Model, prompt: Prompt, config: GenerationConfig, out: Output) -> None:
-    """Print one answer, or one JSON object. Raises Interrupted after a Ctrl-C, with what came printed."""
+    """Print one answer, or one JSON object. What came is printed first where this raises Interrupted (Ctrl-C) or IncompleteOutput."""
     with model.stream_config(prompt, config) as stream:
         done = print_stream(stream, show=not out.as_json)
     if out.as_json:
@@ -28,6 +28,7 @@ def answer_once(model: Model, prompt: Prompt, config: GenerationConfig, out: Out
     report(done, config, out)
     if done.finish_reason == "cancelled":
         raise Interrupted
+    check_whole(done)
 
 
 def print_stream(stream: Stream, *, show: bool) -> Completion:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeai.cli.form import FORM_OPTIONS, check_form, form_options
 from edgeai.cli.output import Output, human_bytes, is_terminal, output_options
 from edgeai.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeai.model import Model
-    from edgeai.types import Notice, Prompt
+    from edgeai.types import Constraint, Notice, Prompt
 
 __all__ = ["run_command"]
 
@@ -45,6 +46,7 @@ DEFAULT_MAX_TOKENS = 1024
 )
 @click.option("--seed", type=int, help="Same seed, same answer.")
 @click.option("--stop", multiple=True, help="End the answer before this text; may be repeated.")
+@form_options
 @click.option("--ctx", type=int, help="Context in tokens, the answer included.")
 @click.option("--threads", type=int, help="CPU threads.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -63,6 +65,7 @@ def run_command(
     min_p: float | None,
     seed: int | None,
     stop: tuple[str, ...],
+    form: Constraint | None,
     ctx: int | None,
     threads: int | None,
     device: str,
@@ -86,6 +89,7 @@ def run_command(
     text = gather_prompt(prompt, files)
     if text is None and out.as_json:
         raise UsageError("--json needs a prompt", hint=f'edgeai run {model} "PROMPT" --json')
+    check_form(form, text)
     path = locate(model, pull=pull, out=out)
     # Every token is at least one byte, so an answer to this prompt can never need more than this.
     needed = (
@@ -98,14 +102,14 @@ def run_command(
             embed(loaded, text, out)
             return
         loaded.sampling |= Store.open().sampling(model)
-        config = loaded.config(max_tokens=max_tokens, seed=seed, stop=stop, **given)
+        config = loaded.config(max_tokens=max_tokens, seed=seed, stop=stop, constraint=form, **given)
         if text is None:
             Chat(loaded, config, system, out).loop()
         else:
             answer_once(loaded, make_prompt(loaded, text, system, raw, out), config, out)
 
 
-FOR_ANSWERS = ("system", "raw", "max_tokens", "temp", "top_p", "top_k", "min_p", "seed", "stop")
+FOR_ANSWERS = ("system", "raw", "max_tokens", "temp", "top_p", "top_k", "min_p", "seed", "stop", *FORM_OPTIONS)
 """Options that mean nothing to an embedding model."""
 
 

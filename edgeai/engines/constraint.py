@@ -10,12 +10,12 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeai.engines.schema_check import enforceable, read_json
 from edgeai.errors import ConstraintError
-from edgeai.types import Constraint, Notice
+from edgeai.types import Constraint, FinishReason, Notice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -271,8 +271,17 @@ def _scratch(n_vocab: int) -> tuple[Any, Any, Any]:
     return _table(), np.empty((words * 4, 8), np.float32), np.zeros(words, np.int32)
 
 
-def incomplete(mask: TokenMask | None, text: str, reason: str) -> tuple[Notice, ...]:
+def incomplete(mask: TokenMask | None, text: str, reason: FinishReason) -> tuple[Notice, ...]:
     """Return the notice that TEXT, an answer that ended for REASON, does not have the form that MASK holds it to; nothing if it does."""
     if mask is None or mask.allows(text):
         return ()
-    return (Notice(code="incomplete-output", message=f"the answer ended before it was whole: {reason}"),)
+    return (
+        Notice(code="incomplete-output", message=f"the answer ended before it was whole: {_ENDS.get(reason, reason)}"),
+    )
+
+
+_ENDS: Mapping[FinishReason, str] = {
+    "length": "the limit of tokens, or the context, cut it",
+    "timeout": "the limit of time cut it",
+    "stop": "a stop text ended it",
+}
