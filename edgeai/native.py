@@ -183,8 +183,9 @@ def _explain_aborts(binding: Library) -> None:
 
 
 def _tell_abort(message: bytes) -> None:
-    reasons = [*last_log(3, errors_only=True), message.decode("utf-8", "replace")]
-    text = "; ".join(" ".join(reason.split()) for reason in reasons)
+    errors = [line.partition("|")[2] for line in list(_log) if line.startswith(f"{ERROR}|")][-3:]
+    reasons = "; ".join(" ".join(reason.split()) for reason in [*errors, message.decode("utf-8", "replace")])
+    text = re.sub(r"[^\s;]*[/\\]([\w.-]+:\d+)", r"\1", reasons)  # files without the folder that somebody built them in
     with contextlib.suppress(OSError):  # nobody reads; the abort goes on
         os.write(2, f"{_ABORT}{text}\n".encode())
 

@@ -122,9 +122,10 @@ _TYPES = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "F16")
 
 
 def write_probe_model(path: Path, types: Sequence[str] = _TYPES) -> None:
-    """Write a llama model without vocabulary, one layer for each of TYPES, 256 wide.
+    """Write a llama model without vocabulary, one layer for each of TYPES, 256 wide, that answers each token with the one after it.
 
-    The weights of quantized layers are zero bytes, which is a valid block in every type; kernels run the same on them.
+    The weights of quantized layers are zero bytes, which is a valid block in every type; kernels run the same on them. The output layer is
+    no identity: a device that computes nothing could pass on the vector it was given, in the same memory.
     """
     import gguf
     import numpy as np
@@ -142,6 +143,7 @@ def write_probe_model(path: Path, types: Sequence[str] = _TYPES) -> None:
     ones = np.ones(width, dtype=np.float32)
     embedding = np.eye(width, dtype=np.float32)
     writer.add_tensor("token_embd.weight", embedding)
+    writer.add_tensor("output.weight", np.roll(embedding, 1, axis=0))  # row i + 1 is the unit vector i
     writer.add_tensor("output_norm.weight", ones)
     for layer, name in enumerate(types):
         quant = gguf.GGMLQuantizationType[name]
@@ -175,8 +177,8 @@ def decode_probe(path: Path, *, extra_bufts: bool, gpus: Sequence[str] = ()) -> 
         if lib.llama_decode(context, lib.llama_batch_get_one(tokens, count)) != 0:
             raise RuntimeError(f"decoding {count} tokens failed")
         logits = lib.llama_get_logits_ith(context, -1)[:256]
-        # Zero layers leave the embedding (a unit vector) as it is, so the last token must win against every other.
-        if max(range(256), key=logits.__getitem__) != tokens[count - 1]:
+        # Zero layers leave the embedding (a unit vector) as it is, so the token after the last one must win against every other.
+        if max(range(256), key=logits.__getitem__) != tokens[count - 1] + 1:
             raise RuntimeError(f"decoding {count} tokens gave wrong logits")
     lib.llama_free(context)
     lib.llama_model_free(model)
