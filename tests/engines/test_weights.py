@@ -14,6 +14,7 @@ import pytest
 from converters.header import read_header
 from edgeai import native
 from edgeai.artifact import Artifact, open_artifact
+from edgeai.engines.llamacpp.failures import decode_error
 from edgeai.engines.llamacpp.weights import Weights, read_placement
 from edgeai.errors import DeviceUnavailable, DoesNotFit, EdgeAIError, EngineCrashed, InvalidModel, UsageError
 from edgeai.native import LogLine
@@ -268,3 +269,15 @@ def test_a_device_that_is_not_there_is_named() -> None:
 
 def test_no_devices_are_an_empty_list_and_not_no_list() -> None:
     assert list(native.device_list([])) == [None]
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(-2, DoesNotFit), (1, EngineCrashed), (-1, EngineCrashed), (-3, EngineCrashed), (-9, EngineCrashed)],
+)
+def test_codes_of_a_decode_are_typed_and_have_the_librarys_words(code: int, error: type[EdgeAIError]) -> None:
+    native._keep_log(native.ERROR, b"process_ubatch: failed to allocate graph\n", None)
+    found = decode_error(code)
+    assert type(found) is error
+    assert "failed to allocate graph" in found.message
+    assert found.hint

@@ -30,11 +30,12 @@ class EmbeddingEngine:
     def __init__(self, artifact: Artifact, plan: Plan) -> None:
         began = time.perf_counter()
         # Attention without a causal mask sees the whole text at once, so a text must fit one batch.
-        self.artifact, self.plan = artifact, replace(plan, batch=plan.context)
-        self._handle = Handle(artifact, self.plan, embeddings=True)
+        self.artifact = artifact
+        self._handle = Handle(artifact, replace(plan, batch=plan.context), embeddings=True)
+        self.plan, self.placement = self._handle.plan, self._handle.placement
         self._vocab = Vocab(self._handle, normalizer=artifact.metadata.get("edgeai.tokenizer.normalizer"))
         self._lock = threading.Lock()
-        self.backend = self._handle.backend
+        self.backend = self.placement.backend
         self.load_s = time.perf_counter() - began
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:

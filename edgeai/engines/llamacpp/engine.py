@@ -59,10 +59,11 @@ class LlamaCppEngine:
     def __init__(self, artifact: Artifact, plan: Plan) -> None:
         began = time.perf_counter()
         self.artifact = artifact
-        self.plan = plan
         self._core = _Core(artifact, plan)
         self._vocab = self._core.vocab
-        self.backend = self._core.handle.backend
+        self.plan = self._core.handle.plan
+        self.placement = self._core.handle.placement
+        self.backend = self.placement.backend
         self.load_s = self._core.load_s = time.perf_counter() - began
         weakref.finalize(self, self._core.shut)
 

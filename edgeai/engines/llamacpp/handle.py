@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgeai import native
 from edgeai.artifact import Artifact
 from edgeai.engines.llamacpp.abort import Aborted, AbortFlag
+from edgeai.engines.llamacpp.failures import decode_error
 from edgeai.engines.llamacpp.weights import Weights
-from edgeai.errors import EngineCrashed
 from edgeai.plan import Plan
 
 __all__ = ["Aborted", "Handle"]
 
 
 class Handle:
-    """Owns a llama_model and a llama_context. Not safe for concurrent use; `abort` alone may be called from any thread."""
+    """Owns a llama_model and a llama_context; `placement` says where both are, `plan` has a notice for what is less than planned.
+
+    Not safe for concurrent use; `abort` alone may be called from any thread.
+    """
 
     def __init__(self, artifact: Artifact, plan: Plan, *, embeddings: bool = False) -> None:
         self._embeddings = embeddings
@@ -37,7 +41,8 @@ class Handle:
         self.n_batch = int(self.lib.llama_n_batch(self.context))
         self.n_embd = int(self.lib.llama_model_n_embd(self.model))
         self.n_vocab = int(self.lib.llama_vocab_n_tokens(self.vocab))
-        self.backend = self.weights.placement.backend
+        self.placement = self.weights.placement
+        self.plan = replace(plan, notices=(*plan.notices, *self.weights.notices))
         self._one = (ctypes.c_int32 * 1)()
 
     def _new_context(self, plan: Plan) -> Any:
@@ -70,13 +75,11 @@ class Handle:
         self.check(self.lib.llama_decode(self.context, self.lib.llama_batch_get_one(buffer, count)))
 
     def check(self, code: int) -> None:
-        """Turn a return code of llama_decode into an error."""
+        """Turn a return code of llama_decode into an error: Aborted, DoesNotFit, EngineCrashed."""
         if code == 2:
             raise Aborted
         if code != 0:
-            raise EngineCrashed(
-                f"the native library failed to decode (code {code}): {_log_tail()}", hint="edgeai doctor"
-            )
+            raise decode_error(code)
 
     def logits_of_all(self, ids: Sequence[int]) -> Any:
         """Return a ctypes view (n, n_vocab) of the logits at each of IDS (n ≤ n_batch), valid until the next decode."""
@@ -99,7 +102,3 @@ class Handle:
             self.context = None
         self.weights.free()
         self.model = None
-
-
-def _log_tail() -> str:
-    return "; ".join(native.last_log(3, errors_only=True)) or "it says no more"

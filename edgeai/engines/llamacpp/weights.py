@@ -16,7 +16,8 @@ from typing import Any
 from converters.header import TensorInfo, read_header
 from edgeai import native
 from edgeai.artifact import Artifact
-from edgeai.errors import DeviceUnavailable, DoesNotFit, EdgeAIError, EngineCrashed, InvalidModel, UsageError
+from edgeai.engines.llamacpp.failures import context_error, load_error
+from edgeai.errors import DeviceUnavailable
 from edgeai.native import LogLine
 from edgeai.placement import CPU, Placement, Share, merged
 from edgeai.plan import Plan
@@ -39,7 +40,7 @@ class Weights:
         with native.captured_log() as log:
             self.model = _load(self.lib, artifact, plan)
         if not self.model:
-            raise _load_error(artifact, log)
+            raise load_error(artifact, log)
         self.placement = read_placement(log)
         try:
             if plan.device == "cuda":
@@ -77,7 +78,7 @@ class Weights:
         with native.captured_log() as log:
             context = self.lib.llama_init_from_model(self.model, params)
         if not context:
-            raise _context_error(self._artifact, self._plan, log)
+            raise context_error(self._artifact, self._plan, log)
         self.placement = self.placement.plus(read_placement(log))
         for line in sorted(
             {line.text for line in log if line.level == native.WARN and _OTHER_DEVICE.search(line.text)}
@@ -133,8 +134,6 @@ _BUFFERS = (
 The same figures are behind `llama_get_memory_breakdown`, which has a C++ interface only (llama-ext.h).
 """
 _OTHER_DEVICE = re.compile(r"layer \d+ is assigned to device .* is assigned to device")
-_NO_MEMORY = re.compile(r"failed to allocate|unable to allocate|out of memory|cudaMalloc failed", re.IGNORECASE)
-_KV_TYPE = re.compile(r"cache type|V cache", re.IGNORECASE)
 
 
 def read_placement(log: Iterable[LogLine]) -> Placement:
@@ -180,37 +179,3 @@ def _bytes_of_last_layers(tensors: Sequence[TensorInfo], count: int) -> int:
         if tensor.name.startswith("output.")
         or ((found := re.match(r"blk\.(\d+)\.", tensor.name)) and int(found[1]) >= first)
     )
-
-
-# ---- errors
-
-
-def _reason(log: Sequence[LogLine]) -> str:
-    """Return the last warnings and errors of LOG, without the names of the functions that wrote them."""
-    said = [line.text.strip() for line in log if line.level in {native.WARN, native.ERROR} and line.text.strip()]
-    return "; ".join(said[-3:]) or "it says no more"
-
-
-def _load_error(artifact: Artifact, log: Sequence[LogLine]) -> EdgeAIError:
-    reason = _reason(log)
-    if _NO_MEMORY.search(reason):
-        return DoesNotFit(
-            f"{artifact.name!r} does not fit in memory: {reason}", hint="use a smaller file of this model"
-        )
-    return InvalidModel(
-        f"the native library cannot load {str(artifact.path)!r}: {reason}",
-        hint="edgeai verify PATH checks the file; a newer model family may need a newer llama-cpp-python",
-    )
-
-
-def _context_error(artifact: Artifact, plan: Plan, log: Sequence[LogLine]) -> EdgeAIError:
-    reason = _reason(log)
-    if _NO_MEMORY.search(reason):
-        return DoesNotFit(
-            f"no memory for {artifact.name!r} at context {plan.context}: {reason}", hint="use a smaller --ctx"
-        )
-    if _KV_TYPE.search(reason):
-        return UsageError(
-            f"{artifact.name!r} cannot have a KV cache of type {plan.kv_type!r}: {reason}", hint="use --kv-type f16"
-        )
-    return EngineCrashed(f"no context of {plan.context} for {artifact.name!r}: {reason}", hint="edgeai doctor")
