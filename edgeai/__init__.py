@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeai import errors
+    from edgeai.aio import AsyncModel, AsyncStream
     from edgeai.model import Model, Stream, load
-    from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice
+    from edgeai.types import Chunk, Completion, Constraint, GenerationConfig, Message, Notice
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncModel",
+    "AsyncStream",
     "Chunk",
     "Completion",
+    "Constraint",
     "GenerationConfig",
     "Message",
     "Model",
@@ -31,7 +35,13 @@ __all__ = [
     "load",
 ]
 
-_HOMES = {"Model": "edgeai.model", "Stream": "edgeai.model", "load": "edgeai.model"}
+_HOMES = {
+    "AsyncModel": "edgeai.aio",
+    "AsyncStream": "edgeai.aio",
+    "Model": "edgeai.model",
+    "Stream": "edgeai.model",
+    "load": "edgeai.model",
+}
 
 
 def __getattr__(name: str) -> Any:

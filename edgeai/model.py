@@ -1,26 +1,31 @@
-"""The Python API for applications: `edgeai.load` and the `Model` it returns."""
+"""The Python API for applications: `edgeai.load` and the `Model` it returns. `edgeai.aio` is the same for asyncio."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from edgeai.artifact import Artifact
 from edgeai.engines.base import Engine
 from edgeai.engines.opening import open_engine
-from edgeai.errors import IncompleteOutput, UsageError
+from edgeai.errors import ClosedError, UsageError
 from edgeai.plan import Plan
 from edgeai.schema import FORMS, constraint_of
+from edgeai.transcript import Transcript
 from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice, Prompt
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Model", "Stream", "load", "open_engine"]
+__all__ = ["Methods", "Model", "Stream", "load", "open_engine"]
+
+Done_co = TypeVar("Done_co", covariant=True)
 
 
 def load(model: str | os.PathLike[str], **options: Any) -> Model:
@@ -38,16 +43,53 @@ def load(model: str | os.PathLike[str], **options: Any) -> Model:
     return Model(engine, sampling=store.sampling(ref))
 
 
-class Model:
+class Collectable(Protocol[Done_co]):
+    """A stream: `collect` gives the whole answer, or something to await for it."""
+
+    def collect(self) -> Done_co:
+        """Read the stream to its end and return the whole answer."""
+
+
+class Streaming(Protocol[Done_co]):
+    """A model that answers in streams."""
+
+    def stream(self, prompt: Prompt, **options: Any) -> Collectable[Done_co]:
+        """Answer PROMPT piece by piece."""
+
+
+class Methods:
+    """What a model does however it is called: at once in a Model, after `await` in an AsyncModel."""
+
+    def chat(self: Streaming[Done_co], messages: Sequence[Message], **options: Any) -> Done_co:
+        """Answer MESSAGES through the model's chat template.
+
+        Raises NoChatTemplate for a base model, IncompleteOutput for an answer that was cut before it had the form of its `constraint`.
+        """
+        if isinstance(messages, str):  # type: ignore[unreachable]  # for callers that do not check types
+            raise UsageError("chat answers messages, and this is a text", hint='chat([{"role": "user", "content": …}])')
+        return self.stream(messages, **options).collect()
+
+    def complete(self: Streaming[Done_co], text: str, **options: Any) -> Done_co:
+        """Continue TEXT. Raises IncompleteOutput as `chat` does."""
+        return self.stream(text, **options).collect()
+
+
+class Model(Methods):
     """A loaded model. One `Model` may be used from many threads at once; `close` it, or use it in a `with` block.
 
     `sampling` is what answers are sampled with unless a call says otherwise: what the catalogue says of the model, else what its file
-    says, else the defaults of GenerationConfig.
+    says, else the defaults of GenerationConfig. `notices` is what is less than could be expected of the model as it is loaded; every
+    answer carries them among its warnings.
     """
 
     def __init__(self, engine: Engine, *, sampling: Mapping[str, float] | None = None) -> None:
+        from edgeai.evaluation.paper import failed_notice
+
         self.engine = engine
+        self._closed = False
         self.sampling = {**file_sampling(engine.artifact), **(sampling or {})}
+        failed = failed_notice(engine.artifact.path, engine.artifact.metadata)
+        self._failed = () if failed is None else (failed,)
 
     @property
     def artifact(self) -> Artifact:
@@ -59,53 +101,75 @@ class Model:
         """How the model runs here."""
         return self.engine.plan
 
-    def stream(self, prompt: Prompt, **options: Any) -> Stream:
-        """Answer PROMPT (messages, or a text to be continued) piece by piece; OPTIONS are those of `config`."""
-        return self.stream_config(prompt, self.config(**options))
+    @property
+    def closed(self) -> bool:
+        """Whether the model has been closed."""
+        return self._closed
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """The warnings of the plan, and that the file failed its proof if it did."""
+        return (*self.plan.notices, *self._failed)
 
     def config(self, **options: Any) -> GenerationConfig:
-        """Return OPTIONS with this model's own sampling for what they leave open. Raises UsageError for impossible values.
+        """Return OPTIONS with this model's own sampling for what they leave open.
 
-        OPTIONS are those of GenerationConfig; `schema`, `regex`, `grammar`, `choices` or `response_format` (see schema.constraint_of) make
-        its constraint.
+        OPTIONS are those of GenerationConfig, where `stop` may be one string; `schema`, `regex`, `grammar`, `choices` or `response_format`
+        (see schema.constraint_of) make its constraint. Raises UsageError for an option that there is not, and for impossible values.
         """
         form = constraint_of(**{name: options.pop(name) for name in FORMS if name in options})
         if form is not None:
             if options.get("constraint") is not None:
                 raise UsageError("a constraint and another form exclude each other", hint="an answer has one form")
             options["constraint"] = form
+        known = [*(field.name for field in fields(GenerationConfig)), *FORMS]
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                raise UsageError(
+                    f"there is no option {name!r}",
+                    hint=f"did you mean {close[0]!r}?" if close else f"options are {', '.join(known)}",
+                )
+        if "stop" in options:
+            stop = options["stop"]
+            options["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
         return GenerationConfig(**{**self.sampling, **options})
+
+    def stream(self, prompt: Prompt, **options: Any) -> Stream:
+        """Answer PROMPT (messages, or a text to be continued) piece by piece; OPTIONS are those of `config`."""
+        return self.stream_config(prompt, self.config(**options))
 
     def stream_config(self, prompt: Prompt, config: GenerationConfig) -> Stream:
         """Answer PROMPT piece by piece with a CONFIG that is already made."""
-        return Stream(self.engine, prompt, config)
-
-    def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
-        """Answer MESSAGES through the model's chat template. Raises NoChatTemplate for a base model."""
-        return self.stream(messages, **options).collect()
-
-    def complete(self, text: str, **options: Any) -> Completion:
-        """Continue TEXT."""
-        return self.stream(text, **options).collect()
+        return Stream(self, prompt, config)
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """Return the token ids of TEXT; special tokens written in it are plain text."""
-        return self.engine.tokenize(text, add_special=add_special)
+        return self.open_engine().tokenize(text, add_special=add_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of IDS."""
-        return self.engine.detokenize(ids)
+        return self.open_engine().detokenize(ids)
 
     def score(self, text: str) -> list[float]:
         """Return the log-probability (nats) of each token of TEXT after the first."""
-        return self.engine.score(text)
+        return self.open_engine().score(text)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return one vector of length 1 for each of TEXTS, (texts, dim) float32. Raises UsageError for a language model."""
-        return self.engine.embed(texts)
+        if isinstance(texts, str):
+            raise UsageError("embed takes a list of texts, and this is one text", hint="embed([text])")
+        return self.open_engine().embed(texts)
+
+    def open_engine(self) -> Engine:
+        """Return the engine. Raises ClosedError after `close`."""
+        if self._closed:
+            raise ClosedError(f"{self.artifact.name!r} has been closed", hint="load it again")
+        return self.engine
 
     def close(self) -> None:
-        """Free the model; calling it twice is fine."""
+        """End what runs and free the model; everything else raises ClosedError from now on. Calling it twice is fine."""
+        self._closed = True
         self.engine.close()
 
     def __enter__(self) -> Self:
@@ -139,41 +203,27 @@ def file_sampling(artifact: Artifact) -> dict[str, float]:
     return found
 
 
-def check_whole(done: Completion) -> None:
-    """Raise IncompleteOutput when DONE was to have a form and does not have it; an answer that was cancelled may be anything."""
-    cut = next((notice for notice in done.warnings if notice.code == "incomplete-output"), None)
-    if cut is not None:
-        raise IncompleteOutput(cut.message, text=done.text, hint=_CUT_BY.get(done.finish_reason))
-
-
-_CUT_BY = {
-    "length": "allow more tokens (max_tokens) or a longer context, or bound lists and texts in the schema: maxItems, maxLength",
-    "timeout": "allow more time (max_seconds)",
-    "stop": "a stop text ended it: leave it out",
-}
-
-
 class Stream:
     """The chunks of an answer. Leaving its `with` block, or `cancel()`, stops the work; `collect` makes the whole answer.
 
-    Every chunk that was read is kept, so `completion()` says at any time what has come so far.
+    Every chunk that was read is kept, so `completion()` says at the end what came. After the model's `close` reading raises ClosedError.
     """
 
-    def __init__(self, engine: Engine, prompt: Prompt, config: GenerationConfig) -> None:
-        self._engine = engine
-        self._chunks = engine.generate(prompt, config)
-        self._seen: list[Chunk] = []
+    def __init__(self, model: Model, prompt: Prompt, config: GenerationConfig) -> None:
+        self._transcript = Transcript(model, config)
+        self._chunks = model.open_engine().generate(prompt, config)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Chunk:
-        chunk = next(self._chunks)
-        self._seen.append(chunk)
-        return chunk
+        if not self._chunks.ended:
+            self._transcript.check_open()
+        return self._transcript.add(next(self._chunks))
 
     def cancel(self) -> None:
         """Ask for the end; the last chunk then says `cancelled`."""
+        self._transcript.cancelled = True
         self._chunks.cancel()
 
     def close(self) -> None:
@@ -189,31 +239,12 @@ class Stream:
         self.close()
 
     def collect(self) -> Completion:
-        """Read the stream to its end and return the whole answer.
-
-        Raises IncompleteOutput for an answer that was to have a form and was cut before it was whole.
-        """
-        for _ in self:
-            pass
-        done = self.completion()
-        check_whole(done)
-        return done
+        """Read the stream to its end and return the whole answer. Raises IncompleteOutput where it is not of the form asked for."""
+        with self:
+            for _ in self:
+                pass
+        return self._transcript.whole()
 
     def completion(self) -> Completion:
-        """Return the answer of a stream that has been read to its last chunk."""
-        last = self._seen[-1] if self._seen else Chunk()
-        if last.finish_reason is None or last.usage is None or last.timings is None:
-            raise ValueError("the stream has not ended: read it, or cancel() and read what is left")
-        plan = self._engine.plan
-        notices: list[Notice] = [*plan.notices, *(notice for chunk in self._seen for notice in chunk.notices)]
-        return Completion(
-            text="".join(chunk.text for chunk in self._seen),
-            finish_reason=last.finish_reason,
-            usage=last.usage,
-            timings=last.timings,
-            model=self._engine.artifact.name,
-            backend=plan.engine,
-            device=self._engine.backend,
-            plan=plan.to_dict(),
-            warnings=tuple(notices),
-        )
+        """Return the answer, whole or cut, of a stream that has been read to its last chunk."""
+        return self._transcript.completion()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 
 import edgeai
 from edgeai.engines.fake import FakeEngine
-from edgeai.errors import InvalidModel, ModelNotFound, UsageError
+from edgeai.errors import ClosedError, IncompleteOutput, InvalidModel, ModelNotFound, UsageError
 from edgeai.model import Model, file_sampling
-from edgeai.types import GenerationConfig
+from edgeai.types import Constraint, FinishReason, GenerationConfig, Notice, TokenLogprob
+from tests.puppet import Puppet
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +35,148 @@ def test_impossible_sampling_in_a_file_is_as_good_as_none() -> None:
 def test_impossible_options_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="top_p"):
         Model(FakeEngine()).complete("x", top_p=2)
+
+
+def test_an_option_that_there_is_not_is_a_usage_error_that_suggests_one() -> None:
+    with pytest.raises(UsageError, match="'max_token'") as caught:
+        Model(FakeEngine()).complete("x", max_token=3)
+    assert caught.value.hint == "did you mean 'max_tokens'?"
+
+
+@pytest.mark.parametrize("stop", ["END", ["END"], ("END",)])
+def test_one_stop_text_needs_no_list(stop: object) -> None:
+    assert Model(FakeEngine()).config(stop=stop).stop == ("END",)
+
+
+def test_a_text_is_no_conversation_and_no_list_of_texts() -> None:
+    model = Model(FakeEngine())
+    with pytest.raises(UsageError, match="messages"):
+        model.chat("hi")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="list"):
+        model.embed("hi")
+
+
+def test_log_probabilities_of_all_chunks_are_in_the_answer_if_they_were_asked_for() -> None:
+    engine = Puppet()
+    model = Model(engine)
+    tokens = [TokenLogprob(id=number, text=str(number), logprob=-1.0) for number in range(3)]
+    for logprobs, expected in ((0, tuple(tokens)), (None, None)):
+        stream = model.stream("x", logprobs=logprobs)
+        engine.requests[-1].say("0", logprobs=tuple(tokens[:1]) if logprobs is not None else ())
+        engine.requests[-1].say("12", logprobs=tuple(tokens[1:]) if logprobs is not None else ())
+        engine.requests[-1].finish()
+        done = stream.collect()
+        assert done.logprobs == expected
+        assert ("logprobs" in done.to_dict()) == (expected is not None)
+
+
+def test_warnings_of_every_kind_are_in_the_answer(tmp_path: Path) -> None:
+    engine = Puppet()
+    plan, cut = Notice(code="cpu-fallback", message="a"), Notice(code="context-truncated", message="b")
+    engine.plan = replace(engine.plan, notices=(plan,))
+    engine.artifact = replace(engine.artifact, path=tmp_path / "x.gguf", metadata={"edgeai.passport.ok": False})
+    model = Model(engine)
+    stream = model.stream("x")
+    engine.requests[0].say("", notices=(cut,))
+    engine.requests[0].finish()
+    assert [notice.code for notice in model.notices] == ["cpu-fallback", "proof-failed"]
+    assert [notice.code for notice in stream.collect().warnings] == [
+        "cpu-fallback",
+        "proof-failed",
+        "context-truncated",
+    ]
+
+
+# ---- closing
+
+
+def test_everything_raises_after_close() -> None:
+    engine = Puppet()
+    model = Model(engine)
+    stream = model.stream("x")
+    ended = model.stream("x")
+    engine.requests[0].say("one")
+    engine.requests[1].finish(text="whole")
+    assert ended.collect().text == "whole"
+    model.close()
+    model.close()
+    for use in (
+        lambda: model.chat([{"role": "user", "content": "x"}]), lambda: model.complete("x"), lambda: model.stream("x"),
+        lambda: model.tokenize("x"), lambda: model.detokenize([0]), lambda: model.score("x"), lambda: model.embed(["x"]),
+        lambda: next(stream), stream.collect,
+    ):  # fmt: skip
+        with pytest.raises(ClosedError, match="'fake' has been closed"):
+            use()
+    assert list(ended) == []
+    assert ended.completion().text == "whole"
+
+
+def test_a_reader_that_waits_when_the_model_is_closed_is_told() -> None:
+    engine, raised = Puppet(), threading.Event()
+    model = Model(engine)
+
+    def read() -> None:
+        with pytest.raises(ClosedError):
+            model.complete("x")
+        raised.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert engine.begun.acquire(timeout=30)
+    model.close()
+    reader.join(30)
+    assert raised.is_set()
+
+
+# ---- answers that must have a form
+
+SCHEMA = Constraint(kind="json_schema", source='{"type": "object"}')
+
+
+@pytest.mark.parametrize("reason", ["length", "timeout", "stop"])
+@pytest.mark.parametrize("engine_says_so", [True, False])
+def test_an_answer_that_was_cut_before_it_had_its_form_is_an_error_that_keeps_the_text(
+    reason: FinishReason, engine_says_so: bool
+) -> None:
+    engine = Puppet()
+    stream = Model(engine).stream("x", constraint=SCHEMA)
+    if engine_says_so:
+        notice = Notice(code="incomplete-output", message="it ended before it was whole")
+        engine.requests[0].say("12", notices=(notice,))
+    engine.requests[0].finish(reason, "" if engine_says_so else '{"a":')
+    with pytest.raises(IncompleteOutput, match="before it was whole") as caught:
+        stream.collect()
+    assert (caught.value.text, caught.value.exit_code) == (stream.completion().text, 4)
+
+
+def test_an_answer_that_was_cancelled_may_have_any_form() -> None:
+    engine = Puppet()
+    stream = Model(engine).stream("x", schema="name, age int")
+    engine.requests[0].say('{"a":')
+    stream.cancel()
+    assert stream.collect().text == '{"a":'
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "whole"),
+    [
+        (SCHEMA, '{"a": 1}', True),
+        (SCHEMA, '{"a"', False),  # a stop text can end an answer anywhere
+        (Constraint(kind="choices", source='["yes", "no"]'), "yes", True),
+        (Constraint(kind="choices", source='["yes", "no"]'), "ye", False),
+        (Constraint(kind="regex", source="a+"), "aa", True),
+        (None, '{"a"', True),
+    ],
+)
+def test_an_answer_of_its_form_is_whole(form: Constraint | None, text: str, whole: bool) -> None:
+    engine = Puppet()
+    stream = Model(engine).stream("x", constraint=form)
+    engine.requests[0].finish("stop", text)
+    if whole:
+        assert stream.collect().text == text
+    else:
+        with pytest.raises(IncompleteOutput):
+            stream.collect()
 
 
 def test_leaving_the_block_stops_the_work() -> None:

@@ -12,7 +12,8 @@ import click
 from edgeai.cli.output import Output
 from edgeai.errors import Interrupted
 from edgeai.interrupts import raise_ctrl_c
-from edgeai.model import Model, Stream, check_whole
+from edgeai.model import Model, Stream
+from edgeai.transcript import check_whole
 from edgeai.types import Completion, GenerationConfig, Prompt
 
 __all__ = ["answer_once", "print_stream", "timing_lines"]
@@ -28,7 +29,7 @@ def answer_once(model: Model, prompt: Prompt, config: GenerationConfig, out: Out
     report(done, config, out)
     if done.finish_reason == "cancelled":
         raise Interrupted
-    check_whole(done)
+    check_whole(done, config.constraint)
 
 
 def print_stream(stream: Stream, *, show: bool) -> Completion:

@@ -14,7 +14,7 @@ from edgeai.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeai.model import Model
-    from edgeai.types import Constraint, Notice, Prompt
+    from edgeai.types import Constraint, Prompt
 
 __all__ = ["run_command"]
 
@@ -195,21 +195,13 @@ def load_model(
     engine = open_engine(path, ctx=ctx, needed=needed, threads=threads, device=device, streams=1)
     loaded = Model(engine)
     try:
-        out.warn([*loaded.plan.notices, *failed_proof(loaded)])
+        out.warn(loaded.notices)
         if is_terminal(sys.stderr) or out.verbose:
             out.note(load_line(loaded))
     except BaseException:
         loaded.close()
         raise
     return loaded
-
-
-def failed_proof(loaded: Model) -> list[Notice]:
-    """Return the warning that the model's passport says it failed its proof, if it does."""
-    from edgeai.evaluation.paper import failed_notice
-
-    notice = failed_notice(loaded.artifact.path, loaded.artifact.metadata)
-    return [notice] if notice else []
 
 
 def load_line(loaded: Model) -> str:

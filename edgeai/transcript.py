@@ -1,0 +1,101 @@
+"""What has been read of an answer, and the whole answer that it makes in the end."""
+
+from __future__ import annotations
+
+import json
+from typing import Protocol
+
+from edgeai.engines.base import Engine
+from edgeai.errors import IncompleteOutput
+from edgeai.types import Chunk, Completion, Constraint, FinishReason, GenerationConfig, Notice
+
+__all__ = ["Transcript", "check_whole"]
+
+
+class Loaded(Protocol):
+    """The model that answers."""
+
+    engine: Engine
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What is less than could be expected of the model as it is loaded."""
+
+    def open_engine(self) -> Engine:
+        """Return the engine. Raises ClosedError after the model was closed."""
+
+
+class Transcript:
+    """The chunks of one answer, in the order in which they were read. `cancelled`: the reader asked for the end."""
+
+    def __init__(self, model: Loaded, config: GenerationConfig) -> None:
+        self.cancelled = False
+        self._model = model
+        self._config = config
+        self._seen: list[Chunk] = []
+
+    def check_open(self) -> None:
+        """Raise ClosedError if the model was closed under the answer."""
+        self._model.open_engine()
+
+    def add(self, chunk: Chunk) -> Chunk:
+        """Keep CHUNK and return it. Raises ClosedError where it says that closing the model has ended the answer."""
+        if chunk.finish_reason == "cancelled" and not self.cancelled:
+            self.check_open()
+        self._seen.append(chunk)
+        return chunk
+
+    def completion(self) -> Completion:
+        """Return the answer as far as it came. Raises ValueError where the last chunk has not been read."""
+        last = self._seen[-1] if self._seen else Chunk()
+        if last.finish_reason is None or last.usage is None or last.timings is None:
+            raise ValueError("the stream has not ended: read it, or cancel() and read what is left")
+        engine, model = self._model.engine, self._model
+        logprobs = tuple(token for chunk in self._seen for token in chunk.logprobs)
+        return Completion(
+            text="".join(chunk.text for chunk in self._seen),
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+            timings=last.timings,
+            model=engine.artifact.name,
+            backend=engine.plan.engine,
+            device=engine.backend,
+            plan=engine.plan.to_dict(),
+            warnings=(*model.notices, *(notice for chunk in self._seen for notice in chunk.notices)),
+            logprobs=None if self._config.logprobs is None else logprobs,
+        )
+
+    def whole(self) -> Completion:
+        """Return the answer. Raises IncompleteOutput as `check_whole` does."""
+        done = self.completion()
+        check_whole(done, self._config.constraint)
+        return done
+
+
+def check_whole(done: Completion, form: Constraint | None) -> None:
+    """Raise IncompleteOutput when DONE was to have FORM and does not have it; an answer that was cancelled may be anything."""
+    if form is None or done.finish_reason == "cancelled":
+        return
+    cut = next((notice.message for notice in done.warnings if notice.code == "incomplete-output"), None)
+    if cut is None and not has_form(done.text, form):
+        cut = f"the answer ended before it was whole, after {done.usage.completion_tokens} tokens"
+    if cut is not None:
+        raise IncompleteOutput(cut, text=done.text, hint=_CUT_BY.get(done.finish_reason))
+
+
+_CUT_BY: dict[FinishReason, str] = {
+    "length": "allow more tokens (max_tokens) or a longer context, or bound lists and texts in the schema: maxItems, maxLength",
+    "timeout": "allow more time (max_seconds)",
+    "stop": "a stop text ended it: leave it out",
+}
+
+
+def has_form(text: str, form: Constraint) -> bool:
+    """Whether TEXT can be a whole answer of FORM, as far as that is seen without its grammar."""
+    if form.kind not in {"json_schema", "choices"}:
+        return True
+    try:
+        value = json.loads(form.source if form.kind == "choices" else text)
+    except ValueError:
+        return False
+    return form.kind == "json_schema" or text in value
