@@ -21,6 +21,8 @@ from edgeai.errors import InvalidModel, ModelNotFound
 
 __all__ = ["Artifact", "claimed_quant", "open_artifact"]
 
+RANKING = 4
+"""LLAMA_POOLING_TYPE_RANK, llama.h."""
 SHORT_LIST = 16
 """Arrays up to this length are kept in `metadata`; of longer ones only the length."""
 SHORT_LIST_BYTES = 4096
@@ -64,8 +66,13 @@ class Artifact:
 
     @property
     def embedding(self) -> bool:
-        """Whether the file is an embedding model: it names how the vectors of tokens become one (mean, first or last)."""
-        return self.metadata.get(f"{self.arch}.pooling_type") in (1, 2, 3)  # enum llama_pooling_type
+        """Whether the file gives vectors or scores: it names how the vectors of tokens become one (mean, first, last, or a classifier)."""
+        return self.metadata.get(f"{self.arch}.pooling_type") in (1, 2, 3, 4)  # enum llama_pooling_type
+
+    @property
+    def reranker(self) -> bool:
+        """Whether it scores pairs of texts."""
+        return self.metadata.get(f"{self.arch}.pooling_type") == RANKING
 
 
 def open_artifact(path: Path) -> Artifact:

@@ -55,5 +55,8 @@ class Engine(Protocol):
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return one vector of length 1 for each of TEXTS, (texts, dim) float32. Raises UsageError where the model is not made for it."""
 
+    def rank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """Return how well each of DOCUMENTS answers QUERY, higher is better. Raises UsageError where the model is no reranker."""
+
     def close(self) -> None:
         """Free the model; running generations end as cancelled. Calling it twice is fine."""

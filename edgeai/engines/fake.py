@@ -59,6 +59,11 @@ class FakeEngine:
 
         return np.eye(8, dtype=np.float32)[[len(text) % 8 for text in texts]]
 
+    def rank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """Return for each document how many of its words are in QUERY."""
+        words = set(query.split())
+        return [float(len(words & set(document.split()))) for document in documents]
+
     def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
         """Answer, honouring max_tokens and stop."""
         self.prompts.append(prompt)

@@ -1,19 +1,20 @@
-"""Embedding models: texts to vectors, with the pooling that the file names."""
+"""Embedding models and rerankers: texts to vectors and pairs to scores, many in one batch, as the file pools them."""
 
 from __future__ import annotations
 
-import ctypes
-import threading
 import time
+import weakref
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from edgeai.artifact import Artifact
-from edgeai.engines.llamacpp.handle import Handle
+from edgeai.engines.llamacpp.pooled import MAX_TEXTS, RANK, Text
+from edgeai.engines.llamacpp.pooling_thread import PoolingThread
 from edgeai.engines.llamacpp.vocab import Vocab
 from edgeai.engines.streaming import ChunkStream
-from edgeai.errors import ClosedError, ContextExceeded, EngineCrashed, UsageError
+from edgeai.errors import ContextExceeded, UsageError
 from edgeai.plan import Plan
 from edgeai.types import GenerationConfig, Prompt
 
@@ -21,67 +22,111 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    F32 = npt.NDArray[np.float32]
+
 __all__ = ["EmbeddingEngine"]
 
 
 class EmbeddingEngine:
-    """An embedding model in this process; see engines.base.Engine. It gives vectors and no text, and one call runs at a time."""
+    """An embedding model or a reranker in this process; see engines.base.Engine. It gives vectors or scores, and no text.
+
+    One thread owns the context and takes one batch of each call in turn, so that a call with one text does not wait for one with
+    10,000. An engine that is forgotten frees its model, as one that is closed does.
+    """
 
     def __init__(self, artifact: Artifact, plan: Plan) -> None:
         began = time.perf_counter()
-        # Attention without a causal mask sees the whole text at once, so a text must fit one batch.
         self.artifact = artifact
-        self._handle = Handle(artifact, replace(plan, batch=plan.context), embeddings=True)
-        self.plan, self.placement = self._handle.plan, self._handle.placement
-        self._vocab = Vocab(self._handle, normalizer=artifact.metadata.get("edgeai.tokenizer.normalizer"))
-        self._lock = threading.Lock()
+        self._thread = PoolingThread(artifact, plan)
+        self._native = self._thread.native
+        self.placement = self._native.weights.placement
+        notices = (*plan.notices, *self._native.weights.notices)
+        self.plan = replace(plan, batch=self._native.n_batch, sequences=MAX_TEXTS, streams=1, notices=notices)
+        self._vocab = Vocab(self._native, normalizer=artifact.metadata.get("edgeai.tokenizer.normalizer"))
         self.backend = self.placement.backend
+        weakref.finalize(self, self._thread.shut)
         self.load_s = time.perf_counter() - began
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Return the token ids of TEXT."""
-        with self._lock:
-            self._check_open()
+        with self._thread.in_use():
             return self._vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Return the text of IDS."""
-        with self._lock:
-            self._check_open()
+        """Return the text of IDS. Raises UsageError for an id outside the vocabulary."""
+        self._vocab.check(ids)
+        with self._thread.in_use():
             return self._vocab.detokenize(ids)
 
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Return one vector of length 1 for each of TEXTS, (texts, dim) float32. Raises ContextExceeded for a text that is too long."""
+    def embed(self, texts: Sequence[str]) -> F32:
+        """Return one vector of length 1 for each of TEXTS, (texts, dim) float32.
+
+        All texts are tokenized before any is computed. Raises ContextExceeded for one that is too long and UsageError for one that has
+        no tokens, both with its place. Another thread's `close` raises ClosedError here; Ctrl-C stops the batch that runs.
+        """
         import numpy as np
 
-        rows = [self._vector(text) for text in texts]
-        found = np.stack(rows) if rows else np.zeros((0, self._handle.n_embd), np.float32)
-        norms = np.linalg.norm(found, axis=1, keepdims=True)
-        return (found / np.where(norms == 0, 1, norms)).astype(np.float32)
+        if self._native.pooling == RANK:
+            raise UsageError(
+                f"{self.artifact.name} is a reranker: it scores texts against a query",
+                hint="use rank(query, documents)",
+            )
+        _check_texts(texts, "texts")
+        with self._thread.in_use():
+            found = [
+                Text(self._fitting(self._vocab.tokenize(text, add_special=True), at, len(texts)))
+                for at, text in enumerate(texts)
+            ]
+        rows = self._thread.rows(found)
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows /= np.where(norms == 0, 1, norms)
+        return rows
 
-    def _vector(self, text: str) -> npt.NDArray[np.float32]:
-        import numpy as np
+    def rank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """Return how well each of DOCUMENTS answers QUERY: the classifier's own score, higher is better, not between 0 and 1.
 
-        with self._lock:
-            self._check_open()
-            ids = self._vocab.tokenize(text, add_special=True)
-            if not ids:
-                raise UsageError("the text is empty", hint="give at least one character")
-            if len(ids) > self._handle.n_ctx:
-                raise ContextExceeded(
-                    f"the text has {len(ids)} tokens and the model takes {self._handle.n_ctx}",
-                    hint="embed it in pieces",
-                )
-            lib, context = self._handle.lib, self._handle.context
-            if memory := lib.llama_get_memory(context):
-                lib.llama_memory_clear(memory, False)
-            self._handle.decode(ids)
-            pointer: Any = lib.llama_get_embeddings_seq(context, 0)
-            if not pointer:
-                raise EngineCrashed("the native library gave no vector", hint="edgeai doctor")
-            size = self._handle.n_embd
-            vector = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * size)).contents
-            return np.array(vector, np.float32)
+        Its logistic function is what sentence-transformers' CrossEncoder gives for models with one label. Raises UsageError for a model
+        that is no reranker, ContextExceeded for a pair that is too long, with the place of the document.
+        """
+        if self._native.pooling != RANK:
+            raise UsageError(
+                f"{self.artifact.name} is an embedding model: its file has no classifier that ranks",
+                hint="embed query and documents and compare the vectors, or convert a reranker (…ForSequenceClassification)",
+            )
+        if self._native.width != 1:
+            raise UsageError(
+                f"the classifier of {self.artifact.name} has {self._native.width} labels, and one that ranks has one score",
+                hint="use a reranker: a sequence classifier with num_labels 1",
+            )
+        _check_texts([query], "the query")
+        _check_texts(documents, "documents")
+        with self._thread.in_use():
+            ids = self._vocab.tokenize(query)
+            pairs = [self._pair(ids, document, at, len(documents)) for at, document in enumerate(documents)]
+        return [float(row[0]) for row in self._thread.rows(pairs)]
+
+    def _pair(self, query: list[int], document: str, at: int, of: int) -> Text:
+        """Return QUERY and DOCUMENT as one text: with what the model puts around a text, and between two (llama-server's rule).
+
+        BERT: [CLS] query [SEP] document [SEP]; RoBERTa: <s> query </s></s> document </s>.
+        """
+        vocab = self._vocab
+        before, after = vocab.around
+        first = [*before, *query, *after, *vocab.between]
+        ids = [*first, *vocab.tokenize(document), *after]
+        return Text(self._fitting(ids, at, of, "query and document"), second=len(first))
+
+    def _fitting(self, ids: list[int], at: int, of: int, what: str = "text") -> Sequence[int]:
+        """Return IDS, those of one of OF texts, in 4 bytes each, if the model can take them."""
+        which = f"{what} {at + 1} of {of}" if of > 1 else f"the {what}"
+        if not ids:
+            raise UsageError(f"{which} is empty", hint="give at least one character")
+        if len(ids) > self._native.n_ctx:
+            raise ContextExceeded(
+                f"{which} has {len(ids)} tokens and the model takes {self._native.n_ctx}",
+                hint="give it in pieces",
+            )
+        return array("i", ids)
 
     def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:  # noqa: ARG002
         """Raise UsageError: there is no text to come."""
@@ -94,11 +139,16 @@ class EmbeddingEngine:
     def _no_text(self) -> NoReturn:
         raise UsageError(f"{self.artifact.name} is an embedding model: it gives vectors, not text", hint="use embed")
 
-    def _check_open(self) -> None:
-        if self._handle.model is None:
-            raise ClosedError(f"{self.artifact.name!r} has been closed", hint="load it again")
-
     def close(self) -> None:
-        """Free the model. Calling it twice is fine."""
-        with self._lock:
-            self._handle.free()
+        """Stop what runs and free the model. Calling it twice is fine."""
+        self._thread.shut()
+        self._thread.join()
+
+
+def _check_texts(texts: Sequence[str], what: str) -> None:
+    """Refuse a single string, which would be taken for its letters, and what is no string."""
+    if isinstance(texts, str):
+        raise UsageError(f"{what} is one string, {texts[:40]!r}", hint="give a list: [text]")
+    for at, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UsageError(f"item {at + 1} of {what} is {text!r:.60}, no string", hint="give a list of strings")

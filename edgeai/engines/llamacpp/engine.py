@@ -136,6 +136,13 @@ class LlamaCppEngine:
             f"{self.artifact.name} is a language model, not an embedding model", hint="edgeai pull minilm is one"
         )
 
+    def rank(self, query: str, documents: Sequence[str]) -> NoReturn:  # noqa: ARG002
+        """Raise UsageError: a language model has no classifier that ranks."""
+        raise UsageError(
+            f"{self.artifact.name} is a language model, not a reranker: its file has no classifier",
+            hint="convert a reranker (…ForSequenceClassification with one label)",
+        )
+
     def close(self) -> None:
         """Stop what runs and free the model; every later call raises."""
         self._core.shut()

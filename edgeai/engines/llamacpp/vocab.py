@@ -112,6 +112,25 @@ class Vocab:
                 found[name] = self._lib.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace")
         return {"bos_token": "", "eos_token": ""} | found
 
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """The tokens that the model puts before and after a text."""
+        both = self.tokenize("", add_special=True)
+        lead = 1 if both and both[0] == self._lib.llama_vocab_bos(self._vocab) else 0
+        return both[:lead], both[lead:]
+
+    @cached_property
+    def between(self) -> list[int]:
+        """What comes between two texts, after what ends the first: RoBERTa's second separator (llama-server, format_prompt_rerank)."""
+        lib, vocab = self._lib, self._vocab
+        both = lib.llama_vocab_get_add_eos(vocab) and lib.llama_vocab_get_add_sep(vocab)
+        return [int(lib.llama_vocab_sep(vocab))] if both else []
+
+    def check(self, ids: Iterable[int]) -> None:
+        """Raise UsageError for an id that is not in the vocabulary."""
+        if wrong := [token for token in ids if not 0 <= token < self._size]:
+            raise UsageError(f"token id {wrong[0]} is not in the vocabulary", hint=f"ids go from 0 to {self._size - 1}")
+
     def is_end(self, token: int) -> bool:
         """Whether TOKEN ends a generation: EOS, end of turn, end of message …"""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
