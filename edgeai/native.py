@@ -56,6 +56,10 @@ class LogLine(NamedTuple):
 DEBUG, INFO, WARN, ERROR, CONT = 1, 2, 3, 4, 5
 """enum ggml_log_level, ggml.h. CONT continues the line before it: the dots of a progress bar."""
 
+SPINS = "1000"
+"""How long GCC's OpenMP lets a thread spin at a barrier before it sleeps: about 10 µs. Its own 300000 (3 ms; libgomp, env.c) makes threads
+burn the processor that their partner waits for as soon as anything else runs: decoding falls to a twentieth. See bench/LOG.md."""
+
 _lock = threading.Lock()
 _library: Library | None = None
 _log: collections.deque[str] = collections.deque(maxlen=400)
@@ -118,6 +122,8 @@ def library() -> Library:
         if _library is None:
             # An abort in native code must not print a debugger's view of this process on stdout.
             os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+            if "OMP_WAIT_POLICY" not in os.environ:
+                os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
             binding = _import_binding()
             _log_callback = binding.llama_log_callback(_keep_log)
             binding.llama_log_set(_log_callback, ctypes.c_void_p(0))

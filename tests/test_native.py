@@ -35,6 +35,16 @@ def test_the_whole_package_can_be_imported_before() -> None:
     assert python(code).stdout == "ok\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, native.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_threads_sleep_soon_at_a_barrier_unless_the_user_says_otherwise(given: dict[str, str], spins: str) -> None:
+    said = python("from edgeai import native; native.library()", OMP_DISPLAY_ENV="verbose", **given).stderr
+    if "OPENMP DISPLAY ENVIRONMENT BEGIN" not in said:
+        pytest.skip("the native library is built without GCC's OpenMP")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said
+
+
 def test_loading_a_model_prints_nothing(tiny_gguf: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from edgeai.model import *;"
