@@ -95,8 +95,18 @@ class Native:
 
     @property
     def backend(self) -> str:
-        """What computes: `cpu` or `cuda`."""
-        return self._handle.backend
+        """What computes, as read back after loading: `cpu` or `cuda`."""
+        return self._handle.placement.backend
+
+    @property
+    def gpu_layers(self) -> int:
+        """How many layers really are on a GPU, the output counted as one."""
+        return self._handle.placement.gpu_layers
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, with a notice for what is less than planned."""
+        return self._handle.plan
 
     @property
     def context(self) -> int:

@@ -111,8 +111,8 @@ def tune_here(path: Path, wanted: Wanted, *, notify: Notify, progress: Progress)
         raise UsageError(f"{artifact.name} is an embedding model, and --tune is for language models")
     if plan.device != "cpu":
         raise UsageError("with layers on a GPU there are no threads to tune", hint="--tune --device cpu")
-    notify(plan.notices)
     with Native(artifact, plan) as native:
+        notify(native.plan.notices)
         tuned, trials = interruptible(lambda: tune(native, cpu, progress=progress), native.abort)
     kind = kind_of(artifact)
     remember(home() / "cache", cpu.name, cpu.usable, kind, tuned)
@@ -137,12 +137,12 @@ def _native(path: Path, wanted: Wanted, notify: Notify) -> Iterator[Figure]:
         **wanted.load,
     )
     artifact, plan = planned(path, options)
-    notify(plan.notices)
     cases = matrix(prompts=prompts, answers=answers, depths=wanted.depths, threads=_threads(wanted, plan))
     with Native(artifact, plan) as native:
+        notify(native.plan.notices)
         meter = find_meter(gpus=1 if native.backend == "cuda" else 0)
         for found in all_of(native, cases, wanted.repeat, meter):
-            yield _figure(artifact, plan, native, found, meter)
+            yield _figure(artifact, native, found, meter)
 
 
 def _threads(wanted: Wanted, plan: Plan) -> list[tuple[int, int]]:
@@ -153,14 +153,14 @@ def _threads(wanted: Wanted, plan: Plan) -> list[tuple[int, int]]:
     return [(count, count) for count in wanted.threads] or [(plan.threads, plan.threads_batch)]
 
 
-def _figure(artifact: Artifact, plan: Plan, native: Native, found: Measured, meter: Meter) -> Figure:
+def _figure(artifact: Artifact, native: Native, found: Measured, meter: Meter) -> Figure:
     return Figure(
         model=label(artifact),
         size_bytes=native.size_bytes,
         params=native.params,
         backend=native.backend.upper(),
         threads=found.case.threads,
-        gpu_layers=plan.gpu_layers,
+        gpu_layers=native.gpu_layers,
         test=found.case.name,
         tok_s=found.tok_s,
         joules_per_token=found.joules_per_token,
