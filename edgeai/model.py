@@ -151,8 +151,8 @@ class Model(Methods):
         """Return the text of IDS."""
         return self.open_engine().detokenize(ids)
 
-    def score(self, text: str) -> list[float]:
-        """Return the log-probability (nats) of each token of TEXT after the first."""
+    def score(self, text: str | Sequence[int]) -> list[float]:
+        """Return the log-probability (nats) of each token of TEXT, or of token ids, after the first; a text of any length."""
         return self.open_engine().score(text)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:

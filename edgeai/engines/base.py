@@ -49,8 +49,8 @@ class Engine(Protocol):
         Raises ContextExceeded before any work, NoChatTemplate for messages to a base model, EngineCrashed.
         """
 
-    def score(self, text: str) -> list[float]:
-        """Return the log-probability in nats of each token of TEXT after the first, given those before it."""
+    def score(self, text: str | Sequence[int]) -> list[float]:
+        """Return the log-probability in nats of each token of TEXT (or of token ids) after the first, given those before it."""
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return one vector of length 1 for each of TEXTS, (texts, dim) float32. Raises UsageError where the model is not made for it."""

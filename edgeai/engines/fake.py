@@ -92,9 +92,10 @@ class FakeEngine:
     def _count_cancel(self) -> None:
         self.cancelled += 1
 
-    def score(self, text: str) -> list[float]:
+    def score(self, text: str | Sequence[int]) -> list[float]:
         """Return 0.0 (certainty) for every word after the first."""
-        return [0.0] * max(0, len(self.tokenize(text)) - 1)
+        count = len(self.tokenize(text)) if isinstance(text, str) else len(text)
+        return [0.0] * max(0, count - 1)
 
     def close(self) -> None:
         """Note that the engine was closed."""

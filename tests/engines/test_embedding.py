@@ -81,7 +81,7 @@ def test_a_text_longer_than_the_model_takes_is_refused_with_its_place_and_both_n
 
 def test_one_string_is_not_taken_for_a_list_of_its_letters(model: Model) -> None:
     with pytest.raises(UsageError, match=r"one string, 'Hello'"):
-        model.embed("Hello")
+        model.engine.embed("Hello")
 
 
 def test_what_is_no_text_is_refused_with_its_place(model: Model) -> None:

@@ -242,7 +242,7 @@ def test_a_failure_while_scoring_reaches_the_caller_and_the_engine_goes_on(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("edgeai.engines.llamacpp.engine._log_probabilities", fail)
+        patch.setattr("edgeai.engines.llamacpp.scoring.log_probabilities", fail)
         with pytest.raises(MemoryError):
             tiny.score("The for statement")
     assert len(tiny.score("The for statement")) > 0

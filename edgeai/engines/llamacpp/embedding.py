@@ -132,7 +132,7 @@ class EmbeddingEngine:
         """Raise UsageError: there is no text to come."""
         self._no_text()
 
-    def score(self, text: str) -> list[float]:  # noqa: ARG002
+    def score(self, text: str | Sequence[int]) -> list[float]:  # noqa: ARG002
         """Raise UsageError: there are no probabilities."""
         self._no_text()
 

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from edgeai import chat
 from edgeai.artifact import Artifact
@@ -19,10 +19,11 @@ from edgeai.engines.constraint import TokenMask, incomplete
 from edgeai.engines.llamacpp.grammar import grammars_of, logits_view
 from edgeai.engines.llamacpp.handle import Aborted, Handle
 from edgeai.engines.llamacpp.sampler import Sampler
+from edgeai.engines.llamacpp.scoring import ScoreJob
 from edgeai.engines.llamacpp.vocab import Vocab
 from edgeai.engines.overflow import Fitted, Tokens, fit_prompt
 from edgeai.engines.streaming import Channel, ChunkStream, StopFilter, Utf8Decoder
-from edgeai.errors import ClosedError, ContextExceeded, EngineCrashed, UsageError
+from edgeai.errors import ClosedError, EngineCrashed, UsageError
 from edgeai.plan import Plan
 from edgeai.types import Chunk, FinishReason, GenerationConfig, Notice, Prompt, Timings, Usage
 
@@ -40,14 +41,6 @@ class _Request:
     mask: TokenMask | None = None
     chunks: Channel = field(default_factory=Channel)
     cancelled: bool = False
-
-
-@dataclass(slots=True)
-class _Score:
-    """A request for the log-probabilities of a text."""
-
-    ids: list[int]
-    result: queue.SimpleQueue[list[float] | BaseException] = field(default_factory=queue.SimpleQueue)
 
 
 class LlamaCppEngine:
@@ -110,22 +103,20 @@ class LlamaCppEngine:
                 prompt, config, context=self._core.handle.n_ctx, trained=self.artifact.context, tokens=tokens
             )
 
-    def score(self, text: str) -> list[float]:
-        """Return the log-probability (nats) of each token of TEXT after the first.
+    def score(self, text: str | Sequence[int]) -> list[float]:
+        """Return the log-probability (nats) of each token of TEXT, or of a list of token ids, after the first; of any length.
 
-        Raises ContextExceeded when the text has more tokens than one batch or the context, UsageError for no tokens.
+        What is longer than the context is read in windows that overlap by half (see scoring.windows). Raises UsageError for no tokens.
         """
-        ids = self.prompt_ids(text)
-        limit = min(self._core.handle.n_ctx, self._core.handle.n_batch)
-        if not ids:
-            raise UsageError("the text is empty", hint="give at least one character")
-        if len(ids) > limit:
-            raise ContextExceeded(
-                f"the text has {len(ids)} tokens and can be scored up to {limit}", hint="score it in pieces"
-            )
-        job = _Score(ids)
+        ids = self.prompt_ids(text) if isinstance(text, str) else list(text)
+        self._vocab.check(ids)
+        job = ScoreJob(ids, window=self._core.handle.n_ctx, bos=self.artifact.bos)
         self._core.submit(job)
-        result = job.result.get()
+        try:
+            result = job.result.get()
+        except BaseException:  # Ctrl-C: nobody waits for the rest
+            job.cancelled = True
+            raise
         if isinstance(result, BaseException):
             raise result
         return result
@@ -163,7 +154,7 @@ class _Core:
         self.grammars = grammars_of(self.handle)
         self.load_s = 0.0
         self._process = os.getpid()
-        self._work: queue.SimpleQueue[_Request | _Score | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_Request | ScoreJob | None] = queue.SimpleQueue()
         # Reentrant, since the collector may drop a stream (which cancels) in the middle of any of these methods.
         self._gate = threading.Condition(threading.RLock())
         self._users = 0
@@ -196,7 +187,7 @@ class _Core:
                 self._users -= 1
                 self._gate.notify_all()
 
-    def submit(self, job: _Request | _Score) -> None:
+    def submit(self, job: _Request | ScoreJob) -> None:
         """Queue JOB."""
         with self._gate:
             self._check_open()
@@ -229,7 +220,7 @@ class _Core:
 
     def _loop(self) -> None:
         while (job := self._work.get()) is not None:
-            if isinstance(job, _Score):
+            if isinstance(job, ScoreJob):
                 self._score(job)
             else:
                 self._answer(job)
@@ -244,7 +235,7 @@ class _Core:
             job = self._work.get()
             if isinstance(job, _Request):
                 job.chunks.put(_Run(job).last("cancelled", self.load_s))
-            elif isinstance(job, _Score):
+            elif isinstance(job, ScoreJob):
                 job.result.put(ClosedError(f"{self.name!r} has been closed", hint="load it again"))
 
     def _answer(self, request: _Request) -> None:
@@ -264,12 +255,13 @@ class _Core:
             with self._gate:
                 self._current = None
 
-    def _score(self, job: _Score) -> None:
+    def _score(self, job: ScoreJob) -> None:
         try:
             self.handle.reset()
-            job.result.put(_log_probabilities(self.handle.logits_of_all(job.ids), job.ids))
+            while not job.step(self.handle):
+                pass
         except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
-            job.result.put(error)
+            job.fail(error)
 
     def _generate(self, request: _Request) -> Iterator[Chunk]:
         config = request.config
@@ -377,18 +369,3 @@ class _Run:
             ),
             notices=notices,
         )
-
-
-def _log_probabilities(logits: Any, ids: Sequence[int], slab: int = 32) -> list[float]:
-    """Return log softmax(LOGITS[i])[IDS[i + 1]] for each i, in nats; LOGITS is (n, vocab), taken SLAB rows at a time in float64."""
-    import numpy as np
-
-    rows = np.ctypeslib.as_array(logits)[:-1]  # (n - 1, vocab) float32
-    chosen = np.asarray(ids[1:], dtype=np.int64)
-    found: list[float] = []
-    for start in range(0, len(rows), slab):
-        part = rows[start : start + slab].astype(np.float64)
-        part -= part.max(axis=1, keepdims=True)
-        picked = part[np.arange(len(part)), chosen[start : start + slab]]
-        found += (picked - np.log(np.exp(part).sum(axis=1))).tolist()
-    return found

@@ -23,6 +23,9 @@ class Handle:
     Not safe for concurrent use; `abort` alone may be called from any thread.
     """
 
+    scratch = 0
+    """The sequence id for work that is no request: scores, states."""
+
     def __init__(self, artifact: Artifact, plan: Plan, *, embeddings: bool = False) -> None:
         self._embeddings = embeddings
         self.lib = native.library()

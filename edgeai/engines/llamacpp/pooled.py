@@ -11,6 +11,7 @@ from converters.header import GGUFHeader, read_header
 from edgeai import native
 from edgeai.artifact import Artifact
 from edgeai.engines.llamacpp.abort import Aborted, AbortFlag
+from edgeai.engines.llamacpp.batch import decode
 from edgeai.engines.llamacpp.failures import decode_error
 from edgeai.engines.llamacpp.weights import Weights
 from edgeai.errors import EngineCrashed, InvalidModel, UsageError
@@ -133,23 +134,13 @@ class PooledContext:
         lengths = [len(text.ids) for text in texts]
         count = sum(lengths)
         assert 0 < count <= self.n_batch  # noqa: S101 - libllama aborts; `batches` keeps to it
-        sequence = np.repeat(np.arange(len(texts), dtype=np.int32), lengths)
+        sequence = np.repeat(np.arange(len(texts)), lengths)
         position = np.concatenate([np.arange(at, at + size) for at, size in zip(starts, lengths, strict=True)])
-        arrays: dict[str, Any] = {
-            "pos": position.astype(np.int32),
-            "n_seq_id": np.ones(count, np.int32),
-            "seq_id": (sequence.ctypes.data + 4 * np.arange(count)).astype(np.uintp),
-            "logits": np.full(count, outputs, np.int8),
-        }
+        tokens = np.concatenate([np.asarray(text.ids, np.int32) for text in texts])
+        vectors = None
         if self._segments is not None and any(text.second is not None for text in texts):
-            arrays["embd"] = np.concatenate([self._segments.rows(text) for text in texts])
-        else:
-            arrays["token"] = np.concatenate([np.asarray(text.ids, np.int32) for text in texts])
-        batch = self.lib.llama_batch(n_tokens=count)
-        for name, kind in self.lib.llama_batch._fields_:
-            if name in arrays:
-                setattr(batch, name, ctypes.cast(arrays[name].ctypes.data, kind))
-        code = self.lib.llama_decode(self.context, batch)
+            vectors = np.concatenate([self._segments.rows(text) for text in texts])
+        code = decode(self.lib, self.context, tokens, position, sequence, np.full(count, outputs), vectors)
         if code == 2:  # llama.h: aborted
             raise Aborted
         if code != 0:
