@@ -52,21 +52,27 @@ def grammar_of(constraint: Constraint) -> str:
         raise ConstraintError(f"the {_NAMES[constraint.kind]} is not valid Unicode: {error.reason}") from error
     if constraint.kind == "json_schema":
         schema = enforceable(read_json(source, "the schema"))
-        return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS))
+        try:
+            return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS))
+        except ValueError as error:  # nested too deeply
+            raise _error(constraint, str(error)) from error
     if not source:
         raise ConstraintError(f"the {_NAMES[constraint.kind]} is empty")
     if constraint.kind == "choices":
         return str(LLMatcher.grammar_from_lark(_lark_of_choices(source)))
     if constraint.kind == "regex":
-        return str(LLMatcher.grammar_from_regex(ascii_digits(source)))
+        return str(LLMatcher.grammar_from_regex(narrowed(source)))
     return str(LLMatcher.grammar_from_lark(_checked_lark(source)))
 
 
 _NAMES = {"json_schema": "schema", "regex": "regex", "lark": "grammar", "choices": "list of choices"}
 
 
-def ascii_digits(regex: str) -> str:
-    """Return REGEX with 0-9 for \\d, where that is less than all digits of Unicode: whoever writes \\d{4} does not mean ٣ or 🯸."""
+def narrowed(regex: str) -> str:
+    """Return REGEX with \\d and \\w as what whoever writes them means: 0-9, and letters, 0-9 and _.
+
+    In Rust \\d{4} would match ٣ and 🯸, and \\w half of a letter. What matches the result matches REGEX in Python's re, too.
+    """
     parts, done, inside, negated = [], 0, False, False
     for match in re.finditer(r"\\.|\[\^?|\]", regex, re.DOTALL):
         found = match.group()
@@ -74,10 +80,13 @@ def ascii_digits(regex: str) -> str:
             inside, negated = True, found == "[^"
         elif found == "]":
             inside = False
-        elif found == r"\d" and not (inside and negated):
-            parts += [regex[done : match.start()], "0-9" if inside else "[0-9]"]
+        elif found in _NARROW and not (inside and negated):
+            parts += [regex[done : match.start()], _NARROW[found] if inside else f"[{_NARROW[found]}]"]
             done = match.end()
     return "".join([*parts, regex[done:]])
+
+
+_NARROW = {r"\d": "0-9", r"\w": r"\p{L}0-9_"}
 
 
 def _lark_of_choices(source: str) -> str:

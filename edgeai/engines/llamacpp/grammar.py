@@ -7,26 +7,27 @@ from typing import Any
 
 from edgeai.engines.constraint import Grammars
 from edgeai.engines.llamacpp.handle import Handle
+from edgeai.engines.llamacpp.vocab import Loaded
 
 __all__ = ["grammars_of", "logits_view"]
 
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # enum llama_token_attr, llama.h
 
 
-def grammars_of(handle: Handle) -> Grammars:
-    """Return the compiler of constraints for the model of HANDLE; it is to be used while the model is loaded."""
-    return Grammars(lambda: _tokenizer(handle))
+def grammars_of(model: Loaded) -> Grammars:
+    """Return the compiler of constraints for MODEL, to be used while it is loaded."""
+    return Grammars(lambda: _tokenizer(model))
 
 
-def _tokenizer(handle: Handle) -> Any:
+def _tokenizer(model: Loaded) -> Any:
     """Return the llguidance.LLTokenizer. Tokens are the bytes that an answer shows for them; those that show nothing are special."""
     from llguidance import LLTokenizer
 
-    lib, vocab = handle.lib, handle.vocab
+    lib, vocab = model.lib, model.vocab
     attributes, is_end = lib.llama_vocab_get_attr, lib.llama_vocab_is_eog
     tokens, ends = [], []
-    pieces = _Pieces(handle)
-    for token in range(handle.n_vocab):
+    pieces = _Pieces(model)
+    for token in range(model.n_vocab):
         # 0xff begins no UTF-8: so llguidance's trie marks a token that no text can hold.
         tokens.append((b"\xff" if attributes(vocab, token) & (_CONTROL | _UNKNOWN) else b"") + pieces.bytes_of(token))
         if is_end(vocab, token):
@@ -40,9 +41,9 @@ def _tokenizer(handle: Handle) -> Any:
 class _Pieces:
     """Reads the bytes of tokens into one buffer, which grows when one is longer."""
 
-    def __init__(self, handle: Handle) -> None:
-        self._to_piece = handle.lib.llama_token_to_piece
-        self._vocab = handle.vocab
+    def __init__(self, model: Loaded) -> None:
+        self._to_piece = model.lib.llama_token_to_piece
+        self._vocab = model.vocab
         self._buffer = ctypes.create_string_buffer(64)
 
     def bytes_of(self, token: int) -> bytes:
