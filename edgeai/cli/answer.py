@@ -22,7 +22,7 @@ __all__ = ["answer_once", "print_stream", "timing_lines"]
 def answer_once(model: Model, prompt: Prompt, config: GenerationConfig, out: Output) -> None:
     """Print one answer, or one JSON object. What came is printed first where this raises Interrupted (Ctrl-C) or IncompleteOutput."""
     with model.stream_config(prompt, config) as stream:
-        done = print_stream(stream, show=not out.as_json)
+        done = print_stream(stream, out, show=not out.as_json)
     if out.as_json:
         earlier = tuple(notice for notice in out.warned if notice not in done.warnings)
         out.json(replace(done, warnings=(*earlier, *done.warnings)).to_dict())
@@ -32,11 +32,16 @@ def answer_once(model: Model, prompt: Prompt, config: GenerationConfig, out: Out
     check_whole(done, config.constraint)
 
 
-def print_stream(stream: Stream, *, show: bool) -> Completion:
-    """Read STREAM to its end, printing each piece at once; Ctrl-C cancels it and keeps what came."""
+def print_stream(stream: Stream, out: Output, *, show: bool) -> Completion:
+    """Read STREAM to its end, printing each piece at once; Ctrl-C cancels it and keeps what came.
+
+    A warning that comes before the answer (of a prompt that was cut) is given before it; later ones are for `report`.
+    """
     last = ""
     with ctrl_c_calls(stream.cancel):
         for chunk in stream:
+            if not last and chunk.finish_reason is None:
+                out.warn(chunk.notices)
             if show and chunk.text:
                 last = chunk.text
                 click.echo(chunk.text, nl=False, color=True)  # color: else click takes escape sequences out
@@ -62,9 +67,12 @@ def ctrl_c_calls(action: Callable[[], None]) -> Iterator[None]:
 
 def report(done: Completion, config: GenerationConfig, out: Output) -> None:
     """Say on stderr what the answer does not show: warnings, that it was cut, and with --verbose the timings."""
-    out.warn(notice for notice in done.warnings if notice.code == "context-full")
+    said_otherwise = "incomplete-output"  # it is an error
+    out.warn(notice for notice in done.warnings if notice not in out.warned and notice.code != said_otherwise)
     if done.finish_reason == "length" and done.usage.completion_tokens == config.max_tokens and not out.as_json:
         out.note(f"[cut after {config.max_tokens} tokens: --max-tokens]")
+    if done.finish_reason == "timeout" and not out.as_json:
+        out.note(f"[cut after {config.max_seconds:g} s: --max-seconds]")
     if out.verbose:
         for line in timing_lines(done):
             out.note(line)
@@ -73,13 +81,17 @@ def report(done: Completion, config: GenerationConfig, out: Output) -> None:
 def timing_lines(done: Completion) -> list[str]:
     """Return the timings in the shape that `ollama run --verbose` made usual."""
     times, usage = done.timings, done.usage
+    parts = {"cached": usage.cached_tokens, "cut off before": usage.truncated_tokens}
+    of_prompt = "".join(f", {count} {name}" for name, count in parts.items() if count)
     rows = [
         ("total duration", f"{times.total_s:.3f} s"),
         ("load duration", f"{times.load_s:.3f} s"),
         ("time to first token", "-" if times.ttft_s is None else f"{times.ttft_s:.3f} s"),
-        ("prompt eval count", f"{usage.prompt_tokens} tokens"),
+        ("prompt eval count", f"{usage.prompt_tokens} tokens{of_prompt}"),
         ("prompt eval rate", "-" if times.prompt_tok_s is None else f"{times.prompt_tok_s:.1f} tok/s"),
         ("eval count", f"{usage.completion_tokens} tokens"),
         ("eval rate", "-" if times.gen_tok_s is None else f"{times.gen_tok_s:.1f} tok/s"),
     ]
+    if times.drafted:
+        rows.append(("guesses right", f"{times.accepted} of {times.drafted} tokens"))
     return [f"{name + ':':<21}{value}" for name, value in rows]

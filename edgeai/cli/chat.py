@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,12 @@ HELP = """\
 Ctrl-C            stop the answer"""
 
 NAMES = {"temp": "temperature", "n": "max_tokens"}
+
+PARAMETERS: dict[str, Callable[[str], Any]] = {
+    "max_tokens": int, "max_seconds": float, "overflow": str, "temperature": float, "top_k": int, "top_p": float, "min_p": float,
+    "repeat_penalty": float, "seed": int, "stop": lambda value: (value.strip('"'),) if value else (),
+}  # fmt: skip
+"""What /set changes, and how its value is read."""
 
 
 class Chat:
@@ -95,7 +100,10 @@ class Chat:
             else:
                 self.answer(text)
         except ContextExceeded as error:
-            self.say(f"error: {error.message}\nhint: /clear forgets the conversation so far")
+            self.say(
+                f"error: {error.message}\nhint: /clear forgets the conversation so far,"
+                " /set overflow rolling leaves out its oldest messages"
+            )
         except EdgeAIError as error:
             self.say(f"error: {error.message}")
             if error.hint:
@@ -108,11 +116,13 @@ class Chat:
         turn: Message = {"role": "user", "content": text}
         prompt: list[Message] = [*self.head(), *self.messages, turn]
         with self.model.stream_config(prompt, self.config) as stream:
-            done = print_stream(stream, show=True)
+            before = len(self.out.warned)
+            done = print_stream(stream, self.out, show=True)
         self.messages += [turn, {"role": "assistant", "content": done.text}]
-        self.out.warn(notice for notice in done.warnings if notice.code == "context-full")
-        if done.finish_reason == "length":
-            self.say(f"[cut after {done.usage.completion_tokens} tokens]")
+        said = {*self.model.notices, *self.out.warned[before:]}
+        self.out.warn(notice for notice in done.warnings if notice not in said)
+        if done.finish_reason in {"length", "timeout"}:
+            self.say(f"[cut after {done.usage.completion_tokens} tokens, {done.timings.total_s:.1f} s]")
         if self.out.verbose:
             self.say("\n".join(timing_lines(done)))
 
@@ -129,7 +139,7 @@ class Chat:
     def set(self, rest: str) -> None:
         """Change one sampling parameter, or show all."""
         if not rest:
-            self.say("\n".join(f"{field.name} = {getattr(self.config, field.name)!r}" for field in fields(self.config)))
+            self.say("\n".join(f"{name} = {getattr(self.config, name)!r}" for name in PARAMETERS))
             return
         name, _, value = rest.partition(" ")
         name = NAMES.get(name, name.replace("-", "_"))
@@ -194,15 +204,11 @@ def check_conversation(value: Any, path: Path) -> list[Message]:
 
 def parse_parameter(name: str, text: str) -> Any:
     """Return the value TEXT of the sampling parameter NAME. Raises UsageError for an unknown name or a wrong type."""
-    kinds: dict[str, Callable[[str], Any]] = {
-        "max_tokens": int, "temperature": float, "top_k": int, "top_p": float, "min_p": float, "repeat_penalty": float,
-        "seed": int, "stop": lambda value: (value.strip('"'),) if value else (),
-    }  # fmt: skip
-    if name not in kinds:
-        raise UsageError(f"there is no parameter {name!r}", hint=f"parameters are {', '.join(kinds)}")
-    if name in {"seed", "max_tokens"} and text.lower() == "none":
+    if name not in PARAMETERS:
+        raise UsageError(f"there is no parameter {name!r}", hint=f"parameters are {', '.join(PARAMETERS)}")
+    if name in {"seed", "max_tokens", "max_seconds"} and text.lower() == "none":
         return None
     try:
-        return kinds[name](text)
+        return PARAMETERS[name](text)
     except ValueError as error:
         raise UsageError(f"{name} cannot be {text!r}", hint="/set shows the parameters") from error

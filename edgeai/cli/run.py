@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeai.cli.form import FORM_OPTIONS, check_form, form_options
+from edgeai.cli.machine import MACHINE_OPTIONS, load_options
 from edgeai.cli.output import Output, human_bytes, is_terminal, output_options
+from edgeai.cli.sampling import ANSWER_OPTIONS, SAMPLING_OPTIONS, answer_options
+from edgeai.cli.sections import SectionedCommand
 from edgeai.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeai.model import Model
-    from edgeai.types import Constraint, Prompt
+    from edgeai.types import Constraint, Prompt, Speculation
 
 __all__ = ["run_command"]
 
 READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
-DEFAULT_MAX_TOKENS = 1024
-"""An answer ends here unless --max-tokens says otherwise: a small model that repeats itself must not run for ever."""
+
+SECTIONS = {
+    "Prompt": ("system", "files", "raw"),
+    "Answer": (*ANSWER_OPTIONS, *FORM_OPTIONS),
+    "Sampling": SAMPLING_OPTIONS,
+    "Model and machine": MACHINE_OPTIONS,
+}
 
 
-@click.command("run", short_help="Answer a prompt, or chat.")
+@click.command("run", cls=SectionedCommand, sections=SECTIONS, short_help="Answer a prompt, or chat.")
 @click.argument("model")
 @click.argument("prompt", required=False)
 @click.option("-s", "--system", help="System message.")
@@ -31,25 +40,9 @@ DEFAULT_MAX_TOKENS = 1024
     "-f", "--file", "files", multiple=True, type=READABLE, help="Add a text file to the prompt; may be repeated."
 )
 @click.option("--raw", is_flag=True, help="Complete the prompt as it is, without a chat template.")
-@click.option("-n", "--max-tokens", type=int, default=DEFAULT_MAX_TOKENS, show_default=True, help="Longest answer.")
-@click.option(
-    "--temp", type=float, help="Temperature; 0 always takes the likeliest token.  [default: the model's own, or 0.8]"
-)
-@click.option(
-    "--top-p", type=float, help="Keep the likeliest tokens up to this probability.  [default: the model's own, or 0.95]"
-)
-@click.option("--top-k", type=int, help="Keep this many tokens, 0 for all.  [default: the model's own, or 40]")
-@click.option(
-    "--min-p",
-    type=float,
-    help="Keep tokens this likely relative to the likeliest.  [default: the model's own, or 0.05]",
-)
-@click.option("--seed", type=int, help="Same seed, same answer.")
-@click.option("--stop", multiple=True, help="End the answer before this text; may be repeated.")
+@answer_options
 @form_options
-@click.option("--ctx", type=int, help="Context in tokens, the answer included.")
-@click.option("--threads", type=int, help="CPU threads.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@load_options
 @click.option("--pull", is_flag=True, help="Pull the model first if it is not here.")
 @output_options
 def run_command(
@@ -58,17 +51,10 @@ def run_command(
     system: str | None,
     files: tuple[Path, ...],
     raw: bool,
-    max_tokens: int,
-    temp: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    seed: int | None,
-    stop: tuple[str, ...],
+    answer: dict[str, Any],
     form: Constraint | None,
-    ctx: int | None,
-    threads: int | None,
-    device: str,
+    load: dict[str, Any],
+    lora: tuple[tuple[str, float], ...],
     pull: bool,
     out: Output,
 ) -> None:
@@ -78,38 +64,49 @@ def run_command(
     """
     from edgeai.cli.answer import answer_once
     from edgeai.cli.chat import Chat
+    from edgeai.plan import LoadOptions
     from edgeai.store import Store
     from edgeai.types import GenerationConfig
 
-    sampling = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
-    given = {key: value for key, value in sampling.items() if value is not None}
-    GenerationConfig(max_tokens=max_tokens, seed=seed, stop=stop, **given)  # type: ignore[arg-type]  # fails before the model loads
-    for word in stop:
+    answer |= {"adapters": lora, "speculation": speculation(answer, load)}
+    GenerationConfig(**answer)  # fails before the model loads
+    LoadOptions(**load)
+    for word in answer["stop"]:
         check_text(word, "the stop text")
+    if answer.get("logprobs") is not None and not out.as_json:
+        raise UsageError("--logprobs are shown in JSON only", hint="add --json")
     text = gather_prompt(prompt, files)
     if text is None and out.as_json:
         raise UsageError("--json needs a prompt", hint=f'edgeai run {model} "PROMPT" --json')
     check_form(form, text)
     path = locate(model, pull=pull, out=out)
-    # Every token is at least one byte, so an answer to this prompt can never need more than this.
-    needed = (
-        None
-        if text is None
-        else len(text.encode()) + len(check_text(system or "", "the system message").encode()) + max_tokens
-    )
-    with load_model(path, ctx=ctx, needed=needed, threads=threads, device=device, out=out) as loaded:
+    if text is not None:
+        # Every token is at least one byte, so an answer to this prompt can never need more than this.
+        system_bytes = check_text(system or "", "the system message").encode()
+        load["needed"] = len(text.encode()) + len(system_bytes) + answer["max_tokens"]
+    with load_model(path, load, out) as loaded:
         if loaded.artifact.embedding:
             embed(loaded, text, out)
             return
         loaded.sampling |= Store.open().sampling(model)
-        config = loaded.config(max_tokens=max_tokens, seed=seed, stop=stop, constraint=form, **given)
+        config = loaded.config(constraint=form, **answer)
         if text is None:
             Chat(loaded, config, system, out).loop()
         else:
             answer_once(loaded, make_prompt(loaded, text, system, raw, out), config, out)
 
 
-FOR_ANSWERS = ("system", "raw", "max_tokens", "temp", "top_p", "top_k", "min_p", "seed", "stop", *FORM_OPTIONS)
+def speculation(answer: Mapping[str, Any], load: Mapping[str, Any]) -> Speculation:
+    """Return where guesses come from. Raises UsageError where the options contradict each other."""
+    wanted: Speculation | None = answer.get("speculation")
+    if wanted == "draft" and "draft" not in load:
+        raise UsageError("--speculative draft needs a model that guesses", hint="--draft MODEL")
+    if wanted == "lookup" and "draft" in load:
+        raise UsageError("--draft and --speculative lookup exclude each other", hint="leave one of them out")
+    return wanted or ("draft" if "draft" in load else "off")
+
+
+FOR_ANSWERS = ("system", "raw", *ANSWER_OPTIONS, *SAMPLING_OPTIONS, *FORM_OPTIONS)
 """Options that mean nothing to an embedding model."""
 
 
@@ -186,13 +183,11 @@ def locate(model: str, *, pull: bool, out: Output) -> Path:
     return store.find(model)
 
 
-def load_model(
-    path: Path, *, ctx: int | None, needed: int | None, threads: int | None, device: str, out: Output
-) -> Model:
-    """Load the model at PATH and say in one line how it runs."""
+def load_model(path: Path, options: Mapping[str, Any], out: Output) -> Model:
+    """Load the model at PATH with OPTIONS of plan.LoadOptions and say in one line how it runs."""
     from edgeai.model import Model, open_engine
 
-    engine = open_engine(path, ctx=ctx, needed=needed, threads=threads, device=device, streams=1)
+    engine = open_engine(path, streams=1, **options)
     loaded = Model(engine)
     try:
         out.warn(loaded.notices)

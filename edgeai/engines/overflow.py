@@ -181,8 +181,8 @@ class _Cut:
         if not gone:
             return Fitted(prompt=prompt, ids=ids)
         message = (
-            f"the prompt has {len(self.ids)} tokens and the context of {self.context} leaves {self.room} for it:"
-            f" {what} left out, {gone} tokens"
+            f"the prompt has {len(self.ids)} tokens and the context of {self.context} leaves {self.room} for it;"
+            f" left out: {what}, {gone} tokens"
         )
         notice = Notice(code="context-truncated", message=message)
         return Fitted(prompt=prompt, ids=ids, truncated_tokens=gone, notices=(notice,))
