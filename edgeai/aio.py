@@ -105,6 +105,7 @@ class AsyncModel(Methods):
     detokenize = awaited(Model.detokenize)
     score = awaited(Model.score, lane="long")
     embed = awaited(Model.embed, lane="long")
+    rank = awaited(Model.rank, lane="long")
 
     async def close(self) -> None:
         """End what runs and free the model, as Model.close does."""

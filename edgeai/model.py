@@ -161,15 +161,15 @@ class Model(Methods):
             raise UsageError("embed takes a list of texts, and this is one text", hint="embed([text])")
         return self.open_engine().embed(texts)
 
+    def rank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """Return how well each of DOCUMENTS answers QUERY, higher is better. Raises UsageError for a model that is no reranker."""
+        return self.open_engine().rank(query, documents)
+
     def open_engine(self) -> Engine:
         """Return the engine. Raises ClosedError after `close`."""
         if self._closed:
             raise ClosedError(f"{self.artifact.name!r} has been closed", hint="load it again")
         return self.engine
-
-    def rank(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Return how well each of DOCUMENTS answers QUERY, higher is better. Raises UsageError for a model that is no reranker."""
-        return self.engine.rank(query, documents)
 
     def close(self) -> None:
         """End what runs and free the model; everything else raises ClosedError from now on. Calling it twice is fine."""

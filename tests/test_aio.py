@@ -75,13 +75,14 @@ def test_results_are_those_of_the_model() -> None:
     with Model(FakeEngine("one two three")) as model:
         expected = [
             model.chat(HI, max_tokens=2), model.complete("x"), model.tokenize("a b a"), model.score("a b"),
-            model.detokenize([0]), model.embed(["a", "b"]).tolist(),
+            model.detokenize([0]), model.embed(["a", "b"]).tolist(), model.rank("a", ["a", "b"]),
         ]  # fmt: skip
 
     async def work(m: AsyncModel) -> list[Any]:
         return [
             await m.chat(HI, max_tokens=2), await m.complete("x"), await m.tokenize("a b a"), await m.score("a b"),
             await m.detokenize([0]), (await m.embed(["a", "b"])).tolist(),
+            await m.rank("a", ["a", "b"]),
         ]  # fmt: skip
 
     assert run(work) == expected
@@ -383,7 +384,7 @@ def test_everything_raises_after_close() -> None:
         await model.close()
         for use in (
             lambda: model.chat(HI), lambda: model.complete("x"), lambda: model.tokenize("x"), lambda: model.detokenize([0]),
-            lambda: model.score("x"), lambda: model.embed(["x"]), lambda: anext(opened), lambda: waiting,
+            lambda: model.score("x"), lambda: model.embed(["x"]), lambda: model.rank("x", ["y"]), lambda: anext(opened), lambda: waiting,
         ):  # fmt: skip
             with pytest.raises(ClosedError):
                 await use()
