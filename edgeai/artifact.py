@@ -42,8 +42,8 @@ class Artifact:
 
     `context` is the trained context in tokens, `quant` what most of the block weights really are (see
     `claimed_quant`), `bpw` bits per weight over all tensors, `types` tensor type → number of tensors. `sha256` is
-    None unless it is known without hashing. `metadata` has the scalar values and short arrays of the header, and the
-    length of longer arrays. `parent` names what it was made from: a repository, or the sha256 of the source.
+    None unless it is known without hashing. `metadata` has the scalar values and short arrays of the header, the values
+    of each layer, and the length of longer arrays. `tensors` are those of a GGUF file. `parent` names what it was made from: a repository, or the sha256 of the source.
     """
 
     path: Path
@@ -63,6 +63,7 @@ class Artifact:
     size_bytes: int
     types: Mapping[str, int] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    tensors: tuple[TensorInfo, ...] = field(default=(), repr=False)
 
     @property
     def embedding(self) -> bool:
@@ -120,6 +121,7 @@ def open_gguf(header: GGUFHeader) -> Artifact:
         parent=parent if isinstance(parent, str) else None,
         size_bytes=header.file_bytes,
         types=Counter(tensor.type for tensor in header.tensors),
+        tensors=header.tensors,
         metadata={key: shorten(header, key, value) for key, value in header.kv.items()},
     )
 
@@ -198,7 +200,7 @@ def shorten(header: GGUFHeader, key: str, value: Any) -> Any:
     if isinstance(value, GGUFArray):
         short = value.length <= SHORT_LIST and value.size <= SHORT_LIST_BYTES
         return tuple(header.array(key)) if short else value.length
-    if isinstance(value, tuple) and len(value) > SHORT_LIST:
+    if isinstance(value, tuple) and len(value) > SHORT_LIST and not key.startswith(f"{header.arch}."):
         return len(value)
     return value
 

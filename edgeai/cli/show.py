@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,7 +53,8 @@ def to_json(artifact: Artifact, manifest: Manifest | None) -> dict[str, Any]:
     """Return the facts as JSON values."""
     from edgeai.artifact import claimed_quant
 
-    value = asdict(artifact) | {"path": str(artifact.path), "types": dict(artifact.types)}
+    value = asdict(replace(artifact, tensors=())) | {"path": str(artifact.path), "types": dict(artifact.types)}
+    del value["tensors"]  # hundreds of them, and `types` says what they are
     value |= {"claimed_quant": claimed_quant(artifact), "licence": licence(artifact, manifest)}
     value["files"] = [asdict(file) for file in manifest.files] if manifest else []
     return {key: plain(item) for key, item in value.items()}
