@@ -27,7 +27,7 @@ QUANTS: tuple[tuple[str, str, float], ...] = (
 class Fits(Protocol):
     """The planner: what ARTIFACT takes under the options with CHANGES, in bytes; None when it does not fit."""
 
-    def __call__(self, artifact: Artifact, changes: dict[str, Any]) -> int | None:
+    def __call__(self, artifact: Artifact, changes: dict[str, Any], /) -> int | None:
         """Return the bytes, or None."""
 
 
@@ -136,6 +136,8 @@ def _smaller(tensor: TensorInfo, kind: str, bits: float) -> TensorInfo:
     nbytes = round(tensor.elements * bits / 8)
     if len(tensor.shape) < 2 or nbytes >= tensor.nbytes:
         return tensor
-    if tensor.shape[0] % next(row.block for row in GGML_TYPES.values() if row.name == kind):  # it gets a coarser block: see mixes
+    if tensor.shape[0] % next(
+        row.block for row in GGML_TYPES.values() if row.name == kind
+    ):  # it gets a coarser block: see mixes
         nbytes, kind = round(tensor.elements * max(bits, 5.5) / 8), "Q5_0"
     return replace(tensor, type=kind, nbytes=min(nbytes, tensor.nbytes))

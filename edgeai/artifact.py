@@ -43,7 +43,8 @@ class Artifact:
     `context` is the trained context in tokens, `quant` what most of the block weights really are (see
     `claimed_quant`), `bpw` bits per weight over all tensors, `types` tensor type → number of tensors. `sha256` is
     None unless it is known without hashing. `metadata` has the scalar values and short arrays of the header, the values
-    of each layer, and the length of longer arrays. `tensors` are those of a GGUF file. `parent` names what it was made from: a repository, or the sha256 of the source.
+    of each layer, and the length of longer arrays. `parent` names what it was made from: a repository, or the sha256 of
+    the source. `tensors` are those of a GGUF file.
     """
 
     path: Path

@@ -27,7 +27,9 @@ def read_correction(cache_dir: Path, artifact: Artifact, device: Device) -> dict
     if not isinstance(known, dict):
         return {}
     return {
-        name: bounded(ratio) for name, ratio in known.items() if type(ratio) in (int, float) and 0 < ratio < float("inf")
+        name: bounded(ratio)
+        for name, ratio in known.items()
+        if type(ratio) in (int, float) and 0 < ratio < float("inf")
     }
 
 

@@ -19,7 +19,16 @@ from converters.header import TensorInfo
 from edgeai.placement import CPU, Placement, Share
 from edgeai.shape import Layer, ModelShape
 
-__all__ = ["Estimate", "Settings", "Split", "estimate", "flash_possible", "kv_bytes_per_cell", "kv_type_possible", "repacked"]
+__all__ = [
+    "Estimate",
+    "Settings",
+    "Split",
+    "estimate",
+    "flash_possible",
+    "kv_bytes_per_cell",
+    "kv_type_possible",
+    "repacked",
+]
 
 Split = Sequence[tuple[str, int]]
 """GPUs by libggml's names and how many layers each gets, in the order of the layers, the output layer counted: the last ones of the
@@ -29,8 +38,8 @@ PAD = 256  # tokens: KV caches are multiples of it (llama-context.cpp, llama-kv-
 ROWS = 4  # rows of the residual stream that are alive at the peak of a micro-batch
 TOKEN_BYTES, MERGE_BYTES = 160, 155
 """What a token and a merge take in libllama's vocabulary: measured with vocabularies of 32,000 to 262,144 tokens, ±25 %."""
-RUNTIME_BYTES = 3_000_000
-"""The graph, the batch, the scheduler and work buffers: measured as 2 to 4 MB."""
+RUNTIME_BYTES = 6_000_000
+"""The graph, the scheduler, work buffers and the pages of the library that are used: measured as 4 to 6 MB."""
 
 
 class Feature:
@@ -147,7 +156,7 @@ def _cpu_share(shape: ModelShape, settings: Settings, first: int) -> tuple[Share
     """Return the share of the CPU with the layers before FIRST, and how many mapped bytes of it are there twice."""
     whole = first > len(shape.layers)
     layers = shape.layers[:first]
-    # With a GPU in use its pinned memory comes before the repacked layouts in the list of buffer types (make_cpu_buft_list, llama-model.cpp).
+    # With a GPU in use, its pinned memory comes before the repacked layouts (make_cpu_buft_list, llama-model.cpp).
     features = settings.features if whole else frozenset()
     tensors = [tensor for layer in layers for tensor in layer.tensors] + list(shape.output if whole else ())
     moved = [tensor for tensor in tensors if repacked(tensor, features)]
@@ -247,7 +256,7 @@ def _cache_bytes(shape: ModelShape, layers: Iterable[Layer], settings: Settings)
 
 
 def _cells(settings: Settings, shape: ModelShape) -> int:
-    """Return the columns of the attention masks, in numbers of 4 bytes a token: one mask for each kind of KV cache, of halves with flash."""
+    """Return the columns of the attention masks in numbers of 4 bytes: one mask for each kind of KV cache, of halves with flash."""
     if not shape.cache:
         columns = settings.batch
     else:

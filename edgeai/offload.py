@@ -16,11 +16,13 @@ class Budget:
     """What may be taken, in bytes: of main memory, and of each GPU (libggml's name → bytes), in the order in which they are filled.
 
     `correction`: device → what an earlier measurement of this model there says that predictions must be multiplied with.
+    `beside`: bytes of main memory for what is loaded with the model; `ram` is without them.
     """
 
     ram: int
     gpus: Mapping[str, int]
     correction: Mapping[str, float]
+    beside: int = 0
 
     def on(self, device: str, predicted: int) -> int:
         """Return PREDICTED bytes of DEVICE, corrected."""
@@ -87,13 +89,13 @@ def _fill(
     return None
 
 
-def _most(
-    shape: ModelShape, settings: Settings, budget: Budget, split: Split, name: str, left: int
-) -> int:
+def _most(shape: ModelShape, settings: Settings, budget: Budget, split: Split, name: str, left: int) -> int:
     """Return how many of the LEFT layers that follow those in SPLIT fit on the GPU NAME: a bisection, for more layers never take less."""
 
     def fits(count: int) -> bool:
-        behind = left - count  # layers for the GPUs after this one: they must be counted, or these would be the last of the model
+        behind = (
+            left - count
+        )  # layers for the GPUs after this one: they must be counted, or these would be the last of the model
         tried = [*split, (name, count), *([("later", behind)] if behind else [])]
         found = estimate(shape, settings, tried)
         share = next(share for share in found.placement.shares if share.device == name)

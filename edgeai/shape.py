@@ -141,7 +141,7 @@ class ModelShape:
 def shape_of(artifact: Artifact) -> ModelShape:
     """Return the shape of a GGUF model. A file that leaves out what its family needs gives zeros, never an error: libllama will say it."""
     facts = Facts(artifact)
-    count = min(facts.number("block_count"), MAX_LAYERS)
+    count = facts.layers
     experts = facts.number("expert_used_count") if facts.number("expert_count") else 0
     blocks: dict[int, list[TensorInfo]] = {}
     outer: list[TensorInfo] = []
@@ -158,12 +158,12 @@ def shape_of(artifact: Artifact) -> ModelShape:
         output=output,
         tied=cache and not any(tensor.name == "output.weight" for tensor in output),
         width=facts.number("embedding_length"),
-        inner=max((facts.number("feed_forward_length", at) for at in range(max(1, count))), default=0),
+        inner=facts.widest("feed_forward_length"),
         gated=_gated(facts, blocks.get(count - 1, ())),
         experts=experts,
         experts_inner=experts * facts.number("expert_feed_forward_length", default=facts.number("feed_forward_length")),
-        heads=facts.widest_heads(count),
-        query=facts.widest_heads(count) * max(facts.number("attention.key_length"), facts.head_size()),
+        heads=facts.heads,
+        query=facts.heads * max(facts.number("attention.key_length"), facts.head_size),
         vocab=artifact.vocab,
         merges=_length(artifact.metadata.get("tokenizer.ggml.merges")),
         window=_window(facts),
@@ -172,10 +172,16 @@ def shape_of(artifact: Artifact) -> ModelShape:
 
 
 class Facts:
-    """The hyperparameters in a header, by the names they have behind the architecture's."""
+    """The hyperparameters in a header, by the names they have behind the architecture's.
+
+    `layers` is their number, `heads` the largest number of query heads, `head_size` the size of a head that no key names.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self.arch, self.metadata = artifact.arch, artifact.metadata
+        self.layers = min(self.number("block_count"), MAX_LAYERS)
+        self.heads = self.widest("attention.head_count")
+        self.head_size = self.number("embedding_length") // self.heads if self.heads else 0
 
     def value(self, name: str) -> Any:
         """Return the value of {arch}.NAME, None without one."""
@@ -188,22 +194,17 @@ class Facts:
             value = value[layer] if layer < len(value) else None
         return max(0, int(value)) if isinstance(value, (int, float)) and value < 1 << 31 else default
 
-    def widest_heads(self, layers: int) -> int:
-        """Return the largest number of query heads."""
-        return max((self.number("attention.head_count", at) for at in range(max(1, layers))), default=0)
-
-    def head_size(self) -> int:
-        """Return the size of a head that no key names."""
-        heads = self.widest_heads(self.number("block_count"))
-        return self.number("embedding_length") // heads if heads else 0
+    def widest(self, name: str) -> int:
+        """Return the largest {arch}.NAME of all layers."""
+        return max(self.number(name, at) for at in range(max(1, self.layers)))
 
 
 def _layer(facts: Facts, at: int, count: int, tensors: tuple[TensorInfo, ...], *, cache: bool) -> Layer:
     window, recurrent = _is_window(facts, at, count), _is_recurrent(facts, at)
     kv_heads = facts.number("attention.head_count_kv", at, default=facts.number("attention.head_count", at))
     suffix = "_swa" if window and facts.value("attention.key_length_swa") is not None else ""
-    key_head = facts.number(f"attention.key_length{suffix}", default=facts.head_size())
-    value_head = facts.number(f"attention.value_length{suffix}", default=facts.head_size())
+    key_head = facts.number(f"attention.key_length{suffix}", default=facts.head_size)
+    value_head = facts.number(f"attention.value_length{suffix}", default=facts.head_size)
     if facts.value("attention.key_length_mla") is not None:  # keys and values are compressed into one row
         value_head = 0
     attends = cache and _has_cache(facts, at, count) and not (recurrent and facts.arch != "falcon-h1")
@@ -271,7 +272,7 @@ def _is_recurrent(facts: Facts, at: int) -> bool:
 
 def _state(facts: Facts) -> int:
     """Return the numbers in the state of one recurrent layer and sequence (llama_hparams::n_embd_r and n_embd_s)."""
-    width, heads = facts.number("embedding_length"), facts.widest_heads(facts.number("block_count"))
+    width, heads = facts.number("embedding_length"), facts.heads
     if head := facts.number("wkv.head_size"):
         return (facts.number("token_shift_count", default=2) + head) * width
     if cells := facts.number("shortconv.l_cache"):
@@ -280,7 +281,7 @@ def _state(facts: Facts) -> int:
     if head := facts.number("kda.head_dim"):
         return 3 * (kernel - 1 if kernel else 3) * heads * head + head * head * heads
     if facts.arch == "minimax-01":
-        return facts.head_size() ** 2 * heads
+        return facts.head_size**2 * heads
     states, groups = facts.number("ssm.state_size"), facts.number("ssm.group_count")
     return max(0, kernel - 1) * (inner + 2 * groups * states) + states * inner
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from converters.ggml_types import GGML_TYPES
+from converters.gguf_cursor import Cursor
+from converters.header import parse
+from edgeai.artifact import Artifact, open_gguf
 
 NUMBERS = {kind.name: (number, kind) for number, kind in GGML_TYPES.items()}
 Tensors = Mapping[str, tuple[Sequence[int], str]]
@@ -57,6 +60,12 @@ def header(keys: Mapping[str, Any], tensors: Tensors) -> tuple[bytes, int]:
     return head, len(head) + offset
 
 
+def imagine(name: str, keys: Mapping[str, Any], tensors: Tensors) -> Artifact:
+    """Return the facts of such a file without writing it."""
+    head, size = header(keys, tensors)
+    return open_gguf(parse(Cursor(path=Path(f"{name}.gguf"), data=head, size=size, at=4)))
+
+
 def write_sparse(path: Path, keys: Mapping[str, Any], tensors: Tensors) -> Path:
     head, size = header(keys, tensors)
     with path.open("wb") as file:
@@ -67,7 +76,8 @@ def write_sparse(path: Path, keys: Mapping[str, Any], tensors: Tensors) -> Path:
 
 def decoder(
     arch: str, *, layers: int, width: int, heads: int, kv_heads: int | Sequence[int], inner: int, vocab: int = 32000, kind: str = "Q4_K",
-    head_dim: int | None = None, experts: int = 0, experts_used: int = 2, tied: bool = False, context: int = 8192, conv: int = 0, **more: Any,
+    head_dim: int | None = None, experts: int = 0, experts_used: int = 2, tied: bool = False, context: int = 8192,
+    conv: int = 0, **more: Any,
 ) -> tuple[dict[str, Any], dict[str, tuple[Sequence[int], str]]]:  # fmt: skip
     """Return keys and tensors of a decoder of the llama kind: `conv` makes layers without KV heads short convolutions (lfm2)."""
     per_layer = [kv_heads] * layers if isinstance(kv_heads, int) else list(kv_heads)
@@ -112,6 +122,10 @@ def decoder(
                 "ffn_up_exps": ((width, inner, experts), kind), "ffn_down_exps": ((inner, width, experts), kind),
             }  # fmt: skip
         else:
-            parts |= {"ffn_gate": ((width, inner), kind), "ffn_up": ((width, inner), kind), "ffn_down": ((inner, width), kind)}
+            parts |= {
+                "ffn_gate": ((width, inner), kind),
+                "ffn_up": ((width, inner), kind),
+                "ffn_down": ((inner, width), kind),
+            }
         tensors |= {f"blk.{at}.{name}.weight": what for name, what in parts.items()}
     return keys, tensors

@@ -57,10 +57,10 @@ def test_threads_asked_for_win_over_everything() -> None:
 def test_a_plan_uses_what_was_tuned_and_says_so() -> None:
     kind = kind_of(LLAMA)
     tuned = replace(machine(), tuned={kind: Tuned(threads=1, threads_batch=3)})
-    found = planned(tuned)
+    found = planned(LLAMA, tuned)
     assert (found.threads, found.threads_batch) == (1, 3)
     assert any(f"{kind}, found by edgeai bench --tune" in line for line in found.why)
-    assert planned(tuned, threads=2).threads_batch == 2
+    assert planned(LLAMA, tuned, threads=2).threads_batch == 2
     bigger = replace(LLAMA, size_bytes=900_000_000)
     assert make_plan(bigger, tuned, LoadOptions()).threads == machine().cpu.threads
 

@@ -1,0 +1,132 @@
+"""How much room a context gets: streams, sequences, cells of the KV cache; from the most comfortable to the least that is useful."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from edgeai.artifact import Artifact
+from edgeai.memory import Settings, estimate, kv_bytes_per_cell
+from edgeai.options import DEFAULT_CONTEXT, DEFAULT_STREAMS, LoadOptions
+from edgeai.shape import ModelShape
+
+__all__ = ["Room", "default_context", "rooms"]
+
+BATCH = 512  # tokens; llama.cpp's n_ubatch, common/common.h
+LEAST_CONTEXT = 512
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, llama-cparams.h
+KEPT = 16
+"""Prompts that may be kept for later requests, at most; each needs a sequence, and each sequence a row of logits."""
+LEAST_OUTPUTS = 32
+"""Positions of a batch that can have logits, at least: scoring a text takes them in such steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What the buffers of a context are for. `comfort`: more than is needed, to be had where memory is plentiful."""
+
+    context: int
+    streams: int
+    sequences: int
+    cells: int
+    prefix_bytes: int
+    outputs: int
+    batch: int
+    kv_type: str
+    swa_full: bool = False
+    comfort: bool = False
+
+    def settings(self, *, flash: bool, features: frozenset[str]) -> Settings:
+        """Return what the memory of this room is counted from."""
+        return Settings(
+            cells=self.cells,
+            sequences=self.sequences,
+            batch=self.batch,
+            outputs=self.outputs,
+            kv_type=self.kv_type,
+            swa_full=self.swa_full,
+            flash=flash,
+            features=features,
+        )
+
+
+def default_context(artifact: Artifact, needed: int | None) -> int:
+    """Return the context when none is asked for: the trained one up to DEFAULT_CONTEXT, less when less can be needed."""
+    context = min(artifact.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if needed is None:
+        return context
+    bound = needed + len(artifact.template or "")  # a template adds at most its own text to a message or two
+    return min(context, max(LEAST_CONTEXT, -(-bound // 256) * 256))
+
+
+def rooms(artifact: Artifact, shape: ModelShape, options: LoadOptions) -> Iterator[Room]:
+    """Yield the rooms that OPTIONS allow, the best first. What is fixed there is the same in all of them.
+
+    A caller that asks for several streams serves several people: each gets a context of its own where that takes little of the memory, and
+    windows are kept whole, so that any prompt can be kept for later. One that asks for nothing gets one context, shared by all streams.
+    """
+    context = options.ctx or default_context(artifact, options.needed)
+    streams = options.streams or (1 if _single(artifact, options) else DEFAULT_STREAMS)
+    whole = _room(artifact, shape, options, context, streams)
+    if (options.streams or 0) > 1:
+        yield from _comforts(shape, whole)
+    yield whole
+    fewer = options.streams or 1
+    if fewer < streams:
+        yield _room(artifact, shape, options, context, fewer)
+    while options.ctx is None and context > LEAST_CONTEXT:
+        context = max(LEAST_CONTEXT, context // 2)
+        yield _room(artifact, shape, options, context, fewer)
+
+
+def _single(artifact: Artifact, options: LoadOptions) -> bool:
+    """Whether the model is loaded for one answer, or for vectors, which are computed one after the other."""
+    return options.needed is not None or artifact.embedding
+
+
+def _comforts(shape: ModelShape, room: Room) -> Iterator[Room]:
+    full = replace(room, swa_full=shape.windowed and room.prefix_bytes > 0, comfort=True)
+    times = room.streams
+    while times > 1:
+        yield replace(full, cells=room.cells + room.context * (times - 1))
+        times //= 2
+    if full.swa_full:
+        yield full
+
+
+def _room(artifact: Artifact, shape: ModelShape, options: LoadOptions, context: int, streams: int) -> Room:
+    kv_type = options.kv_type or "f16"
+    per_cell = kv_bytes_per_cell(shape, kv_type)
+    prefix = _prefix_bytes(artifact, options, per_cell * context)
+    kept = min(KEPT, 2 * streams) if prefix else 0
+    if shape.recurrent:
+        kept = min(kept, streams)  # a state for each of them
+    # What was asked for by size comes on top of the context: otherwise a long request would always push it out.
+    more = prefix // per_cell if options.prefix_bytes and per_cell else 0
+    sequences = min(MAX_SEQUENCES, streams + kept + 1)  # one for work between the requests: scoring, saving
+    # A text to embed is seen whole, without a causal mask.
+    batch = context if artifact.embedding else min(BATCH, context)
+    return Room(
+        context=context,
+        streams=streams,
+        sequences=sequences,
+        cells=context + more,
+        prefix_bytes=prefix,
+        outputs=_outputs(shape, batch, sequences),
+        batch=batch,
+        kv_type=kv_type,
+    )
+
+
+def _prefix_bytes(artifact: Artifact, options: LoadOptions, kv_bytes: int) -> int:
+    """Return how much of the KV cache may keep prompts: half of it, unless there will be no second request."""
+    if options.prefix_bytes is not None:
+        return options.prefix_bytes
+    return 0 if options.deterministic or _single(artifact, options) else kv_bytes // 2
+
+
+def _outputs(shape: ModelShape, batch: int, sequences: int) -> int:
+    """Return as many positions with logits as fit into the buffer that the layers need anyway."""
+    layers = estimate(shape, Settings(cells=0, batch=batch)).placement.cpu.compute_bytes
+    free = layers // (4 * max(1, shape.vocab + 2 * shape.width))
+    return max(sequences, min(batch, max(free, LEAST_OUTPUTS)))
