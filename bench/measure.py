@@ -52,16 +52,17 @@ def wall_s(command: Sequence[str]) -> float:
     return time.perf_counter() - began
 
 
-def save(name: str, results: dict[str, Any]) -> None:
-    """Write results/NAME.json with machine, commit and command, and print the figures."""
-    RESULTS.mkdir(exist_ok=True)
+def save(name: str, results: dict[str, Any], *, keep: bool = True) -> None:
+    """Write results/NAME.json with machine, commit and command, and print the figures; with KEEP false, print them only."""
     record = {
         "command": " ".join(Path(part).name for part in sys.argv),
         "commit": commit(),
         "machine": machine(),
         **results,
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     for key, value in results.items():
         if isinstance(value, dict) and "ratio" in value:
             print(f"{name} {key}: ours {value['ours']:.4g}, theirs {value['theirs']:.4g}, ratio {value['ratio']:.3f}")

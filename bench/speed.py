@@ -1,58 +1,113 @@
-"""Prompt and decode speed against llama-bench of the same llama.cpp, in turns, each round a fresh process.
+"""Prompt and decode speed against llama-bench of the same llama.cpp, in turns, each round a fresh process on both sides.
 
-    python bench/speed.py --llama-bench PATH [--model PATH] [--rounds 5]
+    python bench/speed.py [--models smollm2-q4_0 gemma3-270m FILE …] [--rounds 9] [--quick]
 
-The prompt is 256 tokens, the answer 128, one stream, as many threads as physical cores. edgeai's decode includes what llama-bench
-leaves out: sampling (greedy), turning tokens into text, and handing chunks from the decode thread to the caller.
+`pp512` and `tg128` are of `edgeai bench`, which measures what llama-bench does: the native context, without
+tokenizing and sampling. `engine_tg128` is what a caller of the engine gets of a single stream, sampling, text and the
+way to the caller's thread included, against the same tg128 of llama-bench. Both sides get as many threads as the plan
+has.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import peers
 from measure import save
 
-PROMPT, ANSWER = 256, 128
+import models
+
+Figures = dict[str, float]
 
 
-def child(model: str) -> None:
-    """Measure edgeai in this process and print one JSON object."""
-    from edgeai.model import Model, open_engine
-
-    with Model(open_engine(Path(model), ctx=1024)) as loaded:
-        text = "The quick brown fox jumps over the lazy dog. " * 60
-        ids = loaded.tokenize(text)[: PROMPT - 1]
-        loaded.complete("Warm up", max_tokens=4, temperature=0)
-        prompts, decodes = [], []
-        for _ in range(3):
-            first = loaded.complete(loaded.detokenize(ids), max_tokens=1, temperature=0)
-            assert abs(first.usage.prompt_tokens - PROMPT) <= 2, first.usage
-            assert first.timings.prompt_tok_s is not None
-            prompts.append(first.timings.prompt_tok_s)
-            done = loaded.complete("Once upon a time", max_tokens=ANSWER, temperature=0)
-            assert done.usage.completion_tokens == ANSWER, done.usage
-            assert done.timings.gen_tok_s is not None
-            decodes.append(done.timings.gen_tok_s)
-    print(json.dumps({"pp": sorted(prompts)[1], "tg": sorted(decodes)[1]}))
-
-
-def ours(model: str) -> dict[str, float]:
-    """Return edgeai's tok/s in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--child", model], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+def ours(model: Path, prompt: int, answer: int) -> Figures:
+    """Return edgeai's tok/s in processes of their own."""
+    program = [
+        sys.executable,
+        "-m",
+        "edgeai",
+        "bench",
+        str(model),
+        "--device",
+        "cpu",
+        "--json",
+        "--quiet",
+        "--repeat",
+        "3",
+    ]
+    rows = _json([*program, "--pp", str(prompt), "--tg", str(answer)])
+    figures = {row["test"]: row["tok_s_mean"] for row in rows}
+    done = _json([sys.executable, __file__, "--child", str(model), "--answer", str(answer)])
+    return {**figures, f"engine_tg{answer}": done["tok_s"]}
 
 
-def theirs(program: str, model: str, threads: int) -> dict[str, float]:
+def child(model: str, answer: int) -> None:
+    """Print the decode speed that one caller of the engine sees, the median of three answers."""
+    import edgeai
+    from edgeai.evaluation.streams import end_tokens
+
+    with edgeai.load(model, ctx=1024, device="cpu") as loaded:
+        banned = dict.fromkeys(end_tokens(Path(model)), -100.0)
+        rates = []
+        for _ in range(4):
+            done = loaded.complete("Once upon a time", max_tokens=answer, temperature=0, logit_bias=banned)
+            assert done.usage.completion_tokens == answer, done.usage
+            rates.append(done.timings.gen_tok_s)
+    print(json.dumps({"tok_s": statistics.median(rates[1:])}))
+
+
+def theirs(model: Path, threads: tuple[int, int], prompt: int, answer: int) -> Figures:
     """Return llama-bench's tok/s."""
-    command = [program, "-m", model, "-p", str(PROMPT), "-n", str(ANSWER), "-t", str(threads), "-r", "3", "-o", "json"]
-    rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    program = [str(peers.llama_tool("llama-bench")), "-m", str(model), "-r", "3", "-o", "json", "-ngl", "0"]
+    decode, batch = map(str, threads)
+    pp = _json([*program, "-p", str(prompt), "-n", "0", "-t", batch])[0]["avg_ts"]
+    tg = _json([*program, "-p", "0", "-n", str(answer), "-t", decode])[0]["avg_ts"]
+    return {f"pp{prompt}": pp, f"tg{answer}": tg, f"engine_tg{answer}": tg}
+
+
+def _json(command: list[str]) -> Any:
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def threads_of(model: Path) -> tuple[int, int]:
+    """Return the plan's threads (decode, prompt)."""
+    from edgeai.engines.opening import planned
+    from edgeai.plan import LoadOptions
+
+    plan = planned(model, LoadOptions(device="cpu", ctx=1024))[1]
+    return plan.threads, plan.threads_batch
+
+
+def compare(model: Path, rounds: int, prompt: int, answer: int) -> dict[str, Any]:
+    """Return the medians of both sides and their ratio for each figure, measured in turns."""
+    threads = threads_of(model)
+    series: dict[str, dict[str, list[float]]] = {}
+    for number in range(rounds):
+        sides = [
+            ("ours", lambda: ours(model, prompt, answer)),
+            ("theirs", lambda: theirs(model, threads, prompt, answer)),
+        ]
+        for side, measure in sides if number % 2 else reversed(sides):
+            for name, value in measure().items():
+                series.setdefault(name, {"ours": [], "theirs": []})[side].append(value)
+    return {name: ratio(values) for name, values in series.items()}
+
+
+def ratio(values: dict[str, list[float]]) -> dict[str, Any]:
+    """Return medians, their ratio (ours / theirs), and the median of the ratios of each round."""
+    medians = {side: statistics.median(numbers) for side, numbers in values.items()}
+    rounds = [mine / other for mine, other in zip(values["ours"], values["theirs"], strict=True)]
     return {
-        "pp": next(row["avg_ts"] for row in rows if row["n_prompt"]),
-        "tg": next(row["avg_ts"] for row in rows if row["n_gen"]),
+        **medians,
+        "ratio": medians["ours"] / medians["theirs"],
+        "ratio_of_rounds": statistics.median(rounds),
+        "values": values,
     }
 
 
@@ -60,32 +115,18 @@ def main() -> None:
     """Measure and save."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--child", metavar="MODEL", help=argparse.SUPPRESS)
-    parser.add_argument("--llama-bench")
-    parser.add_argument("--model", help="a GGUF file; default: the pulled smollm2")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--answer", type=int, default=128, help=argparse.SUPPRESS)
+    parser.add_argument("--models", nargs="+", default=models.NAMES)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="one round of short tests, to see that it works")
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments.child)
+        child(arguments.child, arguments.answer)
         return
-    from edgeai.device import cpu_facts
-    from edgeai.store import Store
-
-    model = str(arguments.model or Store.open().find("smollm2"))
-    series: dict[str, dict[str, list[float]]] = {name: {"ours": [], "theirs": []} for name in ("pp", "tg")}
-    for _ in range(arguments.rounds):
-        for side, figures in (
-            ("ours", ours(model)),
-            ("theirs", theirs(arguments.llama_bench, model, cpu_facts().threads)),
-        ):
-            for name in series:
-                series[name][side].append(figures[name])
-    results = {f"{name}{size}_tok_s": _ratio(series[name]) for name, size in (("pp", PROMPT), ("tg", ANSWER))}
-    save(f"speed_{Path(model).stem}", results)
-
-
-def _ratio(values: dict[str, list[float]]) -> dict[str, object]:
-    medians = {side: sorted(numbers)[len(numbers) // 2] for side, numbers in values.items()}
-    return {**medians, "ratio": medians["ours"] / medians["theirs"], "values": values}
+    rounds, prompt, answer = (1, 64, 16) if arguments.quick else (arguments.rounds, 512, 128)
+    for name in arguments.models:
+        model = models.model(name)
+        save(f"speed_{model.stem}", compare(model, rounds, prompt, answer), keep=not arguments.quick)
 
 
 if __name__ == "__main__":

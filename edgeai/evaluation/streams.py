@@ -6,6 +6,7 @@ Everything that a caller pays for is in the figures: tokenizing, queueing, promp
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import random
 import statistics
@@ -47,7 +48,7 @@ class Answer:
     @property
     def longest_gap_s(self) -> float:
         """The longest wait between two pieces."""
-        return max((after - before for before, after in zip(self.pieces, self.pieces[1:], strict=False)), default=0.0)
+        return max((after - before for before, after in itertools.pairwise(self.pieces)), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
