@@ -122,15 +122,27 @@ def library() -> Library:
         if _library is None:
             # An abort in native code must not print a debugger's view of this process on stdout.
             os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-            if "OMP_WAIT_POLICY" not in os.environ:
-                os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-            binding = _import_binding()
-            _log_callback = binding.llama_log_callback(_keep_log)
-            binding.llama_log_set(_log_callback, ctypes.c_void_p(0))
-            _explain_aborts(binding)
-            binding.llama_backend_init()
+            with _short_spins():
+                binding = _import_binding()
+                _log_callback = binding.llama_log_callback(_keep_log)
+                binding.llama_log_set(_log_callback, ctypes.c_void_p(0))
+                _explain_aborts(binding)
+                binding.llama_backend_init()
             _library = binding
         return _library
+
+
+@contextlib.contextmanager
+def _short_spins() -> Iterator[None]:
+    """Set SPINS while OpenMP is loaded, which is when it is read, unless the user has set something; later child programs do not get it."""
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = SPINS
+    try:
+        yield
+    finally:
+        os.environ.pop("GOMP_SPINCOUNT", None)
 
 
 def _import_binding() -> Library:
