@@ -14,6 +14,7 @@ from edgeai.artifact import Artifact
 from edgeai.engines.base import Engine
 from edgeai.engines.opening import open_engine
 from edgeai.errors import ClosedError, UsageError
+from edgeai.paper import failed_notice
 from edgeai.plan import Plan
 from edgeai.schema import FORMS, constraint_of
 from edgeai.transcript import Transcript
@@ -83,8 +84,6 @@ class Model(Methods):
     """
 
     def __init__(self, engine: Engine, *, sampling: Mapping[str, float] | None = None) -> None:
-        from edgeai.evaluation.paper import failed_notice
-
         self.engine = engine
         self._closed = False
         self.sampling = {**file_sampling(engine.artifact), **(sampling or {})}

@@ -34,9 +34,9 @@ from edgeai.errors import DoesNotFit, OutputError, ProofFailed
 from edgeai.evaluation.corpus import default_tokens
 from edgeai.evaluation.embedding import proof_class
 from edgeai.evaluation.limits import check_max_kl
-from edgeai.evaluation.paper import is_paper, paper_of
 from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice, scratch_bytes
 from edgeai.evaluation.summary import stamp
+from edgeai.paper import is_paper, paper_of
 from edgeai.preflight import Need, Preflight, examine
 from edgeai.quantization import DEFAULT_QUANT, Quantization, Wish, decide, file_keys, parse_quant
 from edgeai.types import Notice, Progress, Report, Row, finite, no_progress

@@ -102,8 +102,8 @@ def test_everything_raises_after_close() -> None:
     model.close()
     for use in (
         lambda: model.chat([{"role": "user", "content": "x"}]), lambda: model.complete("x"), lambda: model.stream("x"),
-        lambda: model.tokenize("x"), lambda: model.detokenize([0]), lambda: model.score("x"), lambda: model.embed(["x"]), lambda: model.rank("x", ["y"]),
-        lambda: next(stream), stream.collect,
+        lambda: model.tokenize("x"), lambda: model.detokenize([0]), lambda: model.score("x"), lambda: model.embed(["x"]),
+        lambda: model.rank("x", ["y"]), lambda: next(stream), stream.collect,
     ):  # fmt: skip
         with pytest.raises(ClosedError, match="'fake' has been closed"):
             use()

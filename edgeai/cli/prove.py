@@ -43,8 +43,8 @@ def prove_command(
     """
     from edgeai.errors import ProofFailed
     from edgeai.evaluation.corpus import read_text
-    from edgeai.evaluation.paper import write_paper
     from edgeai.evaluation.prove import prove
+    from edgeai.paper import write_paper
     from edgeai.store import Store
 
     text = read_text(eval_text) if eval_text is not None else None

@@ -62,7 +62,7 @@ def to_json(artifact: Artifact, manifest: Manifest | None) -> dict[str, Any]:
 
 def passport_json(artifact: Artifact) -> dict[str, Any] | None:
     """Return what is known of the proof of a GGUF file; None for a folder."""
-    from edgeai.evaluation.paper import read_paper
+    from edgeai.paper import read_paper
 
     if artifact.format != "gguf":
         return None
@@ -73,7 +73,7 @@ def passport_json(artifact: Artifact) -> dict[str, Any] | None:
 def passport(artifact: Artifact) -> Iterable[Section]:
     """Yield the section about the proof of a GGUF file."""
     from edgeai.cli.report import row_text
-    from edgeai.evaluation.paper import read_paper
+    from edgeai.paper import read_paper
 
     if artifact.format != "gguf":
         return

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converters.patch import patch_keys
+from edgeai.paper import PREFIX
 
 if TYPE_CHECKING:
     from converters.families import ModelPlan
 
-__all__ = ["PREFIX", "placeholders", "rounded", "stamp"]
+__all__ = ["placeholders", "rounded", "stamp"]
 
-PREFIX = "edgeai.passport."
 NUMBERS = ("mean_kl", "p99_kl", "top1", "perplexity_ratio")
 EMBEDDING_NUMBERS = ("min_cosine", "spearman")
 FINEST = 5

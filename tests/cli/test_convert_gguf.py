@@ -14,7 +14,7 @@ from converters.imports import checkpoint as imports
 from converters.output import SUFFIX
 from edgeai.cli import cli
 from edgeai.evaluation import passport
-from edgeai.evaluation.summary import PREFIX
+from edgeai.paper import PREFIX
 from tests.families import VARIANTS, make_variant, write_f32
 
 

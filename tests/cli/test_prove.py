@@ -247,7 +247,7 @@ def test_numbers_that_no_float_holds_are_shown_and_nothing_worse(place: Path, ro
 
 @pytest.mark.parametrize("report", [{"ok": True, "rows": []}, {"ok": True}, {"ok": False}])
 def test_a_report_that_contradicts_its_rows_is_no_passport(place: Path, report: dict[str, Any]) -> None:
-    from edgeai.evaluation.paper import read_report
+    from edgeai.paper import read_report
 
     rows = json.loads((place / "m.gguf.passport.json").read_text())["report"]["rows"]
     broken = [*rows[:-1], {**rows[-1], "ok": not report["ok"]}]

@@ -6,16 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from edgeai.errors import OutputError
-from edgeai.evaluation.summary import PREFIX
 from edgeai.types import Notice, Report, Row
 
-if TYPE_CHECKING:
-    from edgeai.evaluation.prove import Verdict
+__all__ = ["PREFIX", "Paper", "failed_notice", "is_paper", "paper_of", "read_paper", "write_paper"]
 
-__all__ = ["Paper", "failed_notice", "is_paper", "paper_of", "read_paper", "write_paper"]
+PREFIX = "edgeai.passport."
+"""Keys in a GGUF file that say how its proof ended (evaluation.summary writes them)."""
 
 MAX_BYTES = 16 << 20
 KEYS = {"file", "sha256", "quant", "source", "tools", "report"}
@@ -137,7 +136,18 @@ def failed(path: Path, why: str) -> Notice:
     )
 
 
-def write_paper(verdict: Verdict) -> Path:
+class Proved(Protocol):
+    """The outcome of a proof (evaluation.prove.Verdict)."""
+
+    @property
+    def path(self) -> Path:
+        """The file that was proved."""
+
+    def passport(self) -> bytes:
+        """Return the passport as it is written."""
+
+
+def write_paper(verdict: Proved) -> Path:
     """Write the passport of VERDICT beside its file, whole or not at all; raises OutputError where something else has that name."""
     from converters.output import OutputFile
 
