@@ -30,7 +30,7 @@ Done_co = TypeVar("Done_co", covariant=True)
 
 
 def load(model: str | os.PathLike[str], **options: Any) -> Model:
-    """Load MODEL, a path or the name of a pulled model, and return it ready to answer; OPTIONS are those of plan.LoadOptions.
+    """Load MODEL, a path or the name of a pulled model, and return it ready to answer; OPTIONS are those of options.LoadOptions.
 
         with edgeai.load("smollm2") as m:
             print(m.chat([{"role": "user", "content": "Hi"}], max_tokens=64).text)

@@ -1,15 +1,16 @@
-"""The options that say how a model is loaded: the fields of plan.LoadOptions."""
+"""The options that say how a model is loaded: the fields of options.LoadOptions."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from edgeai.errors import UsageError
+from edgeai.options import KVType
 
 __all__ = ["MACHINE_OPTIONS", "load_options"]
 
@@ -18,18 +19,14 @@ MACHINE_OPTIONS = (
 )  # fmt: skip
 """The options of `load_options` in the order of the help, and `pull`, which the command has itself."""
 
-KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-"""plan.KVType: the plan is imported by what runs a model only. A test compares the two."""
-
-
 def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options, and pass the command one `load: dict` of those that were given, for plan.LoadOptions, and `lora`: names → scales."""
+    """Add the options, and pass the command one `load: dict` of those that were given, for LoadOptions, and `lora`: names → scales."""
 
     @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
     @click.option("--gpu-layers", type=int, help="Layers on the GPU.  [default: as many as fit]")
     @click.option("--ctx", type=int, help="Context in tokens, the answer included.")
     @click.option(
-        "--kv-type", type=click.Choice(KV_TYPES), help="Type of the KV cache; q8_0 takes half the memory of f16."
+        "--kv-type", type=click.Choice(get_args(KVType)), help="Type of the KV cache; q8_0 takes half the memory of f16."
     )
     @click.option("--threads", type=int, help="CPU threads.")
     @click.option("--threads-batch", type=int, help="CPU threads that read the prompt.  [default: --threads]")

@@ -64,7 +64,7 @@ def run_command(
     """
     from edgeai.cli.answer import answer_once
     from edgeai.cli.chat import Chat
-    from edgeai.plan import LoadOptions
+    from edgeai.options import LoadOptions
     from edgeai.store import Store
     from edgeai.types import GenerationConfig
 
@@ -184,7 +184,7 @@ def locate(model: str, *, pull: bool, out: Output) -> Path:
 
 
 def load_model(path: Path, options: Mapping[str, Any], out: Output) -> Model:
-    """Load the model at PATH with OPTIONS of plan.LoadOptions and say in one line how it runs."""
+    """Load the model at PATH with OPTIONS of options.LoadOptions and say in one line how it runs."""
     from edgeai.model import Model, open_engine
 
     engine = open_engine(path, streams=1, **options)

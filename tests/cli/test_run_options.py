@@ -12,12 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgeai.cli import cli
-from edgeai.cli.machine import KV_TYPES
 from edgeai.cli.run import run_command
 from edgeai.cli.sections import SectionedCommand
 from edgeai.engines.fake import FakeEngine
 from edgeai.engines.streaming import ChunkStream
-from edgeai.plan import KVType
 from edgeai.types import GenerationConfig, Notice, Overflow, Prompt, TokenLogprob
 from tests.puppet import Puppet
 
@@ -161,8 +159,7 @@ def test_log_probabilities_are_in_json_only_when_asked_for(
     assert found == [{"id": 3, "text": "one", "logprob": -0.5, "top": [[3, "one", -0.5]]}]
 
 
-def test_the_choices_are_those_of_the_engine() -> None:
-    assert get_args(KVType) == KV_TYPES
+def test_the_ways_of_overflow_are_those_of_the_configuration() -> None:
     overflow = next(param for param in run_command.params if param.name == "overflow")
     assert isinstance(overflow.type, click.Choice)
     assert tuple(overflow.type.choices) == get_args(Overflow)
