@@ -19,6 +19,7 @@ MACHINE_OPTIONS = (
 )  # fmt: skip
 """The options of `load_options` in the order of the help, and `pull`, which the command has itself."""
 
+
 def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options, and pass the command one `load: dict` of those that were given, for LoadOptions, and `lora`: names → scales."""
 
@@ -26,7 +27,9 @@ def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--gpu-layers", type=int, help="Layers on the GPU.  [default: as many as fit]")
     @click.option("--ctx", type=int, help="Context in tokens, the answer included.")
     @click.option(
-        "--kv-type", type=click.Choice(get_args(KVType)), help="Type of the KV cache; q8_0 takes half the memory of f16."
+        "--kv-type",
+        type=click.Choice(get_args(KVType)),
+        help="Type of the KV cache; q8_0 takes half the memory of f16.",
     )
     @click.option("--threads", type=int, help="CPU threads.")
     @click.option("--threads-batch", type=int, help="CPU threads that read the prompt.  [default: --threads]")
