@@ -51,7 +51,7 @@ class Plan:
     many of both there can be at once. `outputs` are the positions of one batch that can have logits, at least one for each sequence.
 
     `devices` are the GPUs that get layers, by libggml's names, all CUDA devices when there are none;
-    `tensor_split` says in which proportion, by free memory when it is empty.
+    `tensor_split` says in which proportion, by free memory when it is empty. `adapters` are (name, path).
     """
 
     engine: str
@@ -78,6 +78,7 @@ class Plan:
     placement: Placement = field(default_factory=Placement)
     overhead_bytes: int = 0
     correction: Mapping[str, float] = field(default_factory=dict)
+    adapters: tuple[tuple[str, str], ...] = ()
     why: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
 
@@ -206,6 +207,7 @@ def _plan(
         kv_type=room.kv_type,
         queue=options.queue,
         deterministic=options.deterministic,
+        adapters=tuple((name, str(path)) for name, path in options.adapters.items()),
         extra_bufts=device.library.verdict.extra_bufts,
         memory_bytes=predicted + budget.beside,
         placement=found.placement,

@@ -36,6 +36,11 @@ class EmbeddingEngine:
 
     def __init__(self, artifact: Artifact, plan: Plan) -> None:
         began = time.perf_counter()
+        if plan.adapters:
+            raise UsageError(
+                f"{artifact.name} is an embedding model, which takes no adapters here",
+                hint="merge them: edgeai convert … --merge",
+            )
         self.artifact = artifact
         self._thread = PoolingThread(artifact, plan)
         self._native = self._thread.native

@@ -16,6 +16,7 @@ from typing import NoReturn
 from edgeai import chat
 from edgeai.artifact import Artifact
 from edgeai.engines.constraint import TokenMask, incomplete
+from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.grammar import grammars_of, logits_view
 from edgeai.engines.llamacpp.handle import Aborted, Handle
 from edgeai.engines.llamacpp.sampler import Sampler
@@ -37,6 +38,7 @@ class _Request:
     ids: list[int]
     config: GenerationConfig
     submitted: float
+    adapters: Selection
     fitted: Fitted
     mask: TokenMask | None = None
     chunks: Channel = field(default_factory=Channel)
@@ -90,7 +92,10 @@ class LlamaCppEngine:
         core = self._core
         with core.in_use():
             mask = None if config.constraint is None else core.grammars.compile(config.constraint)
-        request = _Request(ids=fitted.ids, config=config, submitted=submitted, fitted=fitted, mask=mask)
+        adapters = core.handle.adapters.selection(config.adapters)
+        request = _Request(
+            ids=fitted.ids, config=config, submitted=submitted, adapters=adapters, fitted=fitted, mask=mask
+        )
         if fitted.notices:
             request.chunks.put(Chunk(notices=fitted.notices))
         core.submit(request)
@@ -103,7 +108,7 @@ class LlamaCppEngine:
                 prompt, config, context=self._core.handle.n_ctx, trained=self.artifact.context, tokens=tokens
             )
 
-    def score(self, text: str | Sequence[int]) -> list[float]:
+    def score(self, text: str | Sequence[int], adapters: Sequence[tuple[str, float]] = ()) -> list[float]:
         """Return the log-probability (nats) of each token of TEXT, or of a list of token ids, after the first; of any length.
 
         What is longer than the context is read in windows that overlap by half (see scoring.windows). Raises UsageError for no tokens.
@@ -111,6 +116,7 @@ class LlamaCppEngine:
         ids = self.prompt_ids(text) if isinstance(text, str) else list(text)
         self._vocab.check(ids)
         job = ScoreJob(ids, window=self._core.handle.n_ctx, bos=self.artifact.bos)
+        job.adapters = self._core.handle.adapters.selection(adapters)
         self._core.submit(job)
         try:
             result = job.result.get()
@@ -247,6 +253,7 @@ class _Core:
             request.chunks.put(_Run(request).last("cancelled", self.load_s))
             return
         try:
+            self.handle.adapters.select(self.handle.context, request.adapters)
             for chunk in self._generate(request):
                 request.chunks.put(chunk)
         except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
@@ -258,6 +265,7 @@ class _Core:
     def _score(self, job: ScoreJob) -> None:
         try:
             self.handle.reset()
+            self.handle.adapters.select(self.handle.context, job.adapters)
             while not job.step(self.handle):
                 pass
         except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread

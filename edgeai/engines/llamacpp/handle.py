@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from edgeai import native
 from edgeai.artifact import Artifact
 from edgeai.engines.llamacpp.abort import Aborted, AbortFlag
+from edgeai.engines.llamacpp.adapters import AdapterSet
 from edgeai.engines.llamacpp.failures import decode_error
 from edgeai.engines.llamacpp.weights import Weights
 from edgeai.plan import Plan
@@ -33,7 +35,10 @@ class Handle:
         self.context: Any = None
         self.weights = Weights(artifact, plan)
         self.model = self.weights.model
+        self.adapters = AdapterSet(self.lib, self.model, artifact.path)
         try:
+            for name, path in plan.adapters:
+                self.adapters.load(name, Path(path))
             self.context = self._new_context(plan)
         except BaseException:
             self.free()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.batch import decode
 from edgeai.engines.llamacpp.handle import Handle
 from edgeai.errors import EngineCrashed, UsageError
@@ -61,6 +62,7 @@ class ScoreJob:
     ids: Sequence[int]
     window: int
     bos: int | None = None
+    adapters: Selection = ()
     result: queue.SimpleQueue[list[float] | BaseException] = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
     _found: list[float] = field(default_factory=list)
@@ -96,7 +98,8 @@ class ScoreJob:
         """Read the next tokens of WINDOW and score those that follow them."""
         if not self._read:
             self._forget(handle)
-        most = min(handle.n_batch, max(FEWEST_TOKENS, LOGITS_BYTES // (4 * handle.n_vocab)))
+        outputs = handle.plan.outputs or handle.n_batch  # more at once, and libllama aborts (llama-context.cpp, output_reserve)
+        most = min(handle.n_batch, outputs, max(FEWEST_TOKENS, LOGITS_BYTES // (4 * handle.n_vocab)))
         start = window.start + self._read
         stop = min(start + most, window.end - 1)  # nothing is asked after the last token
         ids = list(self.ids[start:stop])
