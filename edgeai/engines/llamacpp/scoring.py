@@ -98,7 +98,8 @@ class ScoreJob:
         """Read the next tokens of WINDOW and score those that follow them."""
         if not self._read:
             self._forget(handle)
-        outputs = handle.plan.outputs or handle.n_batch  # more at once, and libllama aborts (llama-context.cpp, output_reserve)
+        # With more outputs than its context was made for, libllama aborts (llama-context.cpp, output_reserve).
+        outputs = handle.plan.outputs or handle.n_batch
         most = min(handle.n_batch, outputs, max(FEWEST_TOKENS, LOGITS_BYTES // (4 * handle.n_vocab)))
         start = window.start + self._read
         stop = min(start + most, window.end - 1)  # nothing is asked after the last token
