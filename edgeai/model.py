@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -14,6 +14,7 @@ from edgeai.artifact import Artifact
 from edgeai.engines.base import Engine
 from edgeai.engines.opening import open_engine
 from edgeai.errors import ClosedError, UsageError
+from edgeai.options import LoadOptions
 from edgeai.paper import failed_notice
 from edgeai.plan import Plan
 from edgeai.schema import FORMS, constraint_of
@@ -35,13 +36,28 @@ def load(model: str | os.PathLike[str], **options: Any) -> Model:
         with edgeai.load("smollm2") as m:
             print(m.chat([{"role": "user", "content": "Hi"}], max_tokens=64).text)
 
-    Raises ModelNotFound, InvalidModel, DoesNotFit, DeviceUnavailable or EngineCrashed, each with a hint.
+    `draft` and the `adapters` may be paths or names as well. Raises UsageError for an option that there is not and for impossible values;
+    ModelNotFound, InvalidModel, DoesNotFit, DeviceUnavailable or EngineCrashed, each with a hint.
     """
     from edgeai.store import Store
 
+    check_names(options, [field.name for field in fields(LoadOptions)])
     store, ref = Store.open(), os.fspath(model)
+    if options.get("draft") is not None:
+        options["draft"] = store.find(os.fspath(options["draft"]))
+    if options.get("adapters"):
+        options["adapters"] = {name: store.find(os.fspath(file)) for name, file in options["adapters"].items()}
     engine = open_engine(store.find(ref), **options)
     return Model(engine, sampling=store.sampling(ref))
+
+
+def check_names(options: Iterable[str], known: Sequence[str]) -> None:
+    """Raise UsageError for the first of OPTIONS that is not KNOWN, with the one that it may have been meant for."""
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"options are {', '.join(known)}"
+            raise UsageError(f"there is no option {name!r}", hint=hint)
 
 
 class Collectable(Protocol[Done_co]):
@@ -121,14 +137,7 @@ class Model(Methods):
             if options.get("constraint") is not None:
                 raise UsageError("a constraint and another form exclude each other", hint="an answer has one form")
             options["constraint"] = form
-        known = [*(field.name for field in fields(GenerationConfig)), *FORMS]
-        for name in options:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                raise UsageError(
-                    f"there is no option {name!r}",
-                    hint=f"did you mean {close[0]!r}?" if close else f"options are {', '.join(known)}",
-                )
+        check_names(options, [*(field.name for field in fields(GenerationConfig)), *FORMS])
         if "stop" in options:
             stop = options["stop"]
             options["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())

@@ -43,6 +43,32 @@ def test_an_option_that_there_is_not_is_a_usage_error_that_suggests_one() -> Non
     assert caught.value.hint == "did you mean 'max_tokens'?"
 
 
+def test_an_option_of_loading_that_there_is_not_is_a_usage_error_that_suggests_one() -> None:
+    with pytest.raises(UsageError, match="'contxt'") as caught:
+        edgeai.load("smollm2", contxt=3)
+    assert caught.value.hint == "did you mean 'ctx'?"
+    with pytest.raises(UsageError) as caught:
+        edgeai.load("smollm2", xyz=3)
+    assert "options are ctx" in (caught.value.hint or "")
+
+
+def test_draft_and_adapters_are_found_as_models_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    opened: dict[str, object] = {}
+
+    def open_engine(_: Path, **options: object) -> FakeEngine:
+        opened.update(options)
+        return FakeEngine()
+
+    monkeypatch.setattr("edgeai.model.open_engine", open_engine)
+    edgeai.load("a.gguf", draft="a.gguf", adapters={"style": "a.gguf"})
+    assert opened == {"draft": Path("a.gguf"), "adapters": {"style": Path("a.gguf")}}
+    for options in ({"draft": "smolm2"}, {"adapters": {"style": "nowhere.gguf"}}):
+        with pytest.raises(ModelNotFound):
+            edgeai.load("a.gguf", **options)
+
+
 @pytest.mark.parametrize("stop", ["END", ["END"], ("END",)])
 def test_one_stop_text_needs_no_list(stop: object) -> None:
     assert Model(FakeEngine()).config(stop=stop).stop == ("END",)

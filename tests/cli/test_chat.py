@@ -80,6 +80,24 @@ def test_a_conversation_longer_than_the_context_is_an_error_and_not_a_cut(
     assert len(chat.messages) == 2
 
 
+def test_a_long_conversation_goes_on_when_its_oldest_messages_may_be_left_out(
+    chat: Chat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat.react("/set overflow rolling")
+    for number in range(6):
+        chat.react(f"question {number} of eight words and then more")
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 4
+    assert "error" not in said
+    assert len(chat.messages) == 12  # the history is whole: a larger context could use it
+
+
+def test_a_conversation_that_is_too_long_names_the_way_to_go_on(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    chat.react("hello")
+    chat.react("word " * 40)
+    assert "/set overflow rolling" in capsys.readouterr().err
+
+
 def test_saving_over_a_folder_leaves_nothing_behind(chat: Chat, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     chat.react(f"/save {tmp_path / 'folder'}")
