@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CRASHES", "ending", "read_memo", "run_module", "write_memo"]
+__all__ = ["CRASHES", "ending", "environment", "module_command", "read_memo", "run_module", "write_memo"]
 
 CRASHES = {
     getattr(signal, name) for name in ("SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE") if hasattr(signal, name)
@@ -18,15 +18,23 @@ CRASHES = {
 """Signals that native code sends itself. Others come from outside and say little about it."""
 
 
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs MODULE in another process of this Python."""
+    # -P: a gguf.py in the current folder must not be taken for the package of that name.
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of such a process.
+
+    The parent's package may be importable only through sys.path (a frozen or embedded application), so that travels along.
+    """
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute())}
+
+
 def run_module(module: str, *arguments: str, timeout_s: float, gpu: bool = False) -> subprocess.CompletedProcess[str]:
     """Run MODULE in a child process, without a GPU unless GPU is true; one that does not end in time has exit code 1."""
-    # -P: a gguf.py in the current folder must not be taken for the package of that name.
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    # The parent's package may be importable only through sys.path (a frozen or embedded application), so that travels along.
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute()),
-    }
+    command, env = module_command(module, *arguments), environment()
     if not gpu:
         env["CUDA_VISIBLE_DEVICES"] = "-1"
     try:

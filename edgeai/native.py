@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ __all__ = [
     "cuda_error",
     "cuda_install_command",
     "device_list",
+    "echo_log",
     "fingerprint",
     "last_log",
     "library",
@@ -66,6 +67,7 @@ _log: collections.deque[str] = collections.deque(maxlen=400)
 _captures: dict[int, list[LogLine]] = {}
 """Thread → the list that everything it makes the library log goes to: two models loaded at once do not mix their logs."""
 _cuda_error: str | None = None
+_echo: Callable[[str], None] | None = None
 _log_callback: Any = None  # the C side keeps only the address: this reference keeps the function alive
 
 
@@ -227,6 +229,8 @@ def _keep_log(level: int, text: bytes, _data: object) -> None:
     capture = _captures.get(threading.get_ident())
     if capture is not None:
         capture.append(LogLine(level, line.rstrip("\n")))
+    if _echo is not None and level == ERROR:
+        _echo(line)
 
 
 @contextlib.contextmanager
@@ -244,6 +248,12 @@ def captured_log() -> Iterator[list[LogLine]]:
         else:
             outer += lines
             _captures[thread] = outer
+
+
+def echo_log(echo: Callable[[str], None] | None) -> None:
+    """Have ECHO told every error of the native log from now on, in the thread that says it; it must raise nothing."""
+    global _echo
+    _echo = echo
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ class LoadOptions:
     `streams`: requests computed side by side. `queue`: how many may wait before Busy. `prefix_bytes`: how much of the KV cache may keep
     prompts for later requests, 0 for none. `deterministic`: an answer does not depend on what else runs, at the price of speed.
     `adapters`: name → LoRA adapter file. `draft`: a small model of the same vocabulary for speculation.
+    `isolated`: in a supervised child process, so that no crash of native code ends this one.
     """
 
     ctx: int | None = None
@@ -50,6 +51,7 @@ class LoadOptions:
     deterministic: bool = False
     adapters: Mapping[str, Path] = field(default_factory=dict)
     draft: Path | None = None
+    isolated: bool = False
 
     def __post_init__(self) -> None:
         limits: tuple[tuple[str, bool, str], ...] = (

@@ -18,8 +18,9 @@ from edgeai import native
 from edgeai.childprocess import CRASHES, ending, read_memo, run_module, write_memo
 from edgeai.errors import EngineCrashed, InvalidModel
 
-__all__ = ["vet"]
+__all__ = ["is_vetted", "remember", "vet"]
 
+MEMO = "vetted.json"
 REMEMBERED = 500
 """Files of which it is known that they are harmless; the oldest are forgotten first."""
 BASE_TIMEOUT_S = 120.0
@@ -28,16 +29,12 @@ SLOWEST_READ = 20_000_000  # bytes per second: a slow disk, so that a large file
 
 def vet(path: Path, cache_dir: Path, *, extra_bufts: bool) -> None:
     """Raise InvalidModel when loading PATH kills the native library, EngineCrashed when its child ends in another odd way."""
-    memo = cache_dir / "vetted.json"
-    known = read_memo(memo)
-    key = _key(path, extra_bufts)
-    if key in known:
+    if is_vetted(path, cache_dir, extra_bufts=extra_bufts):
         return
     timeout_s = BASE_TIMEOUT_S + path.stat().st_size / SLOWEST_READ
     child = run_module("edgeai.vetting", os.fspath(path.absolute()), "1" if extra_bufts else "0", timeout_s=timeout_s)
     if child.returncode == 0:
-        kept = dict(list(known.items())[-REMEMBERED + 1 :])
-        write_memo(memo, {**kept, key: True})
+        remember(path, cache_dir, extra_bufts=extra_bufts)
         return
     said = [line.strip() for line in child.stderr.splitlines() if "ASSERT" in line or "error" in line]
     reason = f": {said[0]}" if said else ""
@@ -49,6 +46,18 @@ def vet(path: Path, cache_dir: Path, *, extra_bufts: bool) -> None:
     raise EngineCrashed(
         f"trying {str(path)!r} in a child process failed: it {ending(child)}{reason}", hint="edgeai doctor"
     )
+
+
+def is_vetted(path: Path, cache_dir: Path, *, extra_bufts: bool) -> bool:
+    """Return whether it is known that the native library survives PATH."""
+    return _key(path, extra_bufts) in read_memo(cache_dir / MEMO)
+
+
+def remember(path: Path, cache_dir: Path, *, extra_bufts: bool) -> None:
+    """Note that the native library has loaded PATH and decoded with it, and lives."""
+    memo = cache_dir / MEMO
+    kept = dict(list(read_memo(memo).items())[-REMEMBERED + 1 :])
+    write_memo(memo, {**kept, _key(path, extra_bufts): True})
 
 
 def _key(path: Path, extra_bufts: bool) -> str:

@@ -10,12 +10,22 @@ from edgeai.engines.base import Engine
 from edgeai.errors import InvalidModel
 from edgeai.plan import LoadOptions, Plan, make_plan
 
-__all__ = ["open_engine", "planned"]
+__all__ = ["load_engine", "open_engine", "open_model", "planned"]
 
 
 def open_engine(path: Path, **options: Any) -> Engine:
     """Check the file at PATH, plan it for this machine and load it; OPTIONS are those of plan.LoadOptions."""
-    artifact, plan = planned(path, LoadOptions(**options))
+    wanted = LoadOptions(**options)
+    if not wanted.isolated:
+        return load_engine(path, wanted)
+    from edgeai.engines.worker.engine import WorkerEngine
+
+    return WorkerEngine(open_model(path), wanted)
+
+
+def load_engine(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> Engine:
+    """Plan the file at PATH for this machine and load it into this process; one that is VETTED is not tried in a child before."""
+    artifact, plan = planned(path, wanted, vetted=vetted)
     from edgeai.engines.llamacpp import EmbeddingEngine, LlamaCppEngine
 
     if artifact.embedding:
@@ -23,18 +33,25 @@ def open_engine(path: Path, **options: Any) -> Engine:
     return LlamaCppEngine(artifact, plan)
 
 
-def planned(path: Path, wanted: LoadOptions) -> tuple[Artifact, Plan]:
-    """Check the file at PATH, plan it for this machine and try it in a child; it can then be loaded."""
-    from edgeai.device import probe
-    from edgeai.paths import home
-    from edgeai.vetting import vet
-
+def open_model(path: Path) -> Artifact:
+    """Return the facts of the model file at PATH. Raises InvalidModel for one that the runtime does not run."""
     artifact = open_artifact(path)
     if artifact.format != "gguf":
         raise InvalidModel(
             f"{str(path)!r} is a {artifact.format} folder of full-precision weights, which the runtime does not run",
             hint=f"convert it first: edgeai convert {str(path)!r}",
         )
+    return artifact
+
+
+def planned(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> tuple[Artifact, Plan]:
+    """Check the file at PATH, plan it for this machine and try it in a child unless it is VETTED; it can then be loaded."""
+    from edgeai.device import probe
+    from edgeai.paths import home
+    from edgeai.vetting import vet
+
+    artifact = open_model(path)
     plan = make_plan(artifact, probe(gpus=wanted.device == "cuda"), wanted)
-    vet(artifact.path, home() / "cache", extra_bufts=plan.extra_bufts)
+    if not vetted:
+        vet(artifact.path, home() / "cache", extra_bufts=plan.extra_bufts)
     return artifact, plan
