@@ -91,7 +91,15 @@ class _Types:
 def _fields(kind: Any) -> dict[str, bool]:
     """Return the fields of a dataclass or TypedDict, and whether each is required."""
     if typing.is_typeddict(kind):
-        return {name: name in kind.__required_keys__ for name in kind.__annotations__}
+        # __required_keys__ does not see NotRequired in annotations that are texts (`from __future__ import annotations`).
+        marks = {
+            name: typing.get_origin(hint) for name, hint in typing.get_type_hints(kind, include_extras=True).items()
+        }
+        needed = kind.__required_keys__
+        return {
+            name: mark is typing.Required or (mark is not typing.NotRequired and name in needed)
+            for name, mark in marks.items()
+        }
     missing = dataclasses.MISSING
     return {
         field.name: field.default is missing and field.default_factory is missing

@@ -2,7 +2,8 @@
 
     fields       separated by commas, or by line ends where there are any; in brackets, [name, age int], a list of such objects
     a field      NAME, NAME TYPE, and after a colon what it means: `age int: in years`
-    types        str (when none is given), int, float, bool, date, time, datetime, email, uuid, url, list[TYPE], object
+    types        str (when none is given), int, float, bool, date, time, datetime, email, uuid, url, list[TYPE], object;
+                 int is what all JSON readers read exactly, up to 2**53 - 1
     how many     list[TYPE]{5}, list[TYPE]{1,5}, list[TYPE]{,5}: small models need a bound, or they may go on for ever
     one of       cat|dog for the words themselves, int|null for types; also after the colon: `kind: cat|dog`
 
@@ -23,7 +24,8 @@ __all__ = ["schema_of_shorthand"]
 
 _TYPES: dict[str, dict[str, Any]] = {
     "str": {"type": "string"},
-    "int": {"type": "integer"},
+    # The integers that every JSON reader reads exactly (RFC 7493, section 2.2); without bounds a small model may write digits for ever.
+    "int": {"type": "integer", "minimum": -(2**53) + 1, "maximum": 2**53 - 1},
     "float": {"type": "number"},
     "bool": {"type": "boolean"},
     "null": {"type": "null"},
