@@ -174,7 +174,8 @@ def main() -> None:
 
     tokenizer = timed(lambda: grammars.tokenizer, built)
     tokens = [tokenizer.decode_bytes([token]) for token in range(tokenizer.vocab_size)]
-    results = {name: measure_schema(grammars, schema, tokens, 2 if arguments.quick else arguments.rounds) for name, schema in SCHEMAS.items()}
+    rounds = 2 if arguments.quick else arguments.rounds
+    results = {name: measure_schema(grammars, schema, tokens, rounds) for name, schema in SCHEMAS.items()}
     name = "constraint" if arguments.model == "smollm2" else f"constraint_{Path(arguments.model).stem}"
     measure.save(
         name,
