@@ -59,6 +59,8 @@ class Handle:
         params.n_batch = params.n_ubatch = plan.batch
         params.n_seq_max = 1
         params.n_threads = params.n_threads_batch = plan.threads
+        if not self._embeddings:
+            params.type_k = params.type_v = getattr(self.lib, f"GGML_TYPE_{plan.kv_type.upper()}")
         params.embeddings = self._embeddings
         params.abort_callback, params.abort_callback_data = self._abort.callback, self._abort.address
         return self.weights.open_context(params)

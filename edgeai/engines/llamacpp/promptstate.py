@@ -1,0 +1,185 @@
+"""Prompts on disk: compute one once, keep the state of its KV cache in a file, put it back in another process."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import queue
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeai import native
+from edgeai.artifact import Artifact
+from edgeai.childprocess import read_memo, write_memo
+from edgeai.engines.llamacpp.batch import decode
+from edgeai.engines.llamacpp.handle import Handle
+from edgeai.engines.llamacpp.promptfile import PromptFile, Subject
+from edgeai.engines.llamacpp.statelayout import read_state
+from edgeai.errors import ContextExceeded, DoesNotFit, EngineCrashed, UsageError
+from edgeai.paths import home
+from edgeai.plan import Plan
+from edgeai.types import Message, Prompt
+
+__all__ = ["LoadJob", "SaveJob", "reusable_ids", "subject_of"]
+
+REMEMBERED = 200
+"""Sums of model files that are kept, so that a large file is read for its sum once."""
+
+
+def subject_of(artifact: Artifact, plan: Plan) -> Subject:
+    """Return what a state of this model holds for. The first call for a model file reads it whole, for its sum."""
+    original = artifact.metadata.get(f"{artifact.arch}.rope.scaling.original_context_length")
+    return Subject(
+        model=artifact.sha256 or file_sum(artifact.path),
+        template=hashlib.sha256((artifact.template or "").encode()).hexdigest(),
+        library=native.fingerprint(),
+        kv_type=plan.kv_type,
+        long_context=isinstance(original, int) and plan.context > original,
+    )
+
+
+def file_sum(path: Path) -> str:
+    """Return the sha256 of the file PATH, remembered by its place, size and time."""
+    info = path.stat()
+    key = f"{path.absolute()} {info.st_size} {info.st_mtime_ns} {info.st_ino}"
+    memo = home() / "cache" / "sums.json"
+    known = read_memo(memo)
+    if not isinstance(known.get(key), str):
+        with path.open("rb") as file:
+            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        write_memo(memo, dict(list(known.items())[-REMEMBERED:]))
+    return str(known[key])
+
+
+def reusable_ids(prompt: Prompt, ids_of: Callable[[Prompt], list[int]]) -> list[int]:
+    """Return the tokens of PROMPT that later prompts begin with.
+
+    A text, or messages that end with the user's: all tokens. Messages that the user is to answer to (a system message): what they have
+    in common whatever the user says next, so without the beginning of an answer that a template puts after them.
+    """
+    if isinstance(prompt, str) or not prompt or prompt[-1]["role"] == "user":
+        return ids_of(prompt)
+    one, two = (ids_of([*prompt, Message(role="user", content=text)]) for text in ("A", "7 b"))
+    same = next(
+        (at for at, (left, right) in enumerate(zip(one, two, strict=False)) if left != right), min(len(one), len(two))
+    )
+    return one[:same]
+
+
+@dataclass(slots=True, eq=False)
+class SaveJob:
+    """Computes IDS on the scratch sequence, a batch a step; `result` gets the native state after the last one."""
+
+    ids: Sequence[int]
+    result: queue.SimpleQueue[bytes | BaseException] = field(default_factory=queue.SimpleQueue)
+    cancelled: bool = False
+    _read: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise UsageError("the prompt is empty", hint="give at least one character")
+
+    @property
+    def cells(self) -> int:
+        """The cells of the KV cache that it takes."""
+        return len(self.ids)
+
+    def step(self, handle: Handle) -> bool:
+        """Compute the next batch. Return True when there is no more to do."""
+        if len(self.ids) >= handle.n_ctx:
+            raise ContextExceeded(
+                f"the prompt has {len(self.ids)} tokens and the context holds {handle.n_ctx}, the answer included",
+                hint="load the model with a larger ctx",
+            )
+        if self._read < len(self.ids) and not self.cancelled:
+            if not self._read:
+                handle.adapters.select(handle.context, ())
+                forget(handle)
+            part = self.ids[self._read : self._read + handle.n_batch]
+            read(handle, part, self._read)
+            self._read += len(part)
+        if self._read < len(self.ids) and not self.cancelled:
+            return False
+        if not self.cancelled:
+            state = state_of(handle)
+            forget(handle)
+            read_state(state)  # what cannot be read back is not written
+            self.result.put(state)
+        forget(handle)
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Hand ERROR to who waits."""
+        self.result.put(error)
+
+
+@dataclass(slots=True, eq=False)
+class LoadJob:
+    """Puts a saved state on the scratch sequence and calls KEEP, which shares its cells with a sequence that lives on.
+
+    Before the native library gets it, the state is held against one that this very context makes of a single token. `result` gets the
+    number of tokens.
+    """
+
+    prompt: PromptFile
+    window: int | None
+    keep: Callable[[Sequence[int]], None]
+    result: queue.SimpleQueue[int | BaseException] = field(default_factory=queue.SimpleQueue)
+    cancelled: bool = False
+
+    @property
+    def cells(self) -> int:
+        """The cells of the KV cache that it takes."""
+        return len(self.prompt.tokens)
+
+    def step(self, handle: Handle) -> bool:
+        """Check the state and put it back. Raises InvalidModel for one that is not this model's, DoesNotFit where no cells are free."""
+        tokens, state = self.prompt.tokens, self.prompt.state
+        forget(handle)
+        try:
+            handle.adapters.select(handle.context, ())
+            read(handle, tokens[:1], 0)
+            own = read_state(state_of(handle))
+            forget(handle)
+            own.check(read_state(state), state, len(tokens), self.window)
+            buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+            put = handle.lib.llama_state_seq_set_data_ext(handle.context, buffer, len(state), handle.scratch, 0)
+            if put != len(state):
+                said = "; ".join(native.last_log(2, errors_only=True)) or "it says no more"
+                raise DoesNotFit(f"the saved prompt does not fit into the KV cache: {said}", hint="use a larger ctx")
+            self.keep(tokens)
+        finally:
+            forget(handle)
+        self.result.put(len(tokens))
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Hand ERROR to who waits."""
+        self.result.put(error)
+
+
+def read(handle: Handle, ids: Sequence[int], start: int) -> None:
+    """Put IDS into the KV cache of the scratch sequence at the positions from START; the last gives logits."""
+    import numpy as np
+
+    count = len(ids)
+    outputs = np.arange(count) == count - 1
+    positions = np.arange(start, start + count)
+    handle.check(decode(handle.lib, handle.context, ids, positions, np.full(count, handle.scratch), outputs))
+
+
+def state_of(handle: Handle) -> bytes:
+    """Return the native state of the scratch sequence."""
+    lib: Any = handle.lib
+    size = lib.llama_state_seq_get_size_ext(handle.context, handle.scratch, 0)
+    buffer = (ctypes.c_uint8 * size)()
+    if lib.llama_state_seq_get_data_ext(handle.context, buffer, size, handle.scratch, 0) != size:
+        raise EngineCrashed("the native library does not give the state of a prompt", hint="edgeai doctor")
+    return bytes(buffer)
+
+
+def forget(handle: Handle) -> None:
+    """Free the cells of the scratch sequence."""
+    handle.lib.llama_memory_seq_rm(handle.lib.llama_get_memory(handle.context), handle.scratch, -1, -1)
