@@ -30,7 +30,12 @@ def load_engine(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> Eng
 
     if artifact.embedding:
         return EmbeddingEngine(artifact, plan)
-    return LlamaCppEngine(artifact, plan)
+    if wanted.draft is None:
+        return LlamaCppEngine(artifact, plan)
+    beside = LoadOptions(
+        ctx=plan.context, streams=plan.streams, prefix_bytes=0, threads=plan.threads, device=wanted.device
+    )
+    return LlamaCppEngine(artifact, plan, draft=planned(wanted.draft, beside, vetted=vetted))
 
 
 def open_model(path: Path) -> Artifact:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from converters.ggml_types import GGML_TYPES
 from edgeai import native
 from edgeai.artifact import Artifact
 from edgeai.engines.llamacpp.abort import Aborted, AbortFlag
@@ -16,23 +17,29 @@ from edgeai.engines.llamacpp.failures import decode_error
 from edgeai.engines.llamacpp.weights import Weights
 from edgeai.plan import Plan
 
-__all__ = ["Aborted", "Handle"]
+__all__ = ["Aborted", "Batch", "Handle", "NoRoom"]
+
+GUESSES = 8
+"""Tokens that speculation may add to each stream in one batch."""
+
+
+class NoRoom(Exception):
+    """The KV cache has no free cells for a batch; nothing of it was computed."""
 
 
 class Handle:
     """Owns a llama_model and a llama_context; `placement` says where both are, `plan` has a notice for what is less than planned.
 
+    Sequences are numbers from 0 to `sequences` - 1; `scratch`, one more, belongs to work that is no request: scores, states.
     Not safe for concurrent use; `abort` alone may be called from any thread.
     """
 
-    scratch = 0
-    """The sequence id for work that is no request: scores, states."""
-
-    def __init__(self, artifact: Artifact, plan: Plan, *, embeddings: bool = False) -> None:
-        self._embeddings = embeddings
-        self.lib = native.library()
+    def __init__(self, artifact: Artifact, plan: Plan) -> None:
+        self.lib: Any = native.library()
         self._abort = AbortFlag(self.lib)
         self.context: Any = None
+        self.sequences = self.scratch = max(plan.sequences - 1, plan.streams)
+        self.n_outputs = max(plan.outputs, self.sequences + 1)
         self.weights = Weights(artifact, plan)
         self.model = self.weights.model
         self.adapters = AdapterSet(self.lib, self.model, artifact.path)
@@ -43,67 +50,95 @@ class Handle:
         except BaseException:
             self.free()
             raise
-        self.vocab = self.lib.llama_model_get_vocab(self.model)
+        lib = self.lib
+        self.vocab = lib.llama_model_get_vocab(self.model)
+        self.memory = lib.llama_get_memory(self.context)
         # The library rounds the context up to a multiple of 256; what was promised is what was planned.
-        self.n_ctx = min(plan.context, int(self.lib.llama_n_ctx(self.context)))
-        self.n_batch = int(self.lib.llama_n_batch(self.context))
-        self.n_embd = int(self.lib.llama_model_n_embd(self.model))
-        self.n_vocab = int(self.lib.llama_vocab_n_tokens(self.vocab))
+        self.n_ctx = min(plan.context, int(lib.llama_n_ctx_seq(self.context)))
+        self.n_batch = int(lib.llama_n_batch(self.context))
+        self.n_embd = int(lib.llama_model_n_embd(self.model))
+        self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
+        self.n_swa = 0 if plan.swa_full else int(lib.llama_model_n_swa(self.model))
+        self.recurrent = bool(lib.llama_model_is_recurrent(self.model) or lib.llama_model_is_hybrid(self.model))
         self.placement = self.weights.placement
         self.plan = replace(plan, notices=(*plan.notices, *self.weights.notices))
-        self._one = (ctypes.c_int32 * 1)()
 
     def _new_context(self, plan: Plan) -> Any:
         params = self.lib.llama_context_default_params()
-        params.n_ctx = plan.context
         params.n_batch = params.n_ubatch = plan.batch
-        params.n_seq_max = 1
-        params.n_threads = params.n_threads_batch = plan.threads
-        if not self._embeddings:
-            params.type_k = params.type_v = getattr(self.lib, f"GGML_TYPE_{plan.kv_type.upper()}")
-        params.embeddings = self._embeddings
+        params.n_threads, params.n_threads_batch = plan.threads, plan.threads_batch or plan.threads
         params.abort_callback, params.abort_callback_data = self._abort.callback, self._abort.address
+        params.type_k = params.type_v = _TYPE_IDS[plan.kv_type.upper()]
+        params.n_outputs_max = self.n_outputs
+        params.n_seq_max = self.sequences + 1
+        params.swa_full = plan.swa_full
+        # Attention adds in the order of cells. Where an answer must not depend on what else runs, each sequence has cells of its own.
+        params.kv_unified = not plan.deterministic
+        cells = max(plan.kv_cells, plan.context)
+        params.n_ctx = plan.context * params.n_seq_max if plan.deterministic else cells
         return self.weights.open_context(params)
+
+    # ---- decoding
 
     def abort(self) -> None:
         """End the decode that is running, or the next one, within one graph node. Thread-safe."""
         self._abort.set()
 
-    def reset(self) -> None:
-        """Forget every token and a pending abort."""
+    def clear_abort(self) -> None:
+        """Let decodes run again."""
         self._abort.clear()
-        # False: the cells are marked empty; overwriting them all would cost a long context tens of milliseconds per request
-        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), False)
 
-    def decode(self, ids: Sequence[int]) -> None:
-        """Append IDS, at most n_batch of them, to the sequence; logits are those of the last. Raises Aborted, EngineCrashed."""
-        if len(ids) == 1:
-            self._one[0] = ids[0]
-            buffer, count = self._one, 1
-        else:
-            buffer, count = (ctypes.c_int32 * len(ids))(*ids), len(ids)
-        self.check(self.lib.llama_decode(self.context, self.lib.llama_batch_get_one(buffer, count)))
+    def decode(self, batch: Batch) -> None:
+        """Compute BATCH. Raises Aborted and NoRoom, after which nothing of it is in the cache, DoesNotFit, EngineCrashed."""
+        self.check(int(self.lib.llama_decode(self.context, batch.native)))
 
     def check(self, code: int) -> None:
-        """Turn a return code of llama_decode into an error: Aborted, DoesNotFit, EngineCrashed."""
+        """Turn the return code of llama_decode into an error."""
+        if code == 1:
+            raise NoRoom
         if code == 2:
             raise Aborted
         if code != 0:
             raise decode_error(code)
 
-    def logits_of_all(self, ids: Sequence[int]) -> Any:
-        """Return a ctypes view (n, n_vocab) of the logits at each of IDS (n ≤ n_batch), valid until the next decode."""
-        batch = self.lib.llama_batch_init(len(ids), 0, 1)
-        try:
-            batch.n_tokens = len(ids)
-            for index, token in enumerate(ids):
-                batch.token[index], batch.pos[index] = token, index
-                batch.n_seq_id[index], batch.seq_id[index][0], batch.logits[index] = 1, 0, 1
-            self.check(self.lib.llama_decode(self.context, batch))
-        finally:
-            self.lib.llama_batch_free(batch)
-        pointer = self.lib.llama_get_logits(self.context)
-        return ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * self.n_vocab * len(ids))).contents
+    def logits(self, index: int) -> Any:
+        """Return the logits after the token at INDEX of the last batch as a writable (n_vocab,) float32 array, valid until the next."""
+        import numpy as np
+
+        pointer = self.lib.llama_get_logits_ith(self.context, index)
+        row = (ctypes.c_float * self.n_vocab).from_address(ctypes.addressof(pointer.contents))
+        return np.frombuffer(memoryview(row), np.float32)
+
+    # ---- sequences in the KV cache
+
+    def share(self, source: int, target: int, count: int) -> None:
+        """Let sequence TARGET, which is empty, have the first COUNT tokens of SOURCE; nothing is copied but marks."""
+        self.lib.llama_memory_seq_cp(self.memory, source, target, 0, count)
+
+    def trim(self, sequence: int, count: int) -> bool:
+        """Forget all of SEQUENCE but its first COUNT tokens; false where the model's state cannot go back, and all is forgotten."""
+        if self.lib.llama_memory_seq_rm(self.memory, sequence, count, -1):
+            return True
+        self.forget(sequence)
+        return False
+
+    def forget(self, sequence: int) -> None:
+        """Forget SEQUENCE."""
+        self.lib.llama_memory_seq_rm(self.memory, sequence, -1, -1)
+
+    def span(self, sequence: int) -> tuple[int, int]:
+        """Return the first and the last position of SEQUENCE that are in the cache, (-1, -1) for none."""
+        memory = self.memory
+        return (
+            int(self.lib.llama_memory_seq_pos_min(memory, sequence)),
+            int(self.lib.llama_memory_seq_pos_max(memory, sequence)),
+        )
+
+    def clear(self) -> None:
+        """Forget every sequence and a pending abort."""
+        self._abort.clear()
+        # False: the cells are marked empty; overwriting them all would cost a long context tens of milliseconds
+        self.lib.llama_memory_clear(self.memory, False)
 
     def free(self) -> None:
         """Free context and model; safe to call twice."""
@@ -112,3 +147,46 @@ class Handle:
             self.context = None
         self.weights.free()
         self.model = None
+
+
+_TYPE_IDS = {kind.name: number for number, kind in GGML_TYPES.items()}
+
+
+class Batch:
+    """A llama_batch of up to CAPACITY tokens of any sequences, filled again and again."""
+
+    def __init__(self, lib: Any, capacity: int) -> None:
+        self._tokens = (ctypes.c_int32 * capacity)()
+        self._positions = (ctypes.c_int32 * capacity)()
+        self._counts = (ctypes.c_int32 * capacity)(*([1] * capacity))
+        self._sequences = (ctypes.c_int32 * capacity)()
+        self._wanted = (ctypes.c_int8 * capacity)()
+        size = ctypes.sizeof(ctypes.c_int32)
+        base = ctypes.addressof(self._sequences)
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        self._rows = (pointer * (capacity + 1))(
+            *(ctypes.cast(base + index * size, pointer) for index in range(capacity))
+        )
+        self.native = lib.llama_batch()
+        self.native.token = ctypes.cast(self._tokens, ctypes.POINTER(ctypes.c_int32))
+        self.native.pos = ctypes.cast(self._positions, ctypes.POINTER(ctypes.c_int32))
+        self.native.n_seq_id = ctypes.cast(self._counts, ctypes.POINTER(ctypes.c_int32))
+        self.native.seq_id = ctypes.cast(self._rows, ctypes.POINTER(pointer))
+        self.native.logits = ctypes.cast(self._wanted, ctypes.POINTER(ctypes.c_int8))
+        self.capacity = capacity
+        self.size = 0
+
+    def clear(self) -> None:
+        """Begin an empty batch."""
+        self.size = self.native.n_tokens = 0
+
+    def add(self, tokens: Sequence[int], first: int, sequence: int, logits: int) -> int:
+        """Append TOKENS of SEQUENCE from position FIRST on; the last LOGITS of them get logits. Return the index of the first of these."""
+        start, count = self.size, len(tokens)
+        stop = start + count
+        self._tokens[start:stop] = list(tokens)
+        self._positions[start:stop] = list(range(first, first + count))
+        self._sequences[start:stop] = [sequence] * count
+        self._wanted[start:stop] = [*([0] * (count - logits)), *([1] * logits)]
+        self.size = self.native.n_tokens = stop
+        return stop - logits

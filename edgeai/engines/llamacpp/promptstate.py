@@ -13,6 +13,7 @@ from typing import Any
 from edgeai import native
 from edgeai.artifact import Artifact
 from edgeai.childprocess import read_memo, write_memo
+from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.batch import decode
 from edgeai.engines.llamacpp.handle import Handle
 from edgeai.engines.llamacpp.promptfile import PromptFile, Subject
@@ -75,6 +76,7 @@ class SaveJob:
     ids: Sequence[int]
     result: queue.SimpleQueue[bytes | BaseException] = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
+    adapters: Selection = ()
     _read: int = 0
 
     def __post_init__(self) -> None:
@@ -95,7 +97,6 @@ class SaveJob:
             )
         if self._read < len(self.ids) and not self.cancelled:
             if not self._read:
-                handle.adapters.select(handle.context, ())
                 forget(handle)
             part = self.ids[self._read : self._read + handle.n_batch]
             read(handle, part, self._read)
@@ -128,6 +129,7 @@ class LoadJob:
     keep: Callable[[Sequence[int]], None]
     result: queue.SimpleQueue[int | BaseException] = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
+    adapters: Selection = ()
 
     @property
     def cells(self) -> int:
@@ -139,7 +141,6 @@ class LoadJob:
         tokens, state = self.prompt.tokens, self.prompt.state
         forget(handle)
         try:
-            handle.adapters.select(handle.context, ())
             read(handle, tokens[:1], 0)
             own = read_state(state_of(handle))
             forget(handle)

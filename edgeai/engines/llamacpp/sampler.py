@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgeai.engines.llamacpp.handle import Handle
@@ -13,15 +14,23 @@ PENALTY_WINDOW = 64  # tokens; llama.cpp's default for repeat_last_n, common/com
 
 
 class Sampler:
-    """A sampler chain in llama.cpp's default order: penalties, top-k, top-p, min-p, temperature, draw."""
+    """A sampler chain in llama.cpp's default order: bias, penalties, top-k, top-p, min-p, temperature, draw.
 
-    def __init__(self, handle: Handle, config: GenerationConfig, seed: int) -> None:
+    Repetition of what the prompt says counts too, as in llama.cpp and transformers.
+    """
+
+    def __init__(self, handle: Handle, config: GenerationConfig, seed: int, prompt: Sequence[int] = ()) -> None:
         self._lib: Any = handle.lib
-        self._handle = handle
+        self._context = handle.context
         lib = self._lib
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        if config.logit_bias:
+            biases = (lib.llama_logit_bias * len(config.logit_bias))(*config.logit_bias.items())
+            self._add(lib.llama_sampler_init_logit_bias(handle.n_vocab, len(biases), biases))
         if config.repeat_penalty != 1.0:
             self._add(lib.llama_sampler_init_penalties(handle.n_vocab, PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0))
+            for token in prompt[-PENALTY_WINDOW:]:
+                lib.llama_sampler_accept(self._chain, token)
         if config.temperature == 0:
             self._add(lib.llama_sampler_init_greedy())
             return
@@ -37,9 +46,9 @@ class Sampler:
     def _add(self, sampler: Any) -> None:
         self._lib.llama_sampler_chain_add(self._chain, sampler)
 
-    def sample(self) -> int:
-        """Draw the next token from the logits of the last decoded position, and remember it."""
-        return int(self._lib.llama_sampler_sample(self._chain, self._handle.context, -1))
+    def sample(self, index: int = -1) -> int:
+        """Draw the next token from the logits at INDEX of the last batch, and remember it."""
+        return int(self._lib.llama_sampler_sample(self._chain, self._context, index))
 
     def free(self) -> None:
         """Free the chain."""

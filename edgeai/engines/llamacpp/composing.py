@@ -1,0 +1,54 @@
+"""What the next batch computes: one token of each answer, and parts of prompts in what is left. Pure functions of counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["STALL_S", "PromptPace", "share_out"]
+
+STALL_S = 0.1
+"""Seconds that prompts of others may hold up a running answer between two of its tokens."""
+
+SMALLEST = 32
+"""Tokens of prompts that every batch may take, however slow the machine: fewer would compute the weights' work for nothing."""
+
+
+class PromptPace:
+    """How many tokens of prompts a batch may have so that running answers wait no longer than STALL_S; learned while running."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self._per_token = 0.0  # seconds
+
+    def learn(self, prompt_tokens: int, seconds: float) -> None:
+        """Take note that a batch with PROMPT_TOKENS tokens of prompts took SECONDS."""
+        if prompt_tokens >= SMALLEST:
+            found = seconds / prompt_tokens
+            self._per_token = found if not self._per_token else 0.5 * (self._per_token + found)
+
+    def allowance(self, answering: bool) -> int:
+        """Return how many tokens of prompts the next batch may have; ANSWERING: some answer waits for its next token."""
+        if not answering:
+            return self._batch
+        if not self._per_token:
+            return min(self._batch, 2 * SMALLEST)
+        fitting = int(STALL_S / self._per_token)
+        return min(self._batch, max(SMALLEST, fitting - fitting % SMALLEST))
+
+
+def share_out(pending: Sequence[int], allowance: int) -> list[int]:
+    """Return how many tokens of each prompt go into a batch of ALLOWANCE; PENDING is what they lack, the oldest request first.
+
+    The oldest gets at least half, so that it is never starved; what is left goes to the shortest first, so that a short question
+    does not wait for a long one to be read.
+    """
+    shares = [0] * len(pending)
+    if not pending:
+        return shares
+    shares[0] = min(pending[0], max(1, allowance // 2))
+    left = allowance - shares[0]
+    for index in sorted(range(1, len(pending)), key=lambda at: (pending[at], at)):
+        shares[index] = min(pending[index], left)
+        left -= shares[index]
+    shares[0] += min(pending[0] - shares[0], left)
+    return shares

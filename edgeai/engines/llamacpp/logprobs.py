@@ -1,0 +1,37 @@
+"""Log-probabilities of a token and of those that could have come in its place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeai.engines.llamacpp.vocab import Vocab
+from edgeai.types import TokenLogprob
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["token_logprob"]
+
+
+def token_logprob(logits: npt.NDArray[np.float32], token: int, top: int, vocab: Vocab) -> TokenLogprob:
+    """Return the log-probability of TOKEN under LOGITS (n_vocab,) and the TOP likeliest tokens, in nats."""
+    import numpy as np
+
+    values = logits.astype(np.float64)
+    values -= values.max()
+    values -= np.log(np.exp(values).sum())
+    likeliest: list[int] = []
+    if top:
+        chosen = np.argpartition(values, -top)[-top:]
+        likeliest = chosen[np.argsort(-values[chosen], kind="stable")].tolist()
+    return TokenLogprob(
+        id=token,
+        text=_text(vocab, token),
+        logprob=float(values[token]),
+        top=tuple((other, _text(vocab, other), float(values[other])) for other in likeliest),
+    )
+
+
+def _text(vocab: Vocab, token: int) -> str:
+    return vocab.piece(token).decode("utf-8", "replace")

@@ -1,0 +1,501 @@
+"""Many requests on one context: a thread that computes them side by side, batch after batch.
+
+Requests wait in the order in which they came. Up to `plan.streams` of them run: each batch has one token of every answer that is being
+given, and parts of the prompts that are being read. A request whose beginning another one is just computing waits for that. When the
+cache is full, kept prompts go first; then the youngest request gives its cells back and is read again later, with its answer so far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgeai.engines.llamacpp.adapters import Selection
+from edgeai.engines.llamacpp.cache import PrefixCache
+from edgeai.engines.llamacpp.composing import PromptPace, share_out
+from edgeai.engines.llamacpp.drafting import DraftModel
+from edgeai.engines.llamacpp.handle import GUESSES, Aborted, Batch, Handle, NoRoom
+from edgeai.engines.llamacpp.request import Loaded, Request
+from edgeai.engines.llamacpp.speculate import Pace
+from edgeai.errors import Busy, ClosedError, ContextExceeded, EngineCrashed
+
+__all__ = ["Job", "Scheduler", "Stats"]
+
+WORTH_WAITING = 32
+"""Tokens that another request is computing and this one shares: fewer are computed twice rather than waited for."""
+
+
+class Job(Protocol):
+    """Work on the context that is no request: scores, states. It uses the sequence `handle.scratch`, under its adapters."""
+
+    adapters: Selection
+
+    def step(self, handle: Handle) -> bool:
+        """Do a part of it, at most one llama_decode; return True when there is no more to do."""
+
+    def fail(self, error: BaseException) -> None:
+        """Hand ERROR to who waits for the result; there will be none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What a scheduler is doing. `kept_tokens` are cells of the KV cache that hold prompts of requests that have ended."""
+
+    running: int
+    waiting: int
+    kept_sequences: int
+    kept_tokens: int
+    requests: int
+    preempted: int
+
+
+@dataclass(slots=True)
+class _Part:
+    """The part of a batch that belongs to one request: COUNT of its pending tokens, with logits from INDEX of the batch on."""
+
+    request: Request
+    count: int
+    index: int | None
+    guesses: int
+
+
+class Scheduler:
+    """Owns a Handle and the thread that uses it. Its public methods may be called from any thread.
+
+    The thread refers to this object and not to the engine, so that a forgotten engine can be collected.
+    """
+
+    def __init__(self, model: Loaded, name: str, *, draft: DraftModel | None = None) -> None:
+        self.name = name
+        self.handle = handle = model.handle
+        self._model, self._plan = model, handle.plan
+        self._draft = draft
+        self._cache = PrefixCache(handle, budget=_budget(handle))
+        self._batch = Batch(handle.lib, handle.n_batch)
+        self._pace = PromptPace(handle.n_batch)
+        self._paces: dict[int, Pace] = {}
+        # Reentrant, since the collector may drop a stream (which cancels) in the middle of any of these methods.
+        self._gate = threading.Condition(threading.RLock())
+        self._waiting: deque[Request] = deque()
+        self._jobs: deque[Job] = deque()
+        self._running: list[Request] = []
+        self._computing: tuple[Request, ...] = ()
+        self._turn: Selection = ()
+        self._requests = self._preempted = self._users = 0
+        self._closed = False
+        self._process = os.getpid()
+        self._thread = threading.Thread(target=self._loop, name=f"edgeai {name}", daemon=True)
+        self._thread.start()
+
+    # ---- called from any thread
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineCrashed(
+                f"{self.name!r} was loaded before this process was forked",
+                hint="load the model in the process that uses it",
+            )
+        if self._closed:
+            raise ClosedError(f"{self.name!r} has been closed", hint="load it again")
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the model in memory for a native call of this thread. Raises ClosedError."""
+        with self._gate:
+            self._check_open()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._users -= 1
+                self._gate.notify_all()
+
+    def submit(self, request: Request) -> None:
+        """Queue REQUEST. Raises Busy when as many wait as may wait, ClosedError."""
+        with self._gate:
+            self._check_open()
+            if len(self._waiting) >= self._plan.queue and len(self._running) + len(self._waiting) >= self._plan.streams:
+                raise Busy(
+                    f"{self.name!r} is busy: {len(self._running)} requests run and {len(self._waiting)} wait",
+                    hint="try again later, or load the model with a larger queue",
+                )
+            self._requests += 1
+            self._waiting.append(request)
+            self._gate.notify_all()
+
+    def run(self, job: Job) -> None:
+        """Queue JOB; its steps are taken in turn with the batches of requests."""
+        with self._gate:
+            self._check_open()
+            self._jobs.append(job)
+            self._gate.notify_all()
+
+    def adopt(self, tokens: Sequence[int]) -> bool:
+        """Keep TOKENS, which the scratch sequence has, for later requests; false where nothing may be kept. For a job's step alone."""
+        return self._cache.adopt(self.handle.scratch, tokens)
+
+    def cancel(self, request: Request) -> None:
+        """End REQUEST, running or waiting, within the batch that is being computed; at once if the batch is for it alone."""
+        with self._gate:
+            request.cancelled = True
+            if self._computing and all(other.cancelled for other in self._computing):
+                self.handle.abort()
+            self._gate.notify_all()
+
+    def stats(self) -> Stats:
+        """Return what is going on."""
+        with self._gate:
+            return Stats(
+                running=len(self._running),
+                waiting=len(self._waiting),
+                kept_sequences=self._cache.kept_sequences,
+                kept_tokens=self._cache.kept_tokens,
+                requests=self._requests,
+                preempted=self._preempted,
+            )
+
+    def shut(self) -> None:
+        """Refuse new work and end what runs; the thread then frees the model. Does not wait."""
+        with self._gate:
+            if self._closed or os.getpid() != self._process:
+                return
+            self._closed = True
+            self.handle.abort()
+            self._gate.notify_all()
+
+    def join(self) -> None:
+        """Wait until the model is freed."""
+        if threading.current_thread() is not self._thread and os.getpid() == self._process:
+            self._thread.join()
+
+    # ---- the thread that owns the context
+
+    def _loop(self) -> None:
+        while self._wait_for_work():
+            try:
+                self._end_unwanted()
+                self._admit()
+                self._compute()
+                self._take_step()
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+                self._fail_all(error)
+        self._end_all()
+        with self._gate:
+            self._gate.wait_for(lambda: self._users == 0)
+            if self._draft is not None:
+                self._draft.free()
+            self.handle.free()
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is something to do; false when the engine is closed."""
+        with self._gate:
+            self._gate.wait_for(lambda: self._closed or self._waiting or self._running or self._jobs)
+            return not self._closed
+
+    def _end_unwanted(self) -> None:
+        """End requests that were cancelled or whose time is over."""
+        with self._gate:
+            gone = [request for request in self._waiting if request.cancelled or request.expired]
+            for request in gone:
+                self._waiting.remove(request)
+        for request in gone:
+            self._close(request, "cancelled" if request.cancelled else "timeout")
+        for request in list(self._running):
+            if request.cancelled or request.expired:
+                self._finish(request, "cancelled" if request.cancelled else "timeout")
+
+    def _close(self, request: Request, finish: str) -> None:
+        if request.guesser is not None:
+            request.guesser.close()
+        request.end(finish, self._model.load_s)  # type: ignore[arg-type]
+
+    def _finish(self, request: Request, finish: str) -> None:
+        """End a running request; what it computed stays for others."""
+        self._leave(request)
+        self._close(request, finish)
+
+    def _leave(self, request: Request, *, keep: bool = True) -> None:
+        """Take REQUEST out of those that run, and its sequence back."""
+        with self._gate:
+            self._running.remove(request)
+        sequence, request.sequence = request.sequence, None
+        self._paces.pop(id(request), None)
+        if sequence is None:
+            return
+        if keep and request.config.prefix_cache:
+            self._cache.keep(sequence, request.tokens[: request.done], request.adapters)
+        else:
+            self._cache.drop(sequence)
+
+    def _admit(self) -> None:
+        """Let waiting requests run, in their order, while there is a place; one that will share what another computes waits for it."""
+        with self._gate:
+            waiting = list(self._waiting)
+        for request in waiting:
+            if len(self._running) >= self._plan.streams:
+                return
+            if self._will_share(request) or not self._begin(request):
+                continue
+
+    def _begin(self, request: Request) -> bool:
+        config = request.config
+        found = self._cache.begin(request.tokens, request.adapters, reuse=config.prefix_cache)
+        if found is None:
+            return False
+        request.sequence, request.done = found
+        request.cached = max(request.cached, min(request.done, request.prompt_tokens))
+        with self._gate:
+            self._waiting.remove(request)
+            self._running.append(request)
+        request.start(self._model)
+        return True
+
+    def _will_share(self, request: Request) -> bool:
+        """Whether a running request is about to compute more of this one's prompt than is there."""
+        config = request.config
+        if not (self._cache.enabled and config.prefix_cache) or self.handle.recurrent:
+            return False
+        most = 0
+        for other in self._running:
+            if other.pending > 1 and other.adapters == request.adapters and other.config.prefix_cache:
+                most = max(most, _common(other.tokens, request.tokens, len(request.tokens) - 1))
+        return most >= WORTH_WAITING and most - self._cache.longest(request.tokens, request.adapters) >= WORTH_WAITING
+
+    # ---- one batch
+
+    def _compute(self) -> None:
+        """Compute the next batch, and what follows from it."""
+        parts = self._compose()
+        if not parts:
+            return
+        began = time.perf_counter()
+        if not self._decode(parts):
+            return
+        prompts = sum(part.count for part in parts if part.count > 1 + part.guesses)
+        for part in parts:
+            self._advance(part)
+        self._pace.learn(prompts, time.perf_counter() - began)
+
+    def _compose(self) -> list[_Part]:
+        """Fill the batch."""
+        group = self._group()
+        self._batch.clear()
+        answering = [request for request in group if request.pending == 1]
+        reading = [request for request in group if request.pending > 1]
+        if self._plan.deterministic:  # each alone, as it would be without the others
+            answering, reading = (
+                (answering[:1], []) if answering and not self._reads_next(reading) else ([], reading[:1])
+            )
+        parts = [self._answer_part(request, len(answering)) for request in answering]
+        allowance = self._pace.allowance(bool(answering)) if not self._plan.deterministic else self.handle.n_batch
+        allowance = min(allowance, self._batch.capacity - self._batch.size)
+        for request, count in zip(reading, share_out([request.pending for request in reading], allowance), strict=True):
+            if count:
+                parts.append(self._add(request, count))
+        return parts
+
+    def _group(self) -> list[Request]:
+        """Return the running requests of one selection of adapters, in turn: a batch has only one."""
+        selections = list(dict.fromkeys(request.adapters for request in self._running))
+        if not selections:
+            return []
+        if len(selections) > 1 and self._turn in selections:
+            self._turn = selections[(selections.index(self._turn) + 1) % len(selections)]
+        else:
+            self._turn = selections[0]
+        self.handle.adapters.select(self.handle.context, self._turn)
+        return [request for request in self._running if request.adapters == self._turn]
+
+    def _reads_next(self, reading: list[Request]) -> bool:
+        """Take turns between reading and answering where a batch has one request only."""
+        self._read_last = not getattr(self, "_read_last", False)
+        return bool(reading) and self._read_last
+
+    def _answer_part(self, request: Request, answering: int) -> _Part:
+        answer = request.answer
+        guesses: list[int] = []
+        if request.guesser is not None and answer is not None:
+            pace = self._paces.setdefault(id(request), Pace(GUESSES))
+            spare = self._batch.capacity - self._batch.size - 2 * answering
+            outputs = self.handle.n_outputs // answering - 1
+            most = min(pace.count, spare, outputs, answer.room - 1)
+            guesses = request.guesser.guess(request.tokens, most) if most > 0 else []
+        request.guesses = guesses
+        return self._add(request, 1)
+
+    def _add(self, request: Request, count: int) -> _Part:
+        """Put COUNT pending tokens of REQUEST and its guesses into the batch."""
+        assert request.sequence is not None  # noqa: S101 - running requests have one
+        tokens = request.tokens[request.done : request.done + count]
+        last = request.done + count == len(request.tokens)
+        guesses = request.guesses if last else []
+        outputs = 1 + len(guesses) if last else 0
+        index = self._batch.add([*tokens, *guesses], request.done, request.sequence, outputs)
+        return _Part(request, count + len(guesses), index if last else None, len(guesses))
+
+    def _decode(self, parts: list[_Part]) -> bool:
+        """Compute the batch; false when it was not computed, and what stood in the way has been dealt with."""
+        with self._gate:
+            if self._closed or all(part.request.cancelled for part in parts):
+                return False
+            self._computing = tuple(part.request for part in parts)
+        try:
+            self.handle.decode(self._batch)
+        except Aborted:
+            for part in parts:
+                self._step_back(part.request)
+            return False
+        except NoRoom:
+            self._make_room()
+            return False
+        except Exception as error:  # noqa: BLE001 - it is raised again in the callers' threads
+            for part in parts:
+                self._leave(part.request, keep=False)
+                part.request.fail(error)
+            return False
+        finally:
+            with self._gate:
+                self._computing = ()
+                self.handle.clear_abort()
+        return True
+
+    def _step_back(self, request: Request) -> None:
+        """Leave only what REQUEST had before a batch that was not computed to its end."""
+        assert request.sequence is not None  # noqa: S101 - running requests have one
+        if not self.handle.trim(request.sequence, request.done):
+            self._cache.lost(request.sequence)
+            request.done = 0
+
+    def _make_room(self) -> None:
+        """Free cells: those of kept prompts, else those of the youngest request, which then waits at the head of the queue."""
+        if self._cache.evict():
+            return
+        if len(self._running) == 1:
+            request = self._running[0]
+            self._leave(request, keep=False)
+            cells = self._plan.kv_cells
+            request.fail(ContextExceeded(f"the KV cache of {cells} tokens is too small", hint="use a larger --ctx"))
+            return
+        youngest = self._running[-1]
+        self._leave(youngest, keep=False)
+        youngest.done = 0
+        self._preempted += 1
+        with self._gate:
+            self._waiting.appendleft(youngest)
+
+    def _advance(self, part: _Part) -> None:
+        """Note what was computed for a request and, when its pending tokens are all in, draw the next."""
+        request = part.request
+        request.done += part.count - part.guesses
+        if part.index is None:
+            self._note(request)
+            return
+        if part.count - part.guesses > 1:
+            self._note(request)
+        assert request.answer is not None  # noqa: S101 - it has begun
+        try:
+            finish = self._draw(request, part)
+        except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
+            self._leave(request, keep=False)
+            request.fail(error)
+            return
+        if finish is not None:
+            self._finish(request, finish)
+
+    def _note(self, request: Request) -> None:
+        """Let others begin with what REQUEST has computed."""
+        if request.config.prefix_cache and request.sequence is not None:
+            self._cache.computed(request.sequence, request.tokens[: request.done], request.adapters)
+
+    def _draw(self, request: Request, part: _Part) -> str | None:
+        """Draw the next token, and one more for each guess that was right. Return why the answer ends if it does."""
+        answer, index, right = request.answer, part.index, 0
+        assert answer is not None  # noqa: S101 - it has begun
+        assert index is not None  # noqa: S101 - there are logits
+        finish = None
+        for at in range(part.guesses + 1):
+            token, finish = answer.sample(index + at)
+            request.tokens.append(token)
+            if finish is not None or at == part.guesses or token != request.guesses[at]:
+                break
+            right += 1
+        request.done += right
+        if part.guesses:
+            answer.drafted += part.guesses
+            answer.accepted += right
+            self._paces[id(request)].learn(part.guesses, right)
+            request.guesses = []
+            if right < part.guesses:
+                self._step_back(request)
+        return finish
+
+    # ---- other work, and the end
+
+    def _take_step(self) -> None:
+        """Take one step of the oldest job."""
+        with self._gate:
+            job = self._jobs[0] if self._jobs else None
+        if job is None:
+            return
+        try:
+            self.handle.adapters.select(self.handle.context, job.adapters)
+            finished = job.step(self.handle)
+        except NoRoom:
+            if self._cache.evict() or self._running:
+                return
+            finished = True
+            job.fail(ContextExceeded("the KV cache is too small", hint="use a larger --ctx"))
+        except Aborted:
+            return
+        except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
+            finished = True
+            job.fail(error)
+        if finished:
+            self.handle.forget(self.handle.scratch)
+            with self._gate:
+                self._jobs.popleft()
+
+    def _fail_all(self, error: BaseException) -> None:
+        """Hand ERROR to everyone: the thread itself cannot go on with what it has."""
+        with self._gate:
+            waiting, jobs = list(self._waiting), list(self._jobs)
+            self._waiting.clear()
+            self._jobs.clear()
+        for request in list(self._running):
+            self._leave(request, keep=False)
+            request.fail(error)
+        for request in waiting:
+            request.fail(error)
+        for job in jobs:
+            job.fail(error)
+
+    def _end_all(self) -> None:
+        """Tell those who are still there when the engine is closed."""
+        for request in [*self._running, *self._waiting]:
+            self._close(request, "cancelled")
+        for job in self._jobs:
+            job.fail(ClosedError(f"{self.name!r} has been closed", hint="load it again"))
+
+
+def _budget(handle: Handle) -> int:
+    """Return how many tokens of prompts may be kept: what `prefix_bytes` holds of the cache as it really is."""
+    plan = handle.plan
+    total = sum(share.kv_bytes for share in handle.placement.shares)
+    if not plan.prefix_bytes or plan.deterministic:
+        return 0
+    return plan.kv_cells if total == 0 else min(plan.kv_cells, plan.prefix_bytes * plan.kv_cells // total)
+
+
+def _common(first: list[int], second: list[int], limit: int) -> int:
+    """Return how many tokens FIRST and SECOND begin with alike, up to LIMIT."""
+    count = min(len(first), len(second), limit)
+    if first[:count] == second[:count]:
+        return count
+    return next(index for index in range(count) if first[index] != second[index])
