@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from converters.ggml_types import GGML_TYPES
 from converters.header import TensorInfo
@@ -79,17 +79,20 @@ NO_FLASH = {"grok"}  # llama_init_from_model
 class Settings:
     """How a context will be opened: what its buffers depend on, beside the model.
 
-    `cells`: tokens in the KV cache. `batch`: tokens of a micro-batch. `outputs`: positions with logits in one of them. `features`: the
-    instruction sets that weights may be repacked for, none to leave them as they are. `flash`: attention without a table of scores.
+    `cells`: tokens in the KV cache, which all sequences share if it is `unified`, and which is cut into equal parts otherwise. `batch`:
+    tokens of a micro-batch. `outputs`: positions with logits in one of them. `features`: the instruction sets that weights may be repacked
+    for, none to leave them as they are. `flash`: attention without a table of scores. `pooled`: texts become vectors.
     """
 
     cells: int
     sequences: int = 1
+    unified: bool = True
     batch: int = 512
     outputs: int = 1
     kv_type: str = "f16"
     swa_full: bool = False
     flash: bool = True
+    pooled: bool = False
     features: frozenset[str] = frozenset()
 
 
@@ -98,16 +101,18 @@ class Estimate:
     """What a model will take. `overhead_bytes`: vocabulary and runtime, in main memory.
 
     `twice_bytes`: mapped pages whose weights were copied in another order; nothing reads them again, so the system can have them back.
+    `idle_bytes`: of buffers in main memory, what only scoring and speculation touch: logits of more positions than there are sequences.
     """
 
     placement: Placement
     overhead_bytes: int
     twice_bytes: int = 0
+    idle_bytes: int = 0
 
     @property
     def ram_bytes(self) -> int:
         """What main memory holds at most, mapped pages of the file included."""
-        return self.placement.cpu.total_bytes + self.overhead_bytes
+        return self.placement.cpu.total_bytes - self.idle_bytes + self.overhead_bytes
 
     @property
     def needed_ram_bytes(self) -> int:
@@ -135,7 +140,10 @@ def estimate(shape: ModelShape, settings: Settings, split: Split = ()) -> Estima
         start += count
     cpu, twice = _cpu_share(shape, settings, first)
     overhead = TOKEN_BYTES * shape.vocab + MERGE_BYTES * shape.merges + RUNTIME_BYTES
-    return Estimate(placement=Placement(shares=(*shares, cpu)), overhead_bytes=overhead, twice_bytes=twice)
+    least = _compute_bytes(shape, replace(settings, outputs=settings.sequences))
+    idle = _compute_bytes(shape, settings) - least if first else 0
+    placement = Placement(shares=(*shares, cpu))
+    return Estimate(placement=placement, overhead_bytes=overhead, twice_bytes=twice, idle_bytes=max(0, idle))
 
 
 def _gpu_share(shape: ModelShape, settings: Settings, name: str, start: int, end: int) -> Share:
@@ -234,20 +242,27 @@ def padded(count: int) -> int:
     return -(-count // PAD) * PAD
 
 
-def window_cells(shape: ModelShape, settings: Settings) -> int:
-    """Return the cells of the layers that see a window only (llama_kv_cache_iswa, with a unified cache)."""
-    cells = padded(settings.cells)
+def full_cells(settings: Settings) -> tuple[int, int]:
+    """Return (the cells of a part of the KV cache, the number of parts) for layers that see everything."""
+    parts = 1 if settings.unified else settings.sequences
+    return padded(-(-settings.cells // parts)), parts
+
+
+def window_cells(shape: ModelShape, settings: Settings) -> tuple[int, int]:
+    """Return the same for layers that see a window only (llama_kv_cache_iswa)."""
+    cells, parts = full_cells(settings)
     if settings.swa_full:
-        return cells
-    return padded(min(cells, shape.window * settings.sequences + settings.batch))
+        return cells, parts
+    windows = shape.window * (settings.sequences if settings.unified else 1)
+    return padded(min(cells, windows + settings.batch)), parts
 
 
 def _cache_bytes(shape: ModelShape, layers: Iterable[Layer], settings: Settings) -> int:
-    cells, window = padded(settings.cells), window_cells(shape, settings)
+    cells, windows = full_cells(settings), window_cells(shape, settings)
     total = 0
     for layer in layers:
-        here = window if layer.window else cells
-        total += here * (bytes_of(layer.key, settings.kv_type) + bytes_of(layer.value, settings.kv_type))
+        here, parts = windows if layer.window else cells
+        total += parts * here * (bytes_of(layer.key, settings.kv_type) + bytes_of(layer.value, settings.kv_type))
         total += layer.state * settings.sequences * 4  # recurrent states are F32
     return total
 
@@ -261,7 +276,7 @@ def _cells(settings: Settings, shape: ModelShape) -> int:
         columns = settings.batch
     else:
         full = any(layer.key and not layer.window for layer in shape.layers)
-        columns = padded(settings.cells) * full + window_cells(shape, settings) * shape.windowed
+        columns = full_cells(settings)[0] * full + window_cells(shape, settings)[0] * shape.windowed
     return columns // 2 if settings.flash else columns
 
 
@@ -271,7 +286,7 @@ def _compute_bytes(shape: ModelShape, settings: Settings) -> int:
     experts = max(3 * shape.experts_inner, shape.experts_inner + (2 * shape.experts - 1) * shape.width)
     attention = 2 * shape.query + 2 * shape.kv
     if not settings.flash:
-        attention += shape.heads * padded(settings.cells if shape.cache else settings.batch)
+        attention += shape.heads * (full_cells(settings)[0] if shape.cache else settings.batch)
     row = max(dense, experts if shape.experts else 0, attention) + ROWS * shape.width + _cells(settings, shape)
     states = max((layer.state for layer in shape.layers), default=0) * settings.sequences
     logits = settings.outputs * (shape.vocab + 2 * shape.width)
@@ -279,8 +294,12 @@ def _compute_bytes(shape: ModelShape, settings: Settings) -> int:
 
 
 def _output_bytes(shape: ModelShape, settings: Settings) -> int:
-    """Return the buffer that logits are read from: a row for each sequence (llama_context::output_reserve)."""
-    return 4 * settings.sequences * (shape.vocab if shape.cache else shape.width)
+    """Return the buffer that logits or vectors are read from (llama_context::output_reserve): a row for each sequence, and for models
+    that give vectors one for each position.
+    """
+    if settings.pooled:
+        return 4 * settings.outputs * (shape.vocab + shape.width)
+    return 4 * settings.sequences * shape.vocab
 
 
 def cpu_features(text: str) -> frozenset[str]:

@@ -48,7 +48,8 @@ class Plan:
     beside it), times the `correction` that was measured; see memory.py for what is counted.
 
     `context` bounds one request; `kv_cells` tokens fit into the KV cache, which all requests and kept prefixes share. `sequences` is how
-    many of both there can be at once. `outputs` are the positions of one batch that can have logits, at least one for each sequence.
+    many of both there can be at once; work between the requests (scores, states) has one more. Under `deterministic` each sequence has
+    cells of its own, and `kv_cells` are all of them together. `outputs` are the positions of one batch that can have logits.
 
     `devices` are the GPUs that get layers, by libggml's names, all CUDA devices when there are none;
     `tensor_split` says in which proportion, by free memory when it is empty. `adapters` are (name, path).

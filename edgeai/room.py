@@ -17,13 +17,18 @@ LEAST_CONTEXT = 512
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, llama-cparams.h
 KEPT = 16
 """Prompts that may be kept for later requests, at most; each needs a sequence, and each sequence a row of logits."""
-LEAST_OUTPUTS = 32
-"""Positions of a batch that can have logits, at least: scoring a text takes them in such steps."""
+LEAST_OUTPUTS, GUESSES = 64, 8
+"""Positions of a batch that can have logits, at least: scoring takes so many at a time, and each stream may check so many guesses."""
+TEXTS, FEWEST_TOKENS, MOST_TOKENS, OUTPUT_BYTES = 64, 128, 1024, 64_000_000
+"""Texts that are embedded together, and what bounds the tokens of such a batch (engines/llamacpp/pooled.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """What the buffers of a context are for. `comfort`: more than is needed, to be had where memory is plentiful."""
+    """What the buffers of a context are for. `sequences` are streams and kept prompts; work between the requests has one more.
+
+    `unified`: all sequences share the cells. `comfort`: more than is needed, to be had where memory is plentiful.
+    """
 
     context: int
     streams: int
@@ -33,6 +38,8 @@ class Room:
     outputs: int
     batch: int
     kv_type: str
+    unified: bool = True
+    pooled: bool = False
     swa_full: bool = False
     comfort: bool = False
 
@@ -40,12 +47,14 @@ class Room:
         """Return what the memory of this room is counted from."""
         return Settings(
             cells=self.cells,
-            sequences=self.sequences,
+            sequences=self.sequences + 1,
+            unified=self.unified,
             batch=self.batch,
             outputs=self.outputs,
             kv_type=self.kv_type,
             swa_full=self.swa_full,
             flash=flash,
+            pooled=self.pooled,
             features=features,
         )
 
@@ -63,12 +72,17 @@ def rooms(artifact: Artifact, shape: ModelShape, options: LoadOptions) -> Iterat
     """Yield the rooms that OPTIONS allow, the best first. What is fixed there is the same in all of them.
 
     A caller that asks for several streams serves several people: each gets a context of its own where that takes little of the memory, and
-    windows are kept whole, so that any prompt can be kept for later. One that asks for nothing gets one context, shared by all streams.
+    windows are kept whole, so that any prompt can be kept for later. One that asks for nothing gets one context, shared by all streams;
+    or as many streams as take little, where answers must not depend on each other and so share nothing.
     """
     context = options.ctx or default_context(artifact, options.needed)
-    streams = options.streams or (1 if _single(artifact, options) else DEFAULT_STREAMS)
+    one = _single(artifact, options) or options.deterministic
+    streams = options.streams or (1 if one else DEFAULT_STREAMS)
     whole = _room(artifact, shape, options, context, streams)
-    if (options.streams or 0) > 1:
+    if options.deterministic and options.streams is None and not _single(artifact, options):
+        for more in (DEFAULT_STREAMS, DEFAULT_STREAMS // 2, DEFAULT_STREAMS // 4):
+            yield replace(_room(artifact, shape, options, context, more), comfort=True)
+    if (options.streams or 0) > 1 and not options.deterministic:
         yield from _comforts(shape, whole)
     yield whole
     fewer = options.streams or 1
@@ -103,19 +117,28 @@ def _room(artifact: Artifact, shape: ModelShape, options: LoadOptions, context: 
         kept = min(kept, streams)  # a state for each of them
     # What was asked for by size comes on top of the context: otherwise a long request would always push it out.
     more = prefix // per_cell if options.prefix_bytes and per_cell else 0
-    sequences = min(MAX_SEQUENCES, streams + kept + 1)  # one for work between the requests: scoring, saving
-    # A text to embed is seen whole, without a causal mask.
-    batch = context if artifact.embedding else min(BATCH, context)
+    sequences = min(MAX_SEQUENCES - 1, TEXTS - 1 if artifact.embedding else streams + kept)
+    batch = _pooled_batch(shape, context) if artifact.embedding else min(BATCH, context)
+    # Attention adds in the order of cells: where an answer must not depend on others, each sequence has cells of its own.
+    apart = options.deterministic and not artifact.embedding
     return Room(
         context=context,
         streams=streams,
         sequences=sequences,
-        cells=context + more,
+        cells=context * (sequences + 1) if apart else max(context + more, batch if artifact.embedding else 0),
         prefix_bytes=prefix,
-        outputs=_outputs(shape, batch, sequences),
+        outputs=batch if artifact.embedding else _outputs(shape, batch, streams, sequences),
         batch=batch,
         kv_type=kv_type,
+        unified=not apart,
+        pooled=artifact.embedding,
     )
+
+
+def _pooled_batch(shape: ModelShape, context: int) -> int:
+    """Return the tokens that are embedded together: a whole text at least, for it is seen without a causal mask."""
+    tokens = max(FEWEST_TOKENS, min(MOST_TOKENS, OUTPUT_BYTES // (4 * max(1, shape.vocab))))
+    return -(-max(context, tokens) // TEXTS) * TEXTS
 
 
 def _prefix_bytes(artifact: Artifact, options: LoadOptions, kv_bytes: int) -> int:
@@ -125,8 +148,8 @@ def _prefix_bytes(artifact: Artifact, options: LoadOptions, kv_bytes: int) -> in
     return 0 if options.deterministic or _single(artifact, options) else kv_bytes // 2
 
 
-def _outputs(shape: ModelShape, batch: int, sequences: int) -> int:
-    """Return as many positions with logits as fit into the buffer that the layers need anyway."""
+def _outputs(shape: ModelShape, batch: int, streams: int, sequences: int) -> int:
+    """Return as many positions with logits as fit into the buffer that the layers need anyway, and not fewer than are needed."""
     layers = estimate(shape, Settings(cells=0, batch=batch)).placement.cpu.compute_bytes
     free = layers // (4 * max(1, shape.vocab + 2 * shape.width))
-    return max(sequences, min(batch, max(free, LEAST_OUTPUTS)))
+    return max(sequences + 1, min(batch, max(free, LEAST_OUTPUTS, streams * (1 + GUESSES))))

@@ -53,6 +53,7 @@ SETTINGS = (
     Settings(cells=8192, kv_type="q8_0"),
     Settings(cells=8192, sequences=16, outputs=32, swa_full=True),
     Settings(cells=4096, sequences=3, outputs=32, batch=128),
+    Settings(cells=8192, sequences=4, outputs=32, unified=False),
 )
 
 
@@ -66,7 +67,7 @@ def asked(path: Path, settings: Settings) -> dict[str, float]:
     model_params, params = lib.llama_model_default_params(), lib.llama_context_default_params()
     model_params.no_alloc, model_params.load_mode, model_params.n_gpu_layers = True, 0, 0
     params.n_ctx, params.n_batch, params.n_ubatch = settings.cells, settings.batch, settings.batch
-    params.n_seq_max, params.n_outputs_max, params.kv_unified = settings.sequences, settings.outputs, True
+    params.n_seq_max, params.n_outputs_max, params.kv_unified = settings.sequences, settings.outputs, settings.unified
     params.type_k = params.type_v = TYPES[settings.kv_type]
     params.swa_full = settings.swa_full
     with native.captured_log() as log:
@@ -179,7 +180,7 @@ def test_the_prediction_for_a_tiny_model_is_within_a_tenth(tiny_gguf: Path) -> N
 @needs_proc
 @pytest.mark.parametrize("part", ["_cache_bytes", "_span", "_compute_bytes"])
 def test_a_part_that_is_forgotten_is_noticed(smollm2_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(cells=8192, sequences=60, outputs=512)
+    settings = Settings(cells=8192, flash=False)
     whole = estimate(open_shape(smollm2_path), settings)
     monkeypatch.setattr(memory, part, lambda *_: 0)
     assert estimate(open_shape(smollm2_path), settings).ram_bytes != pytest.approx(whole.ram_bytes, rel=0.1)
