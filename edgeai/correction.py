@@ -12,11 +12,13 @@ from pathlib import Path
 from edgeai.artifact import Artifact
 from edgeai.childprocess import read_memo, write_memo
 from edgeai.device import Device
+from edgeai.placement import CPU, Placement
+from edgeai.plan import Plan
 
-__all__ = ["LEAST", "MOST", "bounded", "read_correction", "remember_correction"]
+__all__ = ["LEAST", "MOST", "bounded", "ratios", "read_correction", "remember_correction"]
 
 LEAST, MOST = 0.8, 1.5
-"""What a measurement may change a prediction to: beyond that, something else has been measured."""
+"""What a measurement may change a prediction to. Beyond that something else has been measured, and it is not remembered."""
 REMEMBERED = 200
 FILE = "memory.json"
 
@@ -34,15 +36,26 @@ def read_correction(cache_dir: Path, artifact: Artifact, device: Device) -> dict
 
 
 def remember_correction(cache_dir: Path, artifact: Artifact, device: Device, ratios: Mapping[str, float]) -> None:
-    """Keep RATIOS; a change of less than one percent is not worth a write."""
+    """Keep those of RATIOS that can be; a change of less than one percent is not worth a write."""
     before = read_correction(cache_dir, artifact, device)
-    after = before | {name: round(bounded(ratio), 4) for name, ratio in ratios.items()}
+    after = before | {name: round(ratio, 4) for name, ratio in ratios.items() if bounded(ratio) == ratio}
     if all(abs(after[name] - before.get(name, 1.0)) < 0.01 for name in after):
         return
     known = read_memo(cache_dir / FILE)
     key = _key(artifact, device)
     kept = dict([item for item in known.items() if item[0] != key][-REMEMBERED + 1 :])
     write_memo(cache_dir / FILE, {**kept, key: after})
+
+
+def ratios(plan: Plan, found: Placement) -> dict[str, float]:
+    """Return device → how much more was allocated (FOUND) than PLAN's own arithmetic said; what no buffer is, is taken as predicted."""
+    actual = {share.device: share.total_bytes for share in found.shares}
+    result = {}
+    for share in plan.placement.shares:
+        other = plan.overhead_bytes if share.device == CPU else 0
+        if share.total_bytes and share.device in actual:
+            result[share.device] = (actual[share.device] + other) / (share.total_bytes + other)
+    return result
 
 
 def bounded(ratio: float) -> float:

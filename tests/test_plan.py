@@ -346,13 +346,21 @@ def test_a_measurement_is_remembered_for_this_model_on_this_machine(tmp_path: Pa
     assert read_correction(tmp_path, LLAMA, machine(8 * GB)) == {}
 
 
-@pytest.mark.parametrize(("ratio", "kept"), [(40.0, 1.5), (0.001, 0.8), (1.1, 1.1)])
+@pytest.mark.parametrize(("ratio", "kept"), [(40.0, 1.0), (0.001, 1.0), (1.1, 1.1), (0.9, 0.9)])
 def test_a_measurement_changes_a_prediction_within_bounds(tmp_path: Path, ratio: float, kept: float) -> None:
     remember_correction(tmp_path, LLAMA, machine(), {"CPU": ratio})
     correction = read_correction(tmp_path, LLAMA, machine())
     plain, corrected = (make_plan(LLAMA, machine(), LoadOptions(), correction=given) for given in ({}, correction))
     assert corrected.memory_bytes == pytest.approx(plain.memory_bytes * kept, rel=1e-6)
-    assert any("as measured here before" in why for why in corrected.why)
+    assert any("as measured here before" in why for why in corrected.why) == (kept != 1)
+
+
+@pytest.mark.parametrize(("written", "read"), [(99, 1.5), (0.01, 0.8), (1.2, 1.2)])
+def test_a_memory_that_was_tampered_with_is_held_within_bounds(tmp_path: Path, written: float, read: float) -> None:
+    remember_correction(tmp_path, LLAMA, machine(), {"CPU": 1.1})
+    file = tmp_path / "memory.json"
+    file.write_text(file.read_text().replace("1.1", str(written)))
+    assert read_correction(tmp_path, LLAMA, machine()) == {"CPU": read}
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"x": 3}', "nonsense"])

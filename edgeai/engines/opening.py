@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeai.artifact import Artifact, open_artifact
+from edgeai.correction import ratios, read_correction, remember_correction
 from edgeai.engines.base import Engine
-from edgeai.errors import InvalidModel
+from edgeai.errors import DoesNotFit, InvalidModel
+from edgeai.memory import Settings, estimate
+from edgeai.paths import home
+from edgeai.placement import CPU
 from edgeai.plan import LoadOptions, Plan, make_plan
+from edgeai.room import default_context
+from edgeai.shape import shape_of
+from edgeai.types import Notice
 
-__all__ = ["load_engine", "open_engine", "open_model", "planned"]
+if TYPE_CHECKING:
+    from edgeai.device import Device
+    from edgeai.engines.llamacpp import EmbeddingEngine, LlamaCppEngine
+
+__all__ = ["load_engine", "open_engine", "open_model", "planned", "step_down"]
+
+ATTEMPTS = 6
+LESS = 0.6
+"""A plan that did not fit is followed by one for this part of its memory, at most."""
 
 
 def open_engine(path: Path, **options: Any) -> Engine:
@@ -24,8 +40,27 @@ def open_engine(path: Path, **options: Any) -> Engine:
 
 
 def load_engine(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> Engine:
-    """Plan the file at PATH for this machine and load it into this process; one that is VETTED is not tried in a child before."""
-    artifact, plan = planned(path, wanted, vetted=vetted)
+    """Plan the file at PATH for this machine and load it into this process; one that is VETTED is not tried in a child before.
+
+    Where the memory turns out to be short, what the plan chose by itself is made smaller and loading tried again, with a notice; what
+    WANTED fixes is not. How much was really taken is remembered for the next plan of this model.
+    """
+    artifact, device, plan = _prepare(path, wanted, vetted=vetted)
+    for _ in range(ATTEMPTS):
+        try:
+            engine = _load(artifact, plan)
+        except DoesNotFit as error:
+            smaller = step_down(artifact, device, wanted, plan, error)
+            if smaller is None:
+                raise
+            plan = smaller
+        else:
+            remember_correction(home() / "cache", artifact, device, ratios(plan, engine.placement))
+            return engine
+    return _load(artifact, plan)
+
+
+def _load(artifact: Artifact, plan: Plan) -> EmbeddingEngine | LlamaCppEngine:
     from edgeai.engines.llamacpp import EmbeddingEngine, LlamaCppEngine
 
     if artifact.embedding:
@@ -36,6 +71,43 @@ def load_engine(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> Eng
         ctx=plan.context, streams=plan.streams, prefix_bytes=0, threads=plan.threads, device=wanted.device
     )
     return LlamaCppEngine(artifact, plan, draft=planned(wanted.draft, beside, vetted=vetted))
+
+
+def step_down(artifact: Artifact, device: Device, wanted: LoadOptions, plan: Plan, error: DoesNotFit) -> Plan | None:
+    """Return a plan for less memory than PLAN, which did not fit as ERROR says; None where WANTED leaves nothing to make smaller."""
+    # The GPUs are what is short where there are layers on them: main memory is lent by the system as it is touched.
+    most = {share.device: round(share.total_bytes * LESS) for share in plan.placement.gpus}
+    if not most:
+        most[CPU] = (
+            round((plan.memory_bytes - plan.placement.cpu.mapped_bytes) * LESS) + plan.placement.cpu.mapped_bytes
+        )
+    try:
+        smaller = make_plan(artifact, device, wanted, most=most, beside_bytes=beside_bytes(wanted))
+    except DoesNotFit:
+        return None
+    if _size(smaller) == _size(plan):
+        return None
+    message = f"loading as planned did not fit in memory ({error.message}); instead: {_in_words(smaller)}"
+    return replace(smaller, notices=(*smaller.notices, Notice(code="smaller-plan", message=message)))
+
+
+def _size(plan: Plan) -> tuple[object, ...]:
+    return (plan.context, plan.kv_cells, plan.sequences, plan.gpu_layers, plan.tensor_split)
+
+
+def _in_words(plan: Plan) -> str:
+    layers = f", {plan.gpu_layers} layers on the GPU" if plan.gpu_layers else ""
+    return f"a context of {plan.context}, {plan.streams} stream{'s' * (plan.streams > 1)}{layers}"
+
+
+def beside_bytes(wanted: LoadOptions) -> int:
+    """Return what the adapters and the draft model of WANTED take in main memory."""
+    adapters = sum(path.stat().st_size for path in wanted.adapters.values() if path.is_file())
+    if wanted.draft is None:
+        return adapters
+    draft = open_model(wanted.draft)
+    cells = wanted.ctx or default_context(draft, wanted.needed)
+    return adapters + estimate(shape_of(draft), Settings(cells=cells)).needed_ram_bytes
 
 
 def open_model(path: Path) -> Artifact:
@@ -51,12 +123,18 @@ def open_model(path: Path) -> Artifact:
 
 def planned(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> tuple[Artifact, Plan]:
     """Check the file at PATH, plan it for this machine and try it in a child unless it is VETTED; it can then be loaded."""
+    artifact, _, plan = _prepare(path, wanted, vetted=vetted)
+    return artifact, plan
+
+
+def _prepare(path: Path, wanted: LoadOptions, *, vetted: bool) -> tuple[Artifact, Device, Plan]:
     from edgeai.device import probe
-    from edgeai.paths import home
     from edgeai.vetting import vet
 
     artifact = open_model(path)
-    plan = make_plan(artifact, probe(gpus=wanted.device == "cuda"), wanted)
+    device = probe(gpus=wanted.device == "cuda")
+    correction = read_correction(home() / "cache", artifact, device)
+    plan = make_plan(artifact, device, wanted, correction=correction, beside_bytes=beside_bytes(wanted))
     if not vetted:
         vet(artifact.path, home() / "cache", extra_bufts=plan.extra_bufts)
-    return artifact, plan
+    return artifact, device, plan
