@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["load_engine", "open_engine", "open_model", "planned", "step_down"]
 
 ATTEMPTS = 6
-LESS = 0.6
-"""A plan that did not fit is followed by one for this part of its memory, at most."""
+LESS = (0.6, 0.8, 0.95)
+"""A plan that did not fit is followed by one for at most this part of its memory; the next part where there is no such plan."""
 
 
 def open_engine(path: Path, **options: Any) -> Engine:
@@ -75,20 +75,20 @@ def _load(artifact: Artifact, plan: Plan) -> EmbeddingEngine | LlamaCppEngine:
 
 def step_down(artifact: Artifact, device: Device, wanted: LoadOptions, plan: Plan, error: DoesNotFit) -> Plan | None:
     """Return a plan for less memory than PLAN, which did not fit as ERROR says; None where WANTED leaves nothing to make smaller."""
-    # The GPUs are what is short where there are layers on them: main memory is lent by the system as it is touched.
-    most = {share.device: round(share.total_bytes * LESS) for share in plan.placement.gpus}
-    if not most:
-        most[CPU] = (
-            round((plan.memory_bytes - plan.placement.cpu.mapped_bytes) * LESS) + plan.placement.cpu.mapped_bytes
-        )
-    try:
-        smaller = make_plan(artifact, device, wanted, most=most, beside_bytes=beside_bytes(wanted))
-    except DoesNotFit:
-        return None
-    if _size(smaller) == _size(plan):
-        return None
-    message = f"loading as planned did not fit in memory ({error.message}); instead: {_in_words(smaller)}"
-    return replace(smaller, notices=(*smaller.notices, Notice(code="smaller-plan", message=message)))
+    for part in LESS:
+        # The GPUs are what is short where there are layers on them: main memory is lent by the system as it is touched.
+        most = {share.device: round(share.total_bytes * part) for share in plan.placement.gpus}
+        if not most:
+            mapped = plan.placement.cpu.mapped_bytes
+            most[CPU] = mapped + round((plan.memory_bytes - mapped) * part)
+        try:
+            smaller = make_plan(artifact, device, wanted, most=most, beside_bytes=beside_bytes(wanted))
+        except DoesNotFit:
+            continue
+        if _size(smaller) != _size(plan):
+            message = f"loading as planned did not fit in memory ({error.message}); instead: {_in_words(smaller)}"
+            return replace(smaller, notices=(*smaller.notices, Notice(code="smaller-plan", message=message)))
+    return None
 
 
 def _size(plan: Plan) -> tuple[object, ...]:
