@@ -48,7 +48,7 @@ def load_engine(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> Eng
     artifact, device, plan = _prepare(path, wanted, vetted=vetted)
     for _ in range(ATTEMPTS):
         try:
-            engine = _load(artifact, plan)
+            engine = _load(artifact, plan, wanted, vetted=vetted)
         except DoesNotFit as error:
             smaller = step_down(artifact, device, wanted, plan, error)
             if smaller is None:
@@ -57,10 +57,10 @@ def load_engine(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> Eng
         else:
             remember_correction(home() / "cache", artifact, device, ratios(plan, engine.placement))
             return engine
-    return _load(artifact, plan)
+    return _load(artifact, plan, wanted, vetted=vetted)
 
 
-def _load(artifact: Artifact, plan: Plan) -> EmbeddingEngine | LlamaCppEngine:
+def _load(artifact: Artifact, plan: Plan, wanted: LoadOptions, *, vetted: bool) -> EmbeddingEngine | LlamaCppEngine:
     from edgeai.engines.llamacpp import EmbeddingEngine, LlamaCppEngine
 
     if artifact.embedding:
