@@ -45,7 +45,8 @@ class Plan:
     """How a model will run. Memory in bytes; `gpu_layers` counts the output layer, as llama.cpp does.
 
     `memory_bytes` is `placement`, predicted device by device, and `overhead_bytes` in main memory (vocabulary, runtime, what is loaded
-    beside it), times the `correction` that was measured; see memory.py for what is counted.
+    beside it), times the `correction` that was measured; see memory.py for what is counted. `twice_bytes` of it need not
+    be free: pages of the file whose weights were copied into another order.
 
     `context` bounds one request; `kv_cells` tokens fit into the KV cache, which all requests and kept prefixes share. `sequences` is how
     many of both there can be at once; work between the requests (scores, states) has one more. Under `deterministic` each sequence has
@@ -78,6 +79,7 @@ class Plan:
     outputs: int = 0
     placement: Placement = field(default_factory=Placement)
     overhead_bytes: int = 0
+    twice_bytes: int = 0
     correction: Mapping[str, float] = field(default_factory=dict)
     adapters: tuple[tuple[str, str], ...] = ()
     why: tuple[str, ...] = ()
@@ -213,6 +215,7 @@ def _plan(
         memory_bytes=predicted + budget.beside,
         placement=found.placement,
         overhead_bytes=found.overhead_bytes + budget.beside,
+        twice_bytes=found.twice_bytes,
         correction=dict(budget.correction),
         fits=True,
         why=(*why, *_reasons(placed, budget), *threads.why),

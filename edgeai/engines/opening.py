@@ -79,8 +79,8 @@ def step_down(artifact: Artifact, device: Device, wanted: LoadOptions, plan: Pla
         # The GPUs are what is short where there are layers on them: main memory is lent by the system as it is touched.
         most = {share.device: round(share.total_bytes * part) for share in plan.placement.gpus}
         if not most:
-            mapped = plan.placement.cpu.mapped_bytes
-            most[CPU] = mapped + round((plan.memory_bytes - mapped) * part)
+            cpu = plan.placement.cpu
+            most[CPU] = plan.memory_bytes - plan.twice_bytes - round((cpu.kv_bytes + cpu.compute_bytes) * (1 - part))
         try:
             smaller = make_plan(artifact, device, wanted, most=most, beside_bytes=beside_bytes(wanted))
         except DoesNotFit:

@@ -27,7 +27,7 @@ def tight(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """Have contexts of more than 1000 tokens fail to load; return the plans that were tried."""
     tried: list[Plan] = []
 
-    def load(_artifact: object, plan: Plan) -> Any:
+    def load(_artifact: object, plan: Plan, _wanted: LoadOptions, *, vetted: bool) -> Any:
         tried.append(plan)
         if plan.context > 1000:
             raise TOO_MUCH
