@@ -25,6 +25,7 @@ __all__ = ["Grammars", "TokenMask", "check", "incomplete"]
 
 MAX_SOURCE = 1_000_000  # characters; llguidance's own limits are on what a source becomes
 KEPT = 32  # compiled constraints per model
+MAX_STATES = 50_000  # of a lexer, of 1–2 kB each; llguidance's own 250,000 would let one request take half a gigabyte
 JSON_OPTIONS = {
     "whitespace_flexible": False,  # small models loop on whitespace
     "item_separator": ",",
@@ -176,8 +177,11 @@ class Grammars:
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The vocabulary as llguidance needs it."""
-        return self._build()
+        """The vocabulary as llguidance needs it. Raises ConstraintError where it cannot be used (that of WordPiece, for example)."""
+        try:
+            return self._build()
+        except ValueError as error:
+            raise ConstraintError(f"this model's vocabulary cannot hold an answer to a form: {error}") from error
 
     def compile(self, constraint: Constraint) -> TokenMask:
         """Return what holds one answer to CONSTRAINT. Raises ConstraintError for what cannot be enforced with this vocabulary."""
@@ -192,9 +196,10 @@ class Grammars:
 
     def _compile(self, constraint: Constraint) -> Any:
         check(constraint)  # what is wrong for all models needs no vocabulary
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
-        matcher = LLMatcher(self.tokenizer, grammar_of(constraint), log_level=0)
+        limits = LLParserLimits(max_lexer_states=MAX_STATES)
+        matcher = LLMatcher(self.tokenizer, grammar_of(constraint), log_level=0, limits=limits)
         if matcher.is_error() or (warnings := matcher.get_grammar_warnings()):
             raise _error(constraint, matcher.get_error() or warnings[0])
         trial = matcher.deep_copy()

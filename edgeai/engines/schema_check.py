@@ -65,8 +65,12 @@ _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?(?:Z|[+-](?
 FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 """Formats of RFC 3339 whose patterns in llguidance let through what is none: 29 February of any year, a leap second in any minute."""
 
+_EXACT = 10**18 - 1  # llguidance cannot write the ranges of 64 bits; this is what it can, and less
 INTEGERS = {
-    f"{sign}int{bits}": (0, 2**bits - 1) if sign else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    f"{sign}int{bits}": (
+        0 if sign else max(-(2 ** (bits - 1)), -_EXACT),
+        min(2 ** (bits if sign else bits - 1) - 1, _EXACT),
+    )
     for sign in ("", "u")
     for bits in (8, 16, 32, 64)
 }

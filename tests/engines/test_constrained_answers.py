@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 import edgeai
+from converters.gguf import write_vocabulary
+from converters.tokenproof import PROBE_KEYS
 from edgeai import native
 from edgeai.engines.constraint import Grammars, TokenMask
 from edgeai.engines.llamacpp.grammar import grammars_of
 from edgeai.errors import ConstraintError, IncompleteOutput
 from edgeai.model import Model
 from edgeai.types import Chunk, Constraint
+from tests.converters import test_tokenizer_kinds as kinds
 from tests.engines.masked_walk import answer
 from tests.engines.real_schemas import REAL
 from tests.engines.schema_reference import valid
@@ -98,6 +101,32 @@ def test_forced_tokens_are_those_of_the_text_that_is_forced(smollm2_grammars: Gr
     forced = mask.forced()
     assert smollm2.detokenize(forced).startswith("The quick brown fox jumps over the lazy")
     assert forced == smollm2.tokenize("The quick brown fox jumps over the lazy dog.")[: len(forced)]
+
+
+@pytest.mark.parametrize("name", ["person", "names in Unicode"])
+def test_a_sentencepiece_vocabulary_that_puts_a_space_before_texts_is_read_right(name: str, tmp_path: Path) -> None:
+    found = grammars_of(written(tmp_path, "BPE"))
+    tokens = [found.tokenizer.decode_bytes([token]) for token in range(found.tokenizer.vocab_size)]
+    mask = found.compile(Constraint(kind="json_schema", source=json.dumps(REAL[name])))
+    forced = found.tokenizer.decode_bytes(mask.forced())
+    assert forced == ('{"' + next(iter(REAL[name]["properties"])) + '":').encode()
+    text, whole = answer(mask, 3, tokens=tokens, ends=found.tokenizer.eos_tokens)
+    assert whole
+    assert valid(json.loads(text), REAL[name])
+
+
+def test_a_vocabulary_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    found = grammars_of(written(tmp_path, "WordPiece"))
+    with pytest.raises(ConstraintError, match="vocabulary"):
+        found.compile(Constraint(kind="regex", source="a"))
+
+
+def written(folder: Path, kind: str) -> Vocabulary:
+    """A small vocabulary of KIND, trained here, as a GGUF file."""
+    trained = kinds.vocabulary_of(kinds.trained(kind), kinds.NAMES[kind])
+    path = folder / "vocabulary.gguf"
+    write_vocabulary(path, "llama", trained, {**PROBE_KEYS, "vocab_size": len(trained.tokens)})
+    return Vocabulary(path)
 
 
 # ---- answers of a model
