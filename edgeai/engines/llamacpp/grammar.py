@@ -6,10 +6,9 @@ import ctypes
 from typing import Any
 
 from edgeai.engines.constraint import Grammars
-from edgeai.engines.llamacpp.handle import Handle
 from edgeai.engines.llamacpp.vocab import Loaded
 
-__all__ = ["grammars_of", "logits_view"]
+__all__ = ["grammars_of"]
 
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # enum llama_token_attr, llama.h
 
@@ -52,12 +51,3 @@ class _Pieces:
             self._buffer = ctypes.create_string_buffer(-count)
             return self.bytes_of(token)
         return self._buffer.raw[:count]
-
-
-def logits_view(handle: Handle, index: int = -1) -> Any:
-    """Return the native logits of output INDEX of the last decode as a writable array, (n_vocab,) float32, valid until the next one."""
-    import numpy as np
-
-    pointer = handle.lib.llama_get_logits_ith(handle.context, index)
-    row = (ctypes.c_float * handle.n_vocab).from_address(ctypes.addressof(pointer.contents))
-    return np.frombuffer(memoryview(row), np.float32)
