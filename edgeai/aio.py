@@ -106,6 +106,8 @@ class AsyncModel(Methods):
     score = awaited(Model.score, lane="long")
     embed = awaited(Model.embed, lane="long")
     rank = awaited(Model.rank, lane="long")
+    save_prompt = awaited(Model.save_prompt, lane="long")
+    load_prompt = awaited(Model.load_prompt, lane="long")
 
     async def close(self) -> None:
         """End what runs and free the model, as Model.close does."""

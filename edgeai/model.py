@@ -7,6 +7,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -172,6 +173,22 @@ class Model(Methods):
     def rank(self, query: str, documents: Sequence[str]) -> list[float]:
         """Return how well each of DOCUMENTS answers QUERY, higher is better. Raises UsageError for a model that is no reranker."""
         return self.open_engine().rank(query, documents)
+
+    def save_prompt(self, prompt: Prompt, path: str | os.PathLike[str]) -> int:
+        """Compute PROMPT (messages or a text) once and keep its state in the file PATH; return how many tokens are in it.
+
+        A system message alone is the usual one: another process then loads it, and the first token of each conversation with it comes at
+        once. Raises ContextExceeded, OutputError.
+        """
+        return self.open_engine().save_prompt(prompt, Path(path))
+
+    def load_prompt(self, path: str | os.PathLike[str]) -> int:
+        """Have later requests begin with the prompt that was saved to PATH, where they do; return its tokens.
+
+        `usage.cached_tokens` of an answer says what was reused. Raises InvalidModel for a file that is damaged or was made with another
+        model, chat template, KV type or native library; the model goes on without it.
+        """
+        return self.open_engine().load_prompt(Path(path))
 
     def open_engine(self) -> Engine:
         """Return the engine. Raises ClosedError after `close`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from edgeai.artifact import Artifact
@@ -57,6 +58,15 @@ class Engine(Protocol):
 
     def rank(self, query: str, documents: Sequence[str]) -> list[float]:
         """Return how well each of DOCUMENTS answers QUERY, higher is better. Raises UsageError where the model is no reranker."""
+
+    def save_prompt(self, prompt: Prompt, path: Path) -> int:
+        """Compute PROMPT once and keep its state in the file PATH; return its tokens. Raises UsageError where the engine cannot."""
+
+    def load_prompt(self, path: Path) -> int:
+        """Make the prompt in the file PATH part of what later requests begin with; return its tokens.
+
+        Raises InvalidModel for a file that is damaged or of another model, UsageError where the engine cannot.
+        """
 
     def close(self) -> None:
         """Free the model; running generations end as cancelled. Calling it twice is fine."""

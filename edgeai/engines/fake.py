@@ -97,6 +97,16 @@ class FakeEngine:
         count = len(self.tokenize(text)) if isinstance(text, str) else len(text)
         return [0.0] * max(0, count - 1)
 
+    def save_prompt(self, prompt: Prompt, path: Path) -> int:
+        """Write the words of PROMPT to PATH."""
+        text = prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
+        path.write_text(text, encoding="utf-8")
+        return len(text.split())
+
+    def load_prompt(self, path: Path) -> int:
+        """Count the words in PATH."""
+        return len(path.read_text(encoding="utf-8").split())
+
     def close(self) -> None:
         """Note that the engine was closed."""
         self.closed = True

@@ -25,11 +25,13 @@ from edgeai.engines.llamacpp.promptfile import (
     read_prompt_file,
     write_prompt_file,
 )  # fmt: skip
-from edgeai.engines.llamacpp.promptstate import LoadJob, SaveJob, forget, read, reusable_ids
+from edgeai.engines.llamacpp.promptstate import LoadJob, SaveJob, read, reusable_ids
 from edgeai.engines.llamacpp.statelayout import read_state
 from edgeai.engines.opening import planned
 from edgeai.errors import ContextExceeded, InvalidModel, UsageError
-from edgeai.plan import LoadOptions
+from edgeai.model import Model, open_engine
+from edgeai.options import LoadOptions
+from edgeai.types import Message
 from tests.families import VARIANTS, make_variant, some_ids, write_f32
 
 SUBJECT = Subject(model="m", template="t", library="l", kv_type="f16", long_context=False)
@@ -72,30 +74,27 @@ def saved(handle: Handle, count: int = 40) -> PromptFile:
     return PromptFile(subject=SUBJECT, tokens=tuple(ids), state=run(SaveJob(ids), handle))
 
 
-def nothing(tokens: Sequence[int]) -> None:
-    """Keep no state."""
+def nothing(tokens: Sequence[int]) -> bool:
+    """Keep no state and say that it was kept."""
+    return True
 
 
 def load(handle: Handle, prompt: PromptFile, keep: Any = nothing) -> Any:
-    return run(LoadJob(prompt, handle_window(handle), keep), handle)
-
-
-def handle_window(handle: Handle) -> int | None:
-    size = int(handle.lib.llama_model_n_swa(handle.model))
-    return size or None
+    return run(LoadJob(prompt, handle.n_swa or None, keep), handle)
 
 
 def test_a_state_that_is_put_back_continues_as_if_it_had_been_computed(handle: Handle) -> None:
     prompt = saved(handle)
-    forget(handle)
+    handle.forget(handle.scratch)
     read(handle, prompt.tokens, 0)
     read(handle, [5], len(prompt.tokens))
     expected = logits(handle)
     found: list[Any] = []
 
-    def keep(tokens: Sequence[int]) -> None:
+    def keep(tokens: Sequence[int]) -> bool:
         read(handle, [5], len(tokens))
         found.append(logits(handle))
+        return True
 
     assert load(handle, prompt, keep) == len(prompt.tokens)
     assert np.array_equal(found[0], expected)
@@ -103,8 +102,7 @@ def test_a_state_that_is_put_back_continues_as_if_it_had_been_computed(handle: H
 
 def test_nothing_is_left_on_the_scratch_sequence(plain: Handle) -> None:
     load(plain, saved(plain))
-    memory = plain.lib.llama_get_memory(plain.context)
-    assert plain.lib.llama_memory_seq_pos_max(memory, plain.scratch) == -1
+    assert plain.span(plain.scratch) == (-1, -1)
 
 
 def test_a_state_of_fewer_or_more_tokens_than_the_file_says_is_refused(handle: Handle) -> None:
@@ -129,7 +127,7 @@ def test_a_state_of_another_kv_type_is_refused(smollm2_path: Path) -> None:
     two.free()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_spoiled_state_reaches_the_library_or_stops_the_model(plain: Handle, data: st.DataObject) -> None:
     prompt = saved(plain, 6)
@@ -245,3 +243,56 @@ def test_what_a_system_message_shares_with_every_question_is_reused() -> None:
     assert bytes(found) == b"<system>Be brief.<user>"
     asked = reusable_ids([{"role": "user", "content": "Hi"}], ids_of)
     assert bytes(asked) == b"<user>Hi<answer>"
+
+
+# ---- through the API
+
+
+SYSTEM = "You are a careful assistant. " + "You answer in short sentences and name your sources. " * 6
+
+
+def test_a_saved_prompt_is_reused_by_another_load_and_changes_no_answer(tiny_gguf: Path, tmp_path: Path) -> None:
+    path, options = tmp_path / "é prompt", {"max_tokens": 12, "temperature": 0}
+    with Model(open_engine(tiny_gguf, threads=1, ctx=512)) as model:
+        count = model.save_prompt(SYSTEM, path)
+        fresh = model.complete(SYSTEM + "Why is the", prefix_cache=False, **options)
+    with Model(open_engine(tiny_gguf, threads=1, ctx=512)) as model:
+        assert model.load_prompt(path) == count
+        found = model.complete(SYSTEM + "Why is the", **options)
+    assert found.usage.cached_tokens >= count - 2  # the last tokens may be others when the text goes on
+    assert fresh.usage.cached_tokens == 0
+    assert found.text == fresh.text
+
+
+def test_a_saved_system_message_is_reused_by_conversations(smollm2_path: Path, tmp_path: Path) -> None:
+    system: Message = {"role": "system", "content": SYSTEM}
+    with Model(open_engine(smollm2_path, ctx=512)) as model:
+        count = model.save_prompt([system], tmp_path / "p")
+    with Model(open_engine(smollm2_path, ctx=512)) as model:
+        model.load_prompt(tmp_path / "p")
+        for question in ("What is a tuple?", "Hi"):
+            messages: list[Message] = [system, {"role": "user", "content": question}]
+            assert model.chat(messages, max_tokens=2).usage.cached_tokens >= count
+
+
+def test_a_model_goes_on_after_a_file_that_is_refused(tiny: Model, tmp_path: Path) -> None:
+    before = tiny.complete("The for", max_tokens=8, temperature=0).text
+    tiny.save_prompt(SYSTEM, tmp_path / "p")
+    data = (tmp_path / "p").read_bytes()
+    (tmp_path / "p").write_bytes(data[:-100])
+    with pytest.raises(InvalidModel):
+        tiny.load_prompt(tmp_path / "p")
+    assert tiny.complete("The for", max_tokens=8, temperature=0).text == before
+
+
+def test_another_model_refuses_the_file_by_name(tiny: Model, smollm2: Model, tmp_path: Path) -> None:
+    tiny.save_prompt(SYSTEM, tmp_path / "p")
+    with pytest.raises(InvalidModel, match="another model file"):
+        smollm2.load_prompt(tmp_path / "p")
+
+
+def test_a_model_that_keeps_nothing_says_so(tiny_gguf: Path, tmp_path: Path) -> None:
+    with Model(open_engine(tiny_gguf, threads=1, ctx=512, prefix_bytes=0)) as model:
+        model.save_prompt(SYSTEM, tmp_path / "p")
+        with pytest.raises(UsageError, match="cannot be kept"):
+            model.load_prompt(tmp_path / "p")

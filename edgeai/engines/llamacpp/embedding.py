@@ -7,6 +7,7 @@ import weakref
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from edgeai.artifact import Artifact
@@ -139,6 +140,14 @@ class EmbeddingEngine:
 
     def score(self, text: str | Sequence[int]) -> list[float]:  # noqa: ARG002
         """Raise UsageError: there are no probabilities."""
+        self._no_text()
+
+    def save_prompt(self, prompt: Prompt, path: Path) -> NoReturn:  # noqa: ARG002
+        """Raise UsageError: nothing is continued."""
+        self._no_text()
+
+    def load_prompt(self, path: Path) -> NoReturn:  # noqa: ARG002
+        """Raise UsageError: nothing is continued."""
         self._no_text()
 
     def _no_text(self) -> NoReturn:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 from edgeai import chat
 from edgeai.artifact import Artifact
@@ -13,8 +14,10 @@ from edgeai.engines.constraint import TokenMask
 from edgeai.engines.llamacpp.drafting import DraftModel
 from edgeai.engines.llamacpp.grammar import grammars_of
 from edgeai.engines.llamacpp.handle import Handle
+from edgeai.engines.llamacpp.promptfile import PromptFile, read_prompt_file, write_prompt_file
+from edgeai.engines.llamacpp.promptstate import LoadJob, SaveJob, reusable_ids, subject_of
 from edgeai.engines.llamacpp.request import Loaded, Request
-from edgeai.engines.llamacpp.scheduler import Scheduler, Stats
+from edgeai.engines.llamacpp.scheduler import ResultJob, Scheduler, Stats
 from edgeai.engines.llamacpp.scoring import ScoreJob
 from edgeai.engines.llamacpp.speculate import Guesser, Lookup
 from edgeai.engines.llamacpp.vocab import Vocab
@@ -25,6 +28,8 @@ from edgeai.plan import Plan
 from edgeai.types import Chunk, GenerationConfig, Notice, Prompt
 
 __all__ = ["LlamaCppEngine"]
+
+T = TypeVar("T")
 
 
 class LlamaCppEngine:
@@ -136,8 +141,32 @@ class LlamaCppEngine:
         """
         ids = self.prompt_ids(text) if isinstance(text, str) else list(text)
         self._vocab.check(ids)
-        job = ScoreJob(ids, window=self._handle.n_ctx, bos=self.artifact.bos)
-        job.adapters = self._handle.adapters.selection(adapters)
+        with self._core.in_use():
+            selection = self._handle.adapters.selection(adapters)
+        return self._result(ScoreJob(ids, window=self._handle.n_ctx, bos=self.artifact.bos, adapters=selection))
+
+    def save_prompt(self, prompt: Prompt, path: Path) -> int:
+        """Compute PROMPT and keep the state of its KV cache in the file PATH. Return how many tokens are in it.
+
+        Messages that end with the system's are kept up to where the next message begins. Raises ContextExceeded, OutputError.
+        """
+        ids = reusable_ids(prompt, self.prompt_ids)
+        state = self._result(SaveJob(ids))
+        subject = subject_of(self.artifact, self.plan)
+        write_prompt_file(path, PromptFile(subject=subject, tokens=tuple(ids), state=state))
+        return len(ids)
+
+    def load_prompt(self, path: Path) -> int:
+        """Put the prompt in the file PATH into the KV cache, where later requests that begin with it find it. Return its tokens.
+
+        Raises InvalidModel for a file that is damaged or not of this very model, library and kind of cache; nothing is changed then.
+        """
+        subject, handle = subject_of(self.artifact, self.plan), self._handle
+        prompt = read_prompt_file(path, subject, vocab=handle.n_vocab, most_tokens=handle.n_ctx - 1)
+        return self._result(LoadJob(prompt, handle.n_swa or None, self._core.adopt))
+
+    def _result(self, job: ResultJob[T]) -> T:
+        """Run JOB between the batches of requests and return its result."""
         self._core.run(job)
         try:
             result = job.result.get()

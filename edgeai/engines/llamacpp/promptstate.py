@@ -15,10 +15,10 @@ from edgeai.artifact import Artifact
 from edgeai.childprocess import read_memo, write_memo
 from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.batch import decode
-from edgeai.engines.llamacpp.handle import Handle
+from edgeai.engines.llamacpp.handle import Handle, NoRoom
 from edgeai.engines.llamacpp.promptfile import PromptFile, Subject
 from edgeai.engines.llamacpp.statelayout import read_state
-from edgeai.errors import ContextExceeded, DoesNotFit, EngineCrashed, UsageError
+from edgeai.errors import ContextExceeded, EngineCrashed, UsageError
 from edgeai.paths import home
 from edgeai.plan import Plan
 from edgeai.types import Message, Prompt
@@ -83,11 +83,6 @@ class SaveJob:
         if not self.ids:
             raise UsageError("the prompt is empty", hint="give at least one character")
 
-    @property
-    def cells(self) -> int:
-        """The cells of the KV cache that it takes."""
-        return len(self.ids)
-
     def step(self, handle: Handle) -> bool:
         """Compute the next batch. Return True when there is no more to do."""
         if len(self.ids) >= handle.n_ctx:
@@ -97,7 +92,7 @@ class SaveJob:
             )
         if self._read < len(self.ids) and not self.cancelled:
             if not self._read:
-                forget(handle)
+                handle.forget(handle.scratch)
             part = self.ids[self._read : self._read + handle.n_batch]
             read(handle, part, self._read)
             self._read += len(part)
@@ -105,10 +100,10 @@ class SaveJob:
             return False
         if not self.cancelled:
             state = state_of(handle)
-            forget(handle)
+            handle.forget(handle.scratch)
             read_state(state)  # what cannot be read back is not written
             self.result.put(state)
-        forget(handle)
+        handle.forget(handle.scratch)
         return True
 
     def fail(self, error: BaseException) -> None:
@@ -126,33 +121,31 @@ class LoadJob:
 
     prompt: PromptFile
     window: int | None
-    keep: Callable[[Sequence[int]], None]
+    keep: Callable[[Sequence[int]], bool]
     result: queue.SimpleQueue[int | BaseException] = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
     adapters: Selection = ()
 
-    @property
-    def cells(self) -> int:
-        """The cells of the KV cache that it takes."""
-        return len(self.prompt.tokens)
-
     def step(self, handle: Handle) -> bool:
-        """Check the state and put it back. Raises InvalidModel for one that is not this model's, DoesNotFit where no cells are free."""
+        """Check the state and put it back. Raises InvalidModel for one that is not this model's, NoRoom where no cells are free."""
         tokens, state = self.prompt.tokens, self.prompt.state
-        forget(handle)
+        handle.forget(handle.scratch)
         try:
             read(handle, tokens[:1], 0)
             own = read_state(state_of(handle))
-            forget(handle)
+            handle.forget(handle.scratch)
             own.check(read_state(state), state, len(tokens), self.window)
             buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
             put = handle.lib.llama_state_seq_set_data_ext(handle.context, buffer, len(state), handle.scratch, 0)
             if put != len(state):
-                said = "; ".join(native.last_log(2, errors_only=True)) or "it says no more"
-                raise DoesNotFit(f"the saved prompt does not fit into the KV cache: {said}", hint="use a larger ctx")
-            self.keep(tokens)
+                raise NoRoom  # all else has been checked
+            if not self.keep(tokens):
+                raise UsageError(
+                    f"a prompt of {len(tokens)} tokens cannot be kept: no memory is set aside for prompts of later requests",
+                    hint="load the model with a larger prefix_bytes, and not deterministic",
+                )
         finally:
-            forget(handle)
+            handle.forget(handle.scratch)
         self.result.put(len(tokens))
         return True
 
@@ -179,8 +172,3 @@ def state_of(handle: Handle) -> bytes:
     if lib.llama_state_seq_get_data_ext(handle.context, buffer, size, handle.scratch, 0) != size:
         raise EngineCrashed("the native library does not give the state of a prompt", hint="edgeai doctor")
     return bytes(buffer)
-
-
-def forget(handle: Handle) -> None:
-    """Free the cells of the scratch sequence."""
-    handle.lib.llama_memory_seq_rm(handle.lib.llama_get_memory(handle.context), handle.scratch, -1, -1)

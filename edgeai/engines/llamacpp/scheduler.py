@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.cache import PrefixCache
@@ -25,7 +26,9 @@ from edgeai.engines.llamacpp.request import Loaded, Request
 from edgeai.engines.llamacpp.speculate import Pace
 from edgeai.errors import Busy, ClosedError, ContextExceeded, EngineCrashed
 
-__all__ = ["Job", "Scheduler", "Stats"]
+__all__ = ["Job", "ResultJob", "Scheduler", "Stats"]
+
+T = TypeVar("T")
 
 WORTH_WAITING = 32
 """Tokens that another request is computing and this one shares: fewer are computed twice rather than waited for."""
@@ -41,6 +44,13 @@ class Job(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """Hand ERROR to who waits for the result; there will be none."""
+
+
+class ResultJob(Job, Protocol[T]):
+    """A Job that somebody waits for: the result or the error comes through `result`. Once `cancelled`, its next step is its last."""
+
+    result: queue.SimpleQueue[T | BaseException]
+    cancelled: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

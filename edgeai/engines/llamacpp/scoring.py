@@ -73,11 +73,6 @@ class ScoreJob:
         if len(self.ids) < 1:
             raise UsageError("the text is empty", hint="give at least one character")
 
-    @property
-    def cells(self) -> int:
-        """The cells of the KV cache that it takes."""
-        return min(self.window, len(self.ids))
-
     def step(self, handle: Handle) -> bool:
         """Compute the next slab. Return True when there is no more to do, and the result is there."""
         if self._left is None:
@@ -99,8 +94,7 @@ class ScoreJob:
         if not self._read:
             self._forget(handle)
         # With more outputs than its context was made for, libllama aborts (llama-context.cpp, output_reserve).
-        outputs = handle.plan.outputs or handle.n_batch
-        most = min(handle.n_batch, outputs, max(FEWEST_TOKENS, LOGITS_BYTES // (4 * handle.n_vocab)))
+        most = min(handle.n_batch, handle.n_outputs, max(FEWEST_TOKENS, LOGITS_BYTES // (4 * handle.n_vocab)))
         start = window.start + self._read
         stop = min(start + most, window.end - 1)  # nothing is asked after the last token
         ids = list(self.ids[start:stop])
@@ -118,7 +112,7 @@ class ScoreJob:
 
     def _forget(self, handle: Handle) -> None:
         """Free the cells of the scratch sequence."""
-        handle.lib.llama_memory_seq_rm(handle.lib.llama_get_memory(handle.context), handle.scratch, -1, -1)
+        handle.forget(handle.scratch)
 
 
 def decode_with_logits(

@@ -30,7 +30,7 @@ from edgeai.types import Chunk, GenerationConfig
 
 __all__ = ["METHODS", "Server"]
 
-METHODS = frozenset({"tokenize", "detokenize", "prompt_ids", "score", "embed", "rank"})
+METHODS = frozenset({"tokenize", "detokenize", "prompt_ids", "score", "embed", "rank", "save_prompt", "load_prompt"})
 """The methods of an engine that take values and return one."""
 
 CALLERS, SUBMITTERS = 32, 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeai.artifact import Artifact
@@ -100,6 +101,16 @@ class WorkerEngine:
         """Return how well each of DOCUMENTS answers QUERY, higher is better."""
         documents = documents if isinstance(documents, str) else list(documents)
         found: list[float] = self._call("rank", query, documents)
+        return found
+
+    def save_prompt(self, prompt: Prompt, path: Path) -> int:
+        """Compute PROMPT once and keep its state in the file PATH; return its tokens."""
+        found: int = self._call("save_prompt", _plain(prompt), path.absolute())
+        return found
+
+    def load_prompt(self, path: Path) -> int:
+        """Make the prompt in the file PATH part of what later requests begin with, until the child has to be started again."""
+        found: int = self._call("load_prompt", path.absolute())
         return found
 
     def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
