@@ -83,6 +83,7 @@ class PrefixTree:
         """Yield (length, who has it) for beginnings of TOKENS up to LIMIT that are here, the longest first."""
         found: list[tuple[int, Collection[int]]] = []
         node, at = self._root, 0
+        limit = min(limit, len(tokens))
         while at < limit and (child := node.children.get(tokens[at])) is not None:
             shared = _common(child.tokens, tokens, at)
             at += shared

@@ -1,0 +1,280 @@
+"""Many requests on one model: each gets its own answer, in bounded time, and what is shared is computed once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeai.engines.llamacpp import LlamaCppEngine
+from edgeai.engines.opening import open_engine, planned
+from edgeai.errors import Busy, ContextExceeded, UsageError
+from edgeai.model import Model
+from edgeai.plan import LoadOptions
+from edgeai.types import Completion
+from tests.families import VARIANTS, make_variant, write_f32
+
+WORDS = "the function returns a list of strings and raises an error when it is not found in the module"
+
+
+def engine_of(model: Model) -> LlamaCppEngine:
+    assert isinstance(model.engine, LlamaCppEngine)
+    return model.engine
+
+
+def together(model: Model, prompts: list[str], **options: Any) -> list[Completion]:
+    """Ask all PROMPTS at once, each from a thread of its own."""
+    found: dict[int, Completion] = {}
+    start = threading.Barrier(len(prompts))
+
+    def ask(at: int) -> None:
+        start.wait()
+        found[at] = model.complete(prompts[at], **options)
+
+    threads = [threading.Thread(target=ask, args=(at,)) for at in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[at] for at in range(len(prompts))]
+
+
+def prompts_of(count: int) -> list[str]:
+    words = WORDS.split()
+    return [" ".join(words[at : at + 4] + words[: 3 + at]) for at in range(count)]
+
+
+@pytest.fixture(scope="module")
+def small(tiny_gguf: Path) -> Iterator[Model]:
+    with Model(open_engine(tiny_gguf, ctx=256, streams=4, threads=1)) as model:
+        yield model
+
+
+@pytest.mark.parametrize("variant", ["llama", "gemma3", "lfm2"])
+def test_deterministic_answers_are_the_same_to_the_bit_alone_and_beside_seven(
+    variant: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    path = write_f32(make_variant(tmp_path, VARIANTS[variant]), tmp_path / "x.gguf")
+    options: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "logprobs": 3}
+    with Model(open_engine(path, ctx=128, streams=8, threads=1, deterministic=True)) as model:
+        prompts = prompts_of(8)
+        alone = [model.complete(prompt, **options) for prompt in prompts]
+        beside = together(model, prompts, **options)
+        assert [done.logprobs for done in beside] == [done.logprobs for done in alone]
+
+
+def test_streams_are_computed_side_by_side(small: Model) -> None:
+    streams = [small.stream(prompt, max_tokens=40, temperature=0) for prompt in prompts_of(4)]
+    for stream in streams:
+        next(stream)
+    assert engine_of(small).stats().running == 4
+    for stream in streams:
+        stream.close()
+
+
+def test_more_requests_than_streams_all_get_their_answer(small: Model) -> None:
+    prompts = prompts_of(12)
+    alone = [small.complete(prompt, max_tokens=6, temperature=0).usage for prompt in prompts]
+    assert [done.usage.completion_tokens for done in together(small, prompts, max_tokens=6, temperature=0)] == [
+        usage.completion_tokens for usage in alone
+    ]
+
+
+def test_a_full_queue_says_busy_and_how_long_to_wait(tiny_gguf: Path) -> None:
+    with Model(open_engine(tiny_gguf, ctx=256, streams=1, queue=1, threads=1)) as model:
+        running = model.stream("the function", max_tokens=200, temperature=0)
+        next(running)
+        waiting = model.stream("the list", max_tokens=1)
+        with pytest.raises(Busy, match="1 requests run and 1 wait"):
+            model.stream("the module", max_tokens=1)
+        running.close()
+        assert waiting.collect().usage.completion_tokens == 1
+
+
+def test_a_seed_gives_the_same_answer_in_any_company(tiny_gguf: Path) -> None:
+    with Model(open_engine(tiny_gguf, ctx=256, streams=4, threads=1, deterministic=True)) as model:
+        alone = model.complete("the list", max_tokens=12, seed=7, temperature=1.0).text
+        assert {done.text for done in together(model, ["the list"] * 4, max_tokens=12, seed=7, temperature=1.0)} == {
+            alone
+        }
+
+
+# ---- shared beginnings
+
+
+def test_a_prompt_that_was_read_is_not_read_again(small: Model) -> None:
+    first = small.complete(WORDS, max_tokens=4, temperature=0)
+    again = small.complete(WORDS, max_tokens=4, temperature=0)
+    assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
+    assert again.text == first.text
+
+
+def test_simultaneous_requests_compute_their_shared_beginning_once(tiny_gguf: Path) -> None:
+    shared = " ".join([WORDS] * 4)
+    with Model(open_engine(tiny_gguf, ctx=256, streams=4, threads=1)) as model:
+        length = len(model.tokenize(shared, add_special=True))
+        done = together(model, [f"{shared} {word}" for word in ("alpha", "beta", "gamma", "delta")], max_tokens=2)
+        assert sorted(answer.usage.cached_tokens >= length - 2 for answer in done) == [False, True, True, True]
+
+
+@pytest.mark.parametrize("variant", ["llama", "gemma3", "lfm2", "mixtral"])
+def test_a_reused_beginning_does_not_change_an_answer(variant: str, tmp_path: Path) -> None:
+    path = write_f32(make_variant(tmp_path, VARIANTS[variant]), tmp_path / "x.gguf")
+    begin = " ".join(WORDS.split()[:12])
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
+    with Model(open_engine(path, ctx=128, streams=2, threads=1)) as model:
+        fresh = [model.complete(f"{begin} {end}", **options, prefix_cache=False).text for end in ("a", "list", "of")]
+        for _ in range(2):
+            assert [model.complete(f"{begin} {end}", **options).text for end in ("a", "list", "of")] == fresh
+
+
+def test_a_request_may_refuse_to_share(small: Model) -> None:
+    small.complete(WORDS, max_tokens=1)
+    assert small.complete(WORDS, max_tokens=1, prefix_cache=False).usage.cached_tokens == 0
+
+
+def test_kept_prompts_stay_within_their_budget_and_the_oldest_go_first(tiny_gguf: Path) -> None:
+    with Model(open_engine(tiny_gguf, ctx=256, streams=1, threads=1)) as probe:
+        whole = sum(share.kv_bytes for share in engine_of(probe).placement.shares)
+    with Model(open_engine(tiny_gguf, ctx=256, streams=1, threads=1, prefix_bytes=whole // 4)) as model:
+        texts = [f"{word} " + " ".join(WORDS.split()[at:]) for at, word in enumerate(("red", "green", "blue", "white"))]
+        for text in texts:
+            model.complete(text, max_tokens=1)
+            plan, stats = model.plan, engine_of(model).stats()
+            assert stats.kept_tokens * whole <= plan.prefix_bytes * plan.kv_cells
+        assert model.complete(texts[-1], max_tokens=1).usage.cached_tokens > 0
+        assert model.complete(texts[0], max_tokens=1).usage.cached_tokens == 0
+
+
+def test_nothing_is_kept_without_a_budget(tiny_gguf: Path) -> None:
+    with Model(open_engine(tiny_gguf, ctx=256, streams=1, threads=1, prefix_bytes=0)) as model:
+        model.complete(WORDS, max_tokens=1)
+        assert engine_of(model).stats().kept_tokens == 0
+        assert model.complete(WORDS, max_tokens=1).usage.cached_tokens == 0
+
+
+def test_when_the_cache_is_full_the_youngest_waits_and_all_finish(tiny_gguf: Path) -> None:
+    artifact, plan = planned(tiny_gguf, LoadOptions(ctx=256, streams=3, threads=1, prefix_bytes=0))
+    with Model(LlamaCppEngine(artifact, replace(plan, kv_cells=256))) as model:
+        prompts = [f"{word} {WORDS}" for word in ("red", "green", "blue")]
+        alone = [model.complete(prompt, max_tokens=120, temperature=0).usage for prompt in prompts]
+        done = together(model, prompts, max_tokens=120, temperature=0)
+        assert [answer.usage.completion_tokens for answer in done] == [usage.completion_tokens for usage in alone]
+        assert engine_of(model).stats().preempted > 0
+
+
+# ---- limits
+
+
+def test_cancelling_one_stream_leaves_the_others(small: Model) -> None:
+    one, two = (small.stream(prompt, max_tokens=60, temperature=0) for prompt in prompts_of(2))
+    next(one)
+    one.close()
+    assert two.collect().usage.completion_tokens > 0
+    assert engine_of(small).stats().running == 0
+
+
+def test_a_long_prompt_is_cancelled_while_it_is_read(smollm2_path: Path) -> None:
+    with Model(open_engine(smollm2_path, ctx=4096, streams=2)) as model:
+        stream = model.stream(" word" * 3500, max_tokens=1)
+        time.sleep(0.2)  # reading it takes seconds
+        began = time.perf_counter()
+        stream.cancel()
+        assert stream.collect().finish_reason == "cancelled"
+        assert time.perf_counter() - began < 2
+        assert engine_of(model).stats().running == 0
+
+
+def test_an_answer_ends_when_its_time_is_over(small: Model) -> None:
+    done = small.complete("the function", max_tokens=100_000, temperature=0, max_seconds=0.0001)
+    assert done.finish_reason == "timeout"
+
+
+def test_a_running_stream_goes_on_while_a_long_prompt_is_read(smollm2_path: Path) -> None:
+    with Model(open_engine(smollm2_path, ctx=4096, streams=2)) as model:
+        running = model.stream("The sun is", max_tokens=2000, temperature=0.8, seed=1)
+        next(running)
+        shown: list[float] = []
+        reader = threading.Thread(target=lambda: shown.extend(time.perf_counter() for _ in running))
+        reader.start()
+        began = time.perf_counter()
+        done = model.complete(" word" * 1000, max_tokens=1)
+        read = began + (done.timings.ttft_s or 0)
+        running.cancel()
+        reader.join()
+    assert sum(began < moment < read for moment in shown) >= 5
+
+
+# ---- what a request may ask for
+
+
+def test_log_probabilities_are_those_of_scoring(small: Model) -> None:
+    done = small.complete("the function returns", max_tokens=6, temperature=0, logprobs=2)
+    assert done.logprobs is not None
+    ids = [*small.tokenize("the function returns", add_special=True), *(token.id for token in done.logprobs)]
+    scored = engine_of(small).score(ids)[-len(done.logprobs) :]
+    assert [token.logprob for token in done.logprobs] == pytest.approx(scored, abs=1e-3)
+    assert "".join(token.text for token in done.logprobs) == done.text
+    assert all(token.top[0][0] == token.id for token in done.logprobs)  # greedy: the likeliest was taken
+
+
+def test_a_banned_token_does_not_come(small: Model) -> None:
+    plain = small.complete("the function returns", max_tokens=1, temperature=0, logprobs=0).logprobs
+    assert plain
+    biased = small.complete(
+        "the function returns", max_tokens=1, temperature=0, logprobs=0, logit_bias={plain[0].id: -100}
+    ).logprobs
+    assert biased
+    assert biased[0].id != plain[0].id
+
+
+def test_a_bias_on_a_token_that_there_is_not_is_refused(small: Model) -> None:
+    with pytest.raises(UsageError, match="not in the vocabulary"):
+        small.complete("the", max_tokens=1, logit_bias={10**6: 1.0})
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_any_work(small: Model) -> None:
+    with pytest.raises(ContextExceeded):
+        small.complete(" ".join([WORDS] * 40))
+
+
+# ---- speculation
+
+
+def test_looked_up_guesses_do_not_change_a_greedy_answer(small: Model) -> None:
+    prompt = " ".join(["one two three four five six seven"] * 3)
+    plain = small.complete(prompt, max_tokens=40, temperature=0, prefix_cache=False)
+    guessed = small.complete(prompt, max_tokens=40, temperature=0, speculation="lookup", prefix_cache=False)
+    assert guessed.text == plain.text
+    assert guessed.usage.completion_tokens == plain.usage.completion_tokens
+    assert guessed.timings.drafted >= guessed.timings.accepted > 0
+
+
+def test_a_draft_model_that_is_the_model_is_nearly_always_right(tiny_gguf: Path) -> None:
+    with Model(open_engine(tiny_gguf, ctx=256, streams=2, threads=1, draft=tiny_gguf)) as model:
+        plain = model.complete(WORDS, max_tokens=30, temperature=0, prefix_cache=False)
+        drafted = model.complete(WORDS, max_tokens=30, temperature=0, speculation="draft", prefix_cache=False)
+        assert drafted.text == plain.text
+        assert drafted.timings.accepted > 0.8 * drafted.timings.drafted > 0
+
+
+def test_a_draft_of_another_vocabulary_is_refused(tiny_gguf: Path, smollm2_path: Path) -> None:
+    with pytest.raises(UsageError, match="draft model"):
+        open_engine(smollm2_path, ctx=256, draft=tiny_gguf)
+
+
+def test_speculation_without_a_draft_model_is_refused(small: Model) -> None:
+    with pytest.raises(UsageError, match="no draft model"):
+        small.complete("the", max_tokens=1, speculation="draft")
+
+
+def test_models_whose_state_cannot_go_back_say_that_they_do_not_guess(tmp_path: Path) -> None:
+    path = write_f32(make_variant(tmp_path, VARIANTS["lfm2"]), tmp_path / "x.gguf")
+    with Model(open_engine(path, ctx=128, streams=1, threads=1)) as model:
+        done = model.complete("the list", max_tokens=4, speculation="lookup")
+        assert [notice.code for notice in done.warnings] == ["no-speculation"]
