@@ -17,7 +17,7 @@ from typing import Any
 import peers
 from llama_server import llama_server
 from measure import save
-from streams import ANSWER, CONTEXT, PROMPT, Prompts, our_side, their_side
+from streams import ANSWER, CONTEXT, KEPT_BYTES, PROMPT, Prompts, our_side, their_side
 
 import edgeai
 import models
@@ -70,7 +70,7 @@ def by_streams(path: Path, counts: tuple[int, ...], rounds: int) -> list[dict[st
 
     rows = []
     for count in counts:
-        with edgeai.load(str(path), ctx=CONTEXT, streams=count, device="cpu") as model:
+        with edgeai.load(str(path), ctx=CONTEXT, streams=count, prefix_bytes=KEPT_BYTES, device="cpu") as model:
             flags = ("-np", str(count), "-c", str(CONTEXT * count), "-t", str(model.plan.threads), "-ngl", "0")
             with llama_server(path, *flags) as server:
                 prompts = Prompts(model, count)

@@ -29,6 +29,9 @@ import models
 from edgeai.evaluation.streams import Together, ask, distinct_texts, end_tokens, together
 
 CONTEXT = 1024  # tokens of one request
+KEPT_BYTES = (
+    64 << 20
+)  # of prompts that edgeai may keep: 2900 tokens of SmolLM2; llama-server may keep 8 GiB (--cache-ram)
 SHARED, QUESTION, SHARED_ANSWER = 600, 24, 32
 PROMPT, ANSWER = 64, 64
 
@@ -121,7 +124,9 @@ def main() -> None:
     arguments = parser.parse_args()
     path, count = models.model(arguments.model), arguments.streams
     with contextlib.ExitStack() as stack:
-        model = stack.enter_context(edgeai.load(str(path), ctx=CONTEXT, streams=count, device="cpu"))
+        model = stack.enter_context(
+            edgeai.load(str(path), ctx=CONTEXT, streams=count, prefix_bytes=KEPT_BYTES, device="cpu")
+        )
         flags = ("-np", str(count), "-c", str(CONTEXT * count), "-t", str(model.plan.threads), "-ngl", "0")
         batch = ("-tb", str(model.plan.threads_batch))
         sides = {"edgeai": our_side(model, path)}
@@ -129,7 +134,13 @@ def main() -> None:
             server = stack.enter_context(llama_server(path, *flags, *batch, *more))
             sides[side] = their_side(server)
         found = compare(sides, Prompts(model, count), 1 if arguments.quick else arguments.rounds)
-    results = {"model": path.name, "streams": count, "peer_flags": " ".join([*flags, *batch]), **found}
+    results = {
+        "model": path.name,
+        "streams": count,
+        "prefix_bytes": KEPT_BYTES,
+        "peer_flags": " ".join([*flags, *batch]),
+        **found,
+    }
     save(f"streams_{path.stem}_{count}", results, keep=not arguments.quick)
 
 
