@@ -105,7 +105,7 @@ class Bench:
         if self.device == "cpu":
             return {"cpu": {}}
         total = self.answers()["layers"][1]
-        return {"all": {}, "half": {"gpu_layers": total // 2}, "none": {"gpu_layers": 0}}
+        return {"all": {}, "half": {"gpu_layers": total // 2}, "none": {"device": "cpu"}}
 
 
 def check_backend(bench: Bench) -> list[Row]:
@@ -147,7 +147,7 @@ def check_parity(bench: Bench) -> list[Row]:
     rows = []
     for name, options in bench.variants.items():
         found = saved(name, bench.device, options)
-        nmse = float(((found - reference) ** 2).sum() / (reference**2).sum())
+        nmse = _nmse(reference, found)
         same = found.argmax(axis=1) == reference.argmax(axis=1)
         clear = same[first - second > CLEAR]
         mine = bench.answers(options)["texts"]
@@ -164,6 +164,10 @@ def check_parity(bench: Bench) -> list[Row]:
             _same_texts(f"{name}: same greedy text", texts, mine),
         ]
     return rows
+
+
+def _nmse(reference: Any, found: Any) -> float:
+    return float(((found - reference) ** 2).sum() / (reference**2).sum())
 
 
 def _kl(reference: Any, found: Any) -> float:
@@ -216,7 +220,7 @@ def check_speed(bench: Bench) -> list[Row]:
     rows = []
     for name, options in bench.variants.items():
         ours, bare = bench.task("speed", options=options)["ours"], bench.task("bare", options=options)
-        theirs = _llama_bench(bench, options.get("gpu_layers", 999 if bench.device == "cuda" else 0))
+        theirs = _llama_bench(bench, _gpu_layers(bench, options))
         for test in ("pp512", "tg128"):
             ratio = ours[test] / bare[test]
             rows += [
@@ -228,6 +232,12 @@ def check_speed(bench: Bench) -> list[Row]:
                 rows.append(Row(name=f"{name} {test}: llama-bench tok/s", value=theirs[test]))
                 rows.append(Row(name=f"{name} {test}: ratio to it", value=ours[test] / theirs[test]))
     return rows
+
+
+def _gpu_layers(bench: Bench, options: Mapping[str, Any]) -> int:
+    if options.get("device", bench.device) == "cpu":
+        return 0
+    return int(options.get("gpu_layers", 999))
 
 
 def _llama_bench(bench: Bench, layers: int) -> dict[str, float]:
@@ -346,18 +356,17 @@ def check_sharing(bench: Bench) -> list[Row]:
 
 def check_split(bench: Bench) -> list[Row]:
     """Split the layers over two GPUs, which libggml makes of one where there is one (GGML_CUDA_DEVICES)."""
+    import numpy as np
+
     bench.need_gpu()
-    alone = bench.answers()["texts"]
-    found = bench.task("generate", {"GGML_CUDA_DEVICES": "2"})
-    with_layers = [share["device"] for share in found["placement"] if share["layers"] and share["device"] != "CPU"]
+    one, two = bench.folder / "one.npy", bench.folder / "two.npy"
+    bench.task("logits", file=str(one))
+    found = bench.task("logits", {"GGML_CUDA_DEVICES": "2"}, file=str(two), split=True)
+    named = [share["device"] for share in found["placement"] if share["layers"] and share["device"] != "CPU"]
+    nmse = _nmse(np.load(one).astype(np.float64), np.load(two).astype(np.float64))
     return [
-        Row(
-            name="devices with layers",
-            value=" ".join(with_layers) or "none",
-            limit="at least one",
-            ok=bool(with_layers),
-        ),
-        _same_texts("same greedy text as on one", alone, found["texts"]),
+        Row(name="devices with layers", value=" ".join(named), limit="= 2", ok=len(named) == 2),
+        Row(name="NMSE of logits to one device", value=nmse, limit=f"≤ {NMSE}", ok=nmse <= NMSE),
     ]
 
 

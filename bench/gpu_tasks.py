@@ -30,10 +30,27 @@ def load(given: dict[str, Any], **more: Any) -> Any:
     """Load the model that GIVEN names on its device."""
     import edgeai
 
-    wanted = {"ctx": 1024, "device": given["device"], **given.get("options", {}), **more}
-    if given["device"] == "cpu":
-        wanted.pop("gpu_layers", None)
-    return edgeai.load(given["model"], **wanted)
+    return edgeai.load(given["model"], **{"ctx": 1024, "device": given["device"], **given.get("options", {}), **more})
+
+
+def open_weights(given: dict[str, Any], ctx: int) -> Any:
+    """Load the weights alone as GIVEN says, all GPUs getting the same number of layers if it says `split`."""
+    from dataclasses import replace
+
+    from edgeai import native
+    from edgeai.artifact import open_artifact
+    from edgeai.device import probe
+    from edgeai.engines.llamacpp.weights import Weights
+    from edgeai.plan import LoadOptions, make_plan
+
+    artifact = open_artifact(Path(given["model"]))
+    plan = make_plan(
+        artifact, probe(), LoadOptions(**{"ctx": ctx, "device": given["device"], **given.get("options", {})})
+    )
+    if given.get("split"):
+        names = tuple(device.name for device in native.backend_devices() if device.kind == "gpu")
+        plan = replace(plan, devices=names, tensor_split=(1.0,) * len(names))
+    return Weights(artifact, plan)
 
 
 def free_bytes() -> dict[str, int]:
@@ -91,15 +108,7 @@ def logits(given: dict[str, Any]) -> dict[str, Any]:
     """Save the logits of every position of a text, (tokens, vocabulary) float32, to the file that GIVEN names."""
     import numpy as np
 
-    from edgeai.artifact import open_artifact
-    from edgeai.device import probe
-    from edgeai.engines.llamacpp.weights import Weights
-    from edgeai.plan import LoadOptions, make_plan
-
-    artifact = open_artifact(Path(given["model"]))
-    wanted = {"gpu_layers": given["options"].get("gpu_layers")} if given["device"] == "cuda" else {}
-    plan = make_plan(artifact, probe(), LoadOptions(ctx=512, device=given["device"], **wanted))
-    weights = Weights(artifact, plan)
+    weights = open_weights(given, 512)
     lib = weights.lib
     params = lib.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = 512
@@ -121,9 +130,8 @@ def logits(given: dict[str, Any]) -> dict[str, Any]:
     lib.llama_batch_free(batch)
     lib.llama_free(context)
     np.save(given["file"], found)
-    layers = weights.placement.gpu_layers
     weights.free()
-    return {"gpu_layers": layers}
+    return {"placement": weights.placement.to_dict()["shares"]}
 
 
 def speed(given: dict[str, Any]) -> dict[str, Any]:
@@ -135,9 +143,11 @@ def speed(given: dict[str, Any]) -> dict[str, Any]:
         model.complete("Warm up", max_tokens=8, temperature=0)
         ours: dict[str, list[float]] = {"pp512": [], "tg128": []}
         for number in range(rounds):  # another first word each time: nothing is to come from a kept prefix
-            ours["pp512"].append(model.complete(f"{number} {prompt}", max_tokens=1, temperature=0).timings.prompt_tok_s)
+            ours["pp512"].append(
+                model.complete(f"{number} {prompt}", max_tokens=1, temperature=0).timings.prompt_tok_s or 0.0
+            )
             done = model.complete("Once upon a time", max_tokens=128, temperature=0, logit_bias=no_end(model))
-            ours["tg128"].append(done.timings.gen_tok_s)
+            ours["tg128"].append(done.timings.gen_tok_s or 0.0)
         placement = model.engine.placement
     return {
         "ours": {name: sorted(values)[rounds // 2] for name, values in ours.items()},
@@ -152,18 +162,13 @@ def no_end(model: Any) -> dict[int, float]:
 
 def bare(given: dict[str, Any]) -> dict[str, Any]:
     """Return tok/s of llama_decode alone, as llama-bench measures: no sampling, no text, tokens of no meaning."""
-    from edgeai.artifact import open_artifact
-    from edgeai.device import probe
-    from edgeai.engines.llamacpp.weights import Weights
-    from edgeai.plan import LoadOptions, make_plan
+    from edgeai.device import cpu_facts
 
-    artifact, device = open_artifact(Path(given["model"])), probe()
-    wanted = {"gpu_layers": given["options"].get("gpu_layers")} if given["device"] == "cuda" else {}
-    weights = Weights(artifact, make_plan(artifact, device, LoadOptions(ctx=1024, device=given["device"], **wanted)))
+    weights = open_weights(given, 1024)
     lib = weights.lib
     params = lib.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = 1024, 512, 512
-    params.n_threads = params.n_threads_batch = device.cpu.threads
+    params.n_threads = params.n_threads_batch = cpu_facts().threads
     context = weights.open_context(params)
     memory = lib.llama_get_memory(context)
     tokens = (ctypes.c_int32 * 512)(*(3 + index % 200 for index in range(512)))
