@@ -245,6 +245,7 @@ def _llama_bench(bench: Bench, layers: int) -> dict[str, float]:
         return {}
     libraries = bench.known.setdefault("library_dir", bench.task("facts")["library_dir"])
     paths = [libraries, str(bench.llama_bench.parent), os.environ.get("LD_LIBRARY_PATH", "")]
+    where = ["-ngl", str(layers)] if layers else ["-dev", "none"]  # or a GPU would compute with weights in main memory
     command = [
         str(bench.llama_bench),
         "-m",
@@ -253,12 +254,11 @@ def _llama_bench(bench: Bench, layers: int) -> dict[str, float]:
         "512",
         "-n",
         "128",
-        "-ngl",
-        str(layers),
         "-r",
         "3",
         "-o",
         "json",
+        *where,
     ]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S, env={**os.environ, "LD_LIBRARY_PATH": ":".join(paths)}
