@@ -333,21 +333,34 @@ def lose(given: dict[str, Any], pid: int | None) -> None:
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 /* CUDA as it is after the driver has gone: 999 is cudaErrorUnknown, 100 cudaErrorNoDevice. */
 static int gone(void) { const char *file = getenv("EDGEAI_BENCH_LOST"); return file && access(file, F_OK) == 0; }
+/* The real function. RTLD_NEXT does not see a libcudart that came with a library loaded later. */
+static void *real(const char *name) {
+    static void *library;
+    char line[4096];
+    FILE *maps = library ? NULL : fopen("/proc/self/maps", "r");
+    while (maps && !library && fgets(line, sizeof line, maps)) {
+        char *path = strchr(line, '/');
+        if (!path || !strstr(path, "libcudart.so")) continue;
+        path[strcspn(path, "\n")] = 0;
+        library = dlopen(path, RTLD_LAZY);
+    }
+    if (maps) fclose(maps);
+    return library ? dlsym(library, name) : NULL;
+}
 int cudaStreamSynchronize(void *stream) {
-    static int (*real)(void *);
-    if (gone()) return 999;
-    if (!real) real = dlsym(RTLD_NEXT, "cudaStreamSynchronize");
-    return real(stream);
+    int (*function)(void *) = real("cudaStreamSynchronize");
+    return gone() || !function ? 999 : function(stream);
 }
 int cudaGetDeviceCount(int *count) {
-    static int (*real)(int *);
-    if (gone()) { *count = 0; return 100; }
-    if (!real) real = dlsym(RTLD_NEXT, "cudaGetDeviceCount");
-    return real(count);
+    int (*function)(int *) = real("cudaGetDeviceCount");
+    *count = 0;
+    return gone() || !function ? 100 : function(count);
 }
 """
 
