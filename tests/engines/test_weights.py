@@ -129,6 +129,29 @@ def test_operations_that_stay_on_the_cpu_are_said(monkeypatch: pytest.MonkeyPatc
     assert weights.notices[0].message.startswith("layer 0 is assigned")
 
 
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [("splits = 2", False), ("splits = 178 / 3", False), ("splits = 62", True), ("splits = 4 / 62", True)],
+)
+def test_attention_that_leaves_the_gpu_for_each_layer_is_said(
+    monkeypatch: pytest.MonkeyPatch, artifact: Artifact, splits: str, said: bool
+) -> None:
+    # Read from a CUDA build: a KV cache of type iq4_nl, which its flash attention does not know, makes 62 splits of 31 layers
+    graph = f"sched_reserve: graph: nodes = 1296, {splits}, input objects = 4, input tensors = 8"
+    install(monkeypatch, loading=FULL, opening=[*CONTEXT, *lines(graph)])
+    weights = Weights(artifact, plan(kv_type="iq4_nl"))
+    weights.open_context(context_params())
+    assert [notice.code for notice in weights.notices] == (["operation-on-cpu"] if said else [])
+
+
+def test_layers_in_main_memory_may_have_many_splits(monkeypatch: pytest.MonkeyPatch, artifact: Artifact) -> None:
+    graph = "sched_reserve: graph: nodes = 1296, splits = 62, input objects = 4, input tensors = 8"
+    install(monkeypatch, loading=[*layers("CPU", "CUDA0", "CUDA0"), *FULL[3:]], opening=[*CONTEXT, *lines(graph)])
+    weights = Weights(artifact, plan(gpu_layers=2))
+    weights.open_context(context_params())
+    assert weights.notices == ()
+
+
 def test_the_context_adds_its_buffers(monkeypatch: pytest.MonkeyPatch, artifact: Artifact) -> None:
     install(monkeypatch, loading=FULL, opening=CONTEXT)
     weights = Weights(artifact, plan())

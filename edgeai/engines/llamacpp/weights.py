@@ -84,7 +84,22 @@ class Weights:
             {line.text for line in log if line.level == native.WARN and _OTHER_DEVICE.search(line.text)}
         ):
             self._note("operation-on-cpu", line.partition(": ")[2])
+        self._check_splits(log)
         return context
+
+    def _check_splits(self, log: Iterable[LogLine]) -> None:
+        """Say when tokens go back and forth between the GPUs and the CPU although every layer is on a GPU."""
+        placement = self.placement
+        found = [match for line in log if (match := _SPLITS.search(line.text))]
+        if not found or placement.gpu_layers < placement.layers:
+            return
+        splits = int(found[-1][2] or found[-1][1])
+        if splits > len(placement.gpus) + SPARE_SPLITS:
+            self._note(
+                "operation-on-cpu",
+                f"each token changes {splits - 1} times between GPU and CPU: the GPU has no kernel for an operation of this model, or for "
+                f"attention with a KV cache of type {self._plan.kv_type}",
+            )
 
     def free(self) -> None:
         """Free the model; safe to call twice. Its contexts must be gone."""
@@ -133,6 +148,10 @@ _BUFFERS = (
 
 The same figures are behind `llama_get_memory_breakdown`, which has a C++ interface only (llama-ext.h).
 """
+_SPLITS = re.compile(r"graph.*: nodes = .*, splits = (\d+)(?: / (\d+))?,")
+"""Parts of the graph that run on one device without a pause, for a prompt and for a token where they differ (llama-context.cpp)."""
+SPARE_SPLITS = 3
+"""A token's graph has a part for each GPU and one on the CPU, which looks up the embedding; a few more cost little."""
 _OTHER_DEVICE = re.compile(r"layer \d+ is assigned to device .* is assigned to device")
 
 

@@ -219,7 +219,8 @@ class Supervisor:
             raise InvalidModel(f"{str(self._path)!r} has changed since it was loaded", hint="load it again")
 
     def _crash(self, ending: Ending, *, loading: bool) -> EdgeAIError:
-        if loading and self.loaded is None and ending.signal in CRASHES:
+        the_gpu = "CUDA error" in ending.reason
+        if loading and self.loaded is None and ending.signal in CRASHES and not the_gpu:
             return InvalidModel(
                 f"{str(self._path)!r} kills the native library: it {ending.reason}",
                 hint="the file is damaged, or made to do so; pull or convert it again",
