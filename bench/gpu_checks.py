@@ -273,7 +273,7 @@ def _llama_bench(bench: Bench, layers: int) -> dict[str, float]:
 def check_streams(bench: Bench) -> list[Row]:
     """Answer eight prompts side by side."""
     free, fixed = bench.task("streams"), bench.task("streams", options={"deterministic": True})
-    ratio = free["together_tok_s"] / free["alone_tok_s"]
+    ratio = free["together_tok_s"] / max(free["alone_tok_s"], 1e-9)
     same = sum(fixed["same"])
     least = 2.0 if bench.device == "cuda" else 0.5
     return [
