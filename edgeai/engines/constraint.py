@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeai.engines.schema_check import enforceable, read_json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Grammars", "TokenMask", "check", "incomplete"]
+__all__ = ["Forced", "Grammars", "TokenMask", "check", "incomplete"]
 
 MAX_SOURCE = 1_000_000  # characters; llguidance's own limits are on what a source becomes
 KEPT = 32  # compiled constraints per model
@@ -267,6 +267,23 @@ class TokenMask:
             f"the answer cannot go on in its form: {reason[:300]}",
             hint="make the schema or grammar simpler; a logit bias must not ban all that is allowed",
         )
+
+
+class Forced:
+    """Guesses the tokens that the form leaves no choice in, so that they are computed in one batch.
+
+    They are drawn as all others are, since the model may write the same text in other tokens: no answer is changed by a guess.
+    """
+
+    def __init__(self, mask: TokenMask) -> None:
+        self._mask = mask
+
+    def guess(self, tokens: Sequence[int], most: int) -> list[int]:  # noqa: ARG002 - the mask knows where the answer is
+        """Return up to MOST tokens that come next."""
+        return self._mask.forced()[:most]
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 @functools.cache

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-import edgeai
 from converters.gguf import write_vocabulary
 from converters.tokenproof import PROBE_KEYS
 from edgeai import native
-from edgeai.engines.constraint import Grammars, TokenMask
+from edgeai.engines.constraint import Forced, Grammars, TokenMask
 from edgeai.engines.llamacpp.grammar import grammars_of
 from edgeai.errors import ConstraintError, IncompleteOutput
 from edgeai.model import Model
@@ -244,8 +243,30 @@ def test_characters_of_several_tokens_come_whole(smollm2: Model) -> None:
         assert "\ufffd" not in chunk.text
 
 
-def test_a_closed_model_refuses_a_form_as_it_does_all_else(tiny_gguf: Path) -> None:
-    model = edgeai.load(tiny_gguf, ctx=128, threads=1)
-    model.close()
-    with pytest.raises(edgeai.errors.ClosedError):
-        model.complete("x", choices=["a"])
+def test_forced_tokens_are_computed_together_and_change_no_answer(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = tiny.complete("A dog: ", schema=DOG, max_tokens=120, temperature=0)
+    monkeypatch.setattr(Forced, "guess", lambda *_: [])
+    alone = tiny.complete("A dog: ", schema=DOG, max_tokens=120, temperature=0)
+    assert together.text == alone.text
+    assert (together.timings.accepted > 5, alone.timings.drafted) == (True, 0)
+
+
+def test_guesses_at_the_text_change_no_answer_in_a_form(tiny: Model) -> None:
+    texts = {
+        tiny.complete("A dog: ", schema=DOG, max_tokens=120, temperature=0, speculation=kind).text
+        for kind in ("off", "lookup")
+    }
+    assert len(texts) == 1
+
+
+def test_log_probabilities_are_the_models_and_not_the_masks(tiny: Model) -> None:
+    done = tiny.complete("The", regex="q{3}[0-9]", temperature=0, logprobs=1)
+    assert done.logprobs is not None
+    assert "".join(token.text for token in done.logprobs) == done.text
+    assert done.logprobs[0].logprob < -1  # under the mask it would be nearly certain
+    assert done.logprobs[0].top[0][2] > done.logprobs[0].logprob
+
+
+def test_a_bias_against_all_that_is_allowed_leads_out_of_no_form(tiny: Model) -> None:
+    bias = dict.fromkeys(range(len(tiny.tokenize("yes no")) + 300), -1000.0)
+    assert tiny.complete("The", choices=["yes"], logit_bias=bias, seed=1).text == "yes"

@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 
 from edgeai import chat
 from edgeai.artifact import Artifact
-from edgeai.engines.constraint import TokenMask
+from edgeai.engines.constraint import Forced, TokenMask
 from edgeai.engines.llamacpp.drafting import DraftModel
 from edgeai.engines.llamacpp.grammar import grammars_of
 from edgeai.engines.llamacpp.handle import Handle
@@ -97,7 +97,7 @@ class LlamaCppEngine:
         with core.in_use():
             selection, mask = self._handle.adapters.selection(config.adapters), self._mask(config)
             self._vocab.check(list(config.logit_bias))
-            guesser, notices = self._guesser(config)
+            guesser, notices = self._guesser(config, mask)
         request = Request(
             fitted=fitted, config=config, submitted=submitted, adapters=selection, mask=mask, guesser=guesser
         )
@@ -109,10 +109,11 @@ class LlamaCppEngine:
     def _mask(self, config: GenerationConfig) -> TokenMask | None:
         return None if config.constraint is None else self._grammars.compile(config.constraint)
 
-    def _guesser(self, config: GenerationConfig) -> tuple[Guesser | None, tuple[Notice, ...]]:
+    def _guesser(self, config: GenerationConfig, mask: TokenMask | None) -> tuple[Guesser | None, tuple[Notice, ...]]:
         """Return what guesses for an answer, or why nothing does. Raises UsageError for a draft model that is not there."""
         if config.speculation == "off":
-            return None, ()
+            one_by_one = mask is None or self.plan.deterministic or self._handle.recurrent
+            return None if mask is None or one_by_one else Forced(mask), ()
         if config.speculation == "draft" and self._draft is None:
             raise UsageError("no draft model is loaded", hint="load the model with draft=PATH, or use 'lookup'")
         reason = "answers that are the same whatever runs beside them" if self.plan.deterministic else ""
