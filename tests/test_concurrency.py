@@ -67,19 +67,19 @@ class Asked:
     model: Model
     alone: dict[Question, tuple[str, str]]
 
-    def clean(self) -> bool:
-        """Whether nothing runs and nothing waits, in the end: what is cancelled ends with the batch that is being computed."""
-        engine = self.model.engine
-        assert isinstance(engine, LlamaCppEngine)
-        deadline = time.monotonic() + 30
-        while (stats := engine.stats()).running or stats.waiting:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.001)
-        return True
-
     def wrong(self, question: Question, done: Completion) -> bool:
         return (done.text, done.finish_reason) != self.alone[question]
+
+
+def becomes_idle(model: Model) -> bool:
+    """Whether nothing runs and nothing waits, in the end: what is cancelled ends with the batch that is being computed."""
+    assert isinstance(model.engine, LlamaCppEngine)
+    deadline = time.monotonic() + 30
+    while (stats := model.engine.stats()).running or stats.waiting:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_a_storm_of_cancels_leaves_the_engine_clean(asked: Asked) -> None:
         )
 
     asyncio.run(main())
-    assert asked.clean()
+    assert becomes_idle(asked.model)
     for question in list(asked.alone)[:5]:
         assert not asked.wrong(question, asked.model.complete(question.prompt, **question.options()))
 
@@ -184,26 +184,26 @@ def test_threads_that_leave_their_streams_leave_the_engine_clean(asked: Asked) -
 
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(leave, range(20)))
-    assert asked.clean()
+    assert becomes_idle(asked.model)
     for question in list(asked.alone)[:5]:
         assert not asked.wrong(question, asked.model.complete(question.prompt, **question.options()))
 
 
-def test_a_full_queue_is_an_error_in_threads_and_in_tasks(tiny_gguf: Path) -> None:
+def test_a_full_queue_is_an_error_for_who_comes_too_late_and_for_nobody_else(tiny_gguf: Path) -> None:
+    long = "The " + " ".join(WORDS * 12)
+
+    async def main(model: AsyncModel) -> list[Completion | BaseException]:
+        asked = (model.complete(long, max_tokens=60, temperature=0) for _ in range(60))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
     with edgeai.load(tiny_gguf, ctx=256, threads=1, streams=1, queue=2) as model:
-        held = []
-
-        def ask_more() -> None:
-            for _ in range(6):  # one runs and two wait; a third one may when the first one has begun
-                held.append(model.stream("The " + " ".join(WORDS * 12), max_tokens=100))
-
-        with pytest.raises(edgeai.errors.Busy):
-            ask_more()
-        with pytest.raises(edgeai.errors.Busy):
-            asyncio.run(AsyncModel(model).complete("The"))
-        for stream in held:
-            stream.close()
-        assert model.complete("The", max_tokens=1).usage.completion_tokens == 1
+        alone = model.complete(long, max_tokens=60, temperature=0).text
+        found = asyncio.run(main(AsyncModel(model)))
+        late = [error for error in found if isinstance(error, edgeai.errors.Busy)]
+        answers = [done.text for done in found if isinstance(done, Completion)]
+        assert late
+        assert len(late) + len(answers) == 60
+        assert set(answers) == {alone}
 
 
 def test_closing_beside_many_callers_ends_every_one(tiny_gguf: Path) -> None:
