@@ -17,6 +17,13 @@ class Channel:
     def __init__(self) -> None:
         self._items: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
         self._tell: Callable[[], None] | None = None
+        self.begun = False
+
+    def begin(self) -> None:
+        """Note, before the first chunk, that the work has begun; who listens is told."""
+        self.begun = True
+        if (tell := self._tell) is not None:
+            tell()
 
     def put(self, item: Chunk | BaseException) -> None:
         """Add ITEM; an error is raised in the reader. Never waits."""
@@ -25,7 +32,7 @@ class Channel:
             tell()
 
     def listen(self, tell: Callable[[], None]) -> None:
-        """Have TELL called after every put from now on, in the putting thread; it must return at once and raise nothing."""
+        """Have TELL called after every put and `begin` from now on, in the putting thread; it must return at once and raise nothing."""
         self._tell = tell
 
     def get(self) -> Chunk | BaseException:

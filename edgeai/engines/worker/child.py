@@ -49,6 +49,7 @@ class _Answer:
     id: int
     stream: ChunkStream | None = None
     cancelled: bool = False
+    told_begun: bool = False
 
 
 _Outgoing = bytes | _Answer
@@ -151,8 +152,15 @@ class Server:
         return b"".join(frames)
 
     def _ready(self, answer: _Answer) -> Iterator[tuple[int, Any]]:
-        """Yield (id, chunk) for each chunk that is there, a plain text as itself; what ended the answer is its error."""
+        """Yield (id, chunk) for each chunk that is there, a plain text as itself; before them None when the work has begun.
+
+        What ended the answer is its error.
+        """
         assert answer.stream is not None  # noqa: S101 - it is put into the outbox after that
+        if answer.stream.channel.begun and not answer.told_begun:
+            answer.told_begun = True
+            self._done += 1
+            yield answer.id, None
         while not answer.stream.ended:
             item: Chunk | Exception | None
             try:

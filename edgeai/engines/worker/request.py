@@ -119,10 +119,13 @@ class OpenRequests:
                 del self._open[request.id]
             request.accept(frame.value)
 
-    def _on_chunk(self, request: Request | None, item: str | Chunk | Exception, load_s: float) -> None:
+    def _on_chunk(self, request: Request | None, item: str | Chunk | Exception | None, load_s: float) -> None:
         if request is None or request.chunks is None:
             return
         request.begun = True
+        if item is None:
+            request.chunks.begin()
+            return
         if isinstance(item, str):
             request.chunks.put(Chunk(text=item))
         elif isinstance(item, Exception):

@@ -48,7 +48,9 @@ def main() -> None:
                 time.sleep(600)
             if reply := answer(kind, frame):
                 os.write(write, reply)
-            if frame.kind == "call" and kind == "cut":
+            if frame.kind == "generate" and kind == "begins and dies":
+                os.write(write, pack("answer", frame.id) + pack("chunks", 0, [(frame.id, None)]))
+            if (frame.kind, kind) in {("call", "cut"), ("generate", "begins and dies"), ("generate", "dies")}:
                 os._exit(0)
             if frame.kind == "call" and kind == "closes its pipe":
                 os.close(write)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,9 @@ def test_closing_beside_a_child_that_hangs_ends_in_bounded_time(tiny_gguf: Path)
     assert not psutil.pid_exists(pid)
 
 
-def rogue(path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> WorkerEngine:
+def rogue(path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, limits: Limits = ROGUE) -> WorkerEngine:
     monkeypatch.setenv("EDGEAI_ROGUE", kind)
-    return WorkerEngine(open_model(path), LoadOptions(), limits=ROGUE, module="tests.engines.worker.rogue")
+    return WorkerEngine(open_model(path), LoadOptions(), limits=limits, module="tests.engines.worker.rogue")
 
 
 @pytest.mark.parametrize(
@@ -203,6 +204,20 @@ def test_a_child_that_breaks_the_protocol_is_a_crash_and_no_hang(
     try:
         with pytest.raises(EngineCrashed, match=words):
             engine.tokenize("x") if kind != "wrong chunk" else engine.generate("x", GenerationConfig())
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(("kind", "times"), [("begins and dies", 1), ("dies", 3)])
+def test_what_a_child_had_begun_is_not_done_again_and_the_rest_not_for_ever(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, kind: str, times: int
+) -> None:
+    limits = replace(ROGUE, crashes=100)
+    engine = rogue(tiny_gguf, monkeypatch, kind, limits)
+    try:
+        with pytest.raises(EngineCrashed, match="exit code 0"):
+            list(engine.generate("x", GenerationConfig()))
+        assert within(10, lambda: engine.restarts == times)
     finally:
         engine.close()
 
