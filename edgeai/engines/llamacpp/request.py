@@ -79,6 +79,7 @@ class Request:
         if self.answer is None:
             self.began = time.perf_counter()
             self.answer = Answer(self, model)
+            self.channel.begin()
 
     def end(self, finish: FinishReason, load_s: float) -> None:
         """End the stream; a request that never began ends too."""

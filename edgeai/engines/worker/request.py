@@ -122,6 +122,10 @@ class OpenRequests:
     def _on_chunk(self, request: Request | None, item: str | Chunk | Exception | None, load_s: float) -> None:
         if request is None or request.chunks is None:
             return
+        if isinstance(item, Chunk) and item.kind == "warning" and not request.begun:
+            if request.attempts == 1:  # what the engine says before it begins, it says to every child
+                request.chunks.put(item)
+            return
         request.begun = True
         if item is None:
             request.chunks.begin()

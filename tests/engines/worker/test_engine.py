@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ def test_everything_else_it_says_is_the_same(isolated: Model, tiny: Model) -> No
     assert isolated.tokenize(text, add_special=True) == ids
     assert isolated.detokenize(np.array(ids)) == tiny.detokenize(ids)  # type: ignore[arg-type]
     assert isolated.score(text) == pytest.approx(tiny.score(text), abs=1e-5)
-    assert isolated.plan == tiny.plan
+    first, second = (replace(model.plan, correction={}, memory_bytes=0, why=()) for model in (tiny, isolated))
+    assert first == second  # what the first load really took corrects the estimate of the second
     assert isolated.artifact == tiny.artifact
     assert isolated.engine.backend == tiny.engine.backend
 
