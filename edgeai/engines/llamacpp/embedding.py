@@ -53,6 +53,11 @@ class EmbeddingEngine:
         weakref.finalize(self, self._thread.shut)
         self.load_s = time.perf_counter() - began
 
+    @property
+    def batches(self) -> int:
+        """How many batches have been computed: a number that stands still while there is work means that native code hangs."""
+        return self._native.batches
+
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Return the token ids of TEXT."""
         with self._thread.in_use():

@@ -126,6 +126,11 @@ class LlamaCppEngine:
             return Lookup(), ()
         return self._draft.guesser(), ()
 
+    @property
+    def batches(self) -> int:
+        """How many batches have been computed: a number that stands still while there is work means that native code hangs."""
+        return self._handle.batches
+
     def stats(self) -> Stats:
         """Return what the engine is doing."""
         return self._core.stats()

@@ -38,6 +38,7 @@ class Handle:
         self.lib: Any = native.library()
         self._abort = AbortFlag(self.lib)
         self.context: Any = None
+        self.batches = 0  # that were computed
         self.sequences = self.scratch = max(plan.sequences - 1, plan.streams)
         self.n_outputs = max(plan.outputs, self.sequences + 1)
         self.weights = Weights(artifact, plan)
@@ -94,6 +95,7 @@ class Handle:
 
     def check(self, code: int) -> None:
         """Turn the return code of llama_decode into an error."""
+        self.batches += code == 0
         if code == 1:
             raise NoRoom
         if code == 2:

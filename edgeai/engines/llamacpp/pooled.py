@@ -57,6 +57,7 @@ class PooledContext:
         self.lib: Any = native.library()
         self._abort = AbortFlag(self.lib)
         self.context: Any = None
+        self.batches = 0  # that were computed
         self.weights = Weights(artifact, plan)
         self.model = self.weights.model
         try:
@@ -145,6 +146,7 @@ class PooledContext:
             raise Aborted
         if code != 0:
             raise decode_error(code)
+        self.batches += 1
 
     def abort(self) -> None:
         """End the batch that is running, or the next one, within one graph node. Thread-safe."""

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ from edgeai.engines.base import Engine
 from edgeai.engines.streaming import ChunkStream
 from edgeai.engines.worker.frames import BrokenStream, Frame, FrameReader, pack
 from edgeai.engines.worker.outbox import Outbox
-from edgeai.errors import EdgeAIError
+from edgeai.errors import EdgeAIError, UsageError
 from edgeai.options import LoadOptions
 from edgeai.types import Chunk, GenerationConfig
 
 __all__ = ["METHODS", "Server"]
 
-METHODS = frozenset({"tokenize", "detokenize", "prompt_ids", "score", "embed", "rank", "save_prompt", "load_prompt"})
-"""The methods of an engine that take values and return one."""
+METHODS = frozenset(
+    {"tokenize", "detokenize", "prompt_ids", "score", "embed", "rank", "save_prompt", "load_prompt", "stats"}
+)
+"""The methods of an engine that take values and return one; not every engine has all of them."""
 
 CALLERS, SUBMITTERS = 32, 8
 """Threads: calls may wait long for their turn, submitting a request never does, so each kind has its own."""
@@ -93,8 +95,9 @@ class Server:
 
     def _progress(self) -> int:
         """Return a number that grows while work goes on. On a CPU computing is progress; waiting for a GPU burns time as well."""
-        computing = self._engine is None or self._engine.backend == "cpu"
-        return self._done + (int(time.process_time()) if computing else 0)
+        engine = self._engine
+        computing = engine is None or engine.backend == "cpu"
+        return self._done + (int(time.process_time()) if computing else 0) + (0 if engine is None else engine.batches)
 
     def _guarded(self, request: int, work: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -117,8 +120,12 @@ class Server:
     def _call(self, request: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         if method not in METHODS:
             raise TypeError(f"{method!r} is not to be called from another process")
+        function = getattr(self._engine, method, None)
+        if function is None:
+            raise UsageError(f"{self._engine.artifact.name} has no {method}", hint="it is not that kind of model")
         self._outbox.put(pack("begun", request))
-        self._outbox.put(pack("answer", request, getattr(self._engine, method)(*arguments, **named)))
+        found = function(*arguments, **named)
+        self._outbox.put(pack("answer", request, asdict(found) if method == "stats" else found))
 
     def _generate(self, answer: _Answer, prompt: Any, config: Any) -> None:
         answer.stream = stream = self._engine.generate(prompt, config)
@@ -197,8 +204,8 @@ def _try_out(engine: Engine, path: Path) -> None:
     ):
         with contextlib.suppress(EdgeAIError):  # each kind of model refuses the others in order, which is no crash
             attempt()
-    if engine.backend == "cpu":  # of a GPU nothing is known for the CPU
-        remember(path, cache, extra_bufts=bufts)
+            if engine.backend == "cpu":  # of a GPU nothing is known for the CPU
+                remember(path, cache, extra_bufts=bufts)
 
 
 def _say(line: str) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edgeai.engines.llamacpp.scheduler import Stats
+
 __all__ = ["WorkerEngine"]
 
 
@@ -87,9 +89,10 @@ class WorkerEngine:
         found: list[int] = self._call("prompt_ids", _plain(prompt))
         return found
 
-    def score(self, text: str | Sequence[int]) -> list[float]:
+    def score(self, text: str | Sequence[int], adapters: Sequence[tuple[str, float]] = ()) -> list[float]:
         """Return the log-probability (nats) of each token of TEXT, or of token ids, after the first."""
-        found: list[float] = self._call("score", text if isinstance(text, str) else list(text))
+        named = {"adapters": tuple(adapters)} if adapters else {}
+        found: list[float] = self._call("score", text if isinstance(text, str) else list(text), **named)
         return found
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -112,6 +115,12 @@ class WorkerEngine:
         """Make the prompt in the file PATH part of what later requests begin with, until the child has to be started again."""
         found: int = self._call("load_prompt", path.absolute())
         return found
+
+    def stats(self) -> Stats:
+        """Return what the engine in the child is doing. Raises UsageError for an embedding model."""
+        from edgeai.engines.llamacpp.scheduler import Stats
+
+        return Stats(**self._call("stats"))
 
     def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
         """Answer PROMPT; what the child checks before it begins is raised here."""

@@ -130,6 +130,22 @@ def test_many_threads_get_their_own_answers(isolated: Model) -> None:
     assert wrong == []
 
 
+def test_a_prompt_saved_there_is_loaded_there_and_found_again(isolated: Model, tmp_path: Path) -> None:
+    prompt = "The for statement is used to iterate over the elements of a sequence, such as a string or a list"
+    count = isolated.save_prompt(prompt, tmp_path / "é prompt")
+    assert isolated.load_prompt(tmp_path / "é prompt") == count
+    done = isolated.complete(f"{prompt}, and more", max_tokens=2, temperature=0)
+    assert done.usage.cached_tokens > count // 2
+
+
+def test_the_child_says_what_it_is_doing(isolated: Model) -> None:
+    engine = isolated.engine
+    assert isinstance(engine, WorkerEngine)
+    before = engine.stats()
+    isolated.complete("The", max_tokens=2)
+    assert engine.stats().requests == before.requests + 1
+
+
 def test_a_listener_is_told_of_every_chunk(isolated: Model) -> None:
     stream = isolated.engine.generate("The", GenerationConfig(max_tokens=8, temperature=0))
     told = threading.Semaphore(0)
@@ -152,6 +168,8 @@ def test_vectors_are_those_of_the_same_model_in_this_process(tmp_path: Path) -> 
         assert np.array_equal(found, here.embed(texts))
         assert found.dtype == np.float32
         assert there.embed([]).shape == here.embed([]).shape
+        with pytest.raises(UsageError, match="has no stats"):
+            there.engine.stats()  # type: ignore[attr-defined]
 
 
 def test_a_closed_one_says_so(tiny_gguf: Path) -> None:
