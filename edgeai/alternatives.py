@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from converters.ggml_types import GGML_TYPES
-from converters.header import TensorInfo
 from edgeai.artifact import Artifact
 
 __all__ = ["CONTEXTS", "Alternative", "alternatives", "smaller_file"]
 
 CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
-QUANTS: tuple[tuple[str, str, float], ...] = (
-    ("q8_0", "Q8_0", 8.5),
-    ("q6_k", "Q6_K", 6.56),
-    ("q5_k_m", "Q5_K", 5.7),
-    ("q4_k_m", "Q4_K", 4.85),
-    ("q3_k_m", "Q3_K", 3.91),
-    ("q2_k", "Q2_K", 2.96),
-)
-"""Quant to convert to, the type of most of its tensors, bits a weight: of LLaMA-2-7B in tools/quantize/README.md of llama.cpp."""
+QUANTS = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
+"""What a file may be requantized to, the closest to its source first."""
+SMALLER = 0.97
+"""A file is worth making when it has at most this part of the bytes."""
 
 
 class Fits(Protocol):
@@ -87,9 +81,9 @@ def _kv_types(options: dict[str, Any], context: int) -> Iterator[Proposal]:
 
 
 def _quants(_options: dict[str, Any], context: int) -> Iterator[Proposal]:
-    for name, _, _ in QUANTS:
+    for name in QUANTS:
         yield "", {}, name
-    for name, _, _ in QUANTS:
+    for name in QUANTS:
         if context > 2048:
             yield "--ctx 2048", {"ctx": 2048}, name
 
@@ -122,22 +116,64 @@ def _text(label: str, quant: str | None, file: Artifact) -> str:
     return f"its {quant.upper()} ({file.size_bytes / 1e9:.2f} GB)" + (f" with {label}" if label else "")
 
 
-def smaller_file(artifact: Artifact, quant: str) -> Artifact | None:
-    """Return ARTIFACT as it would be in QUANT, by the formula of its size; None when it would not be smaller by a tenth."""
-    name, kind, bits = next(row for row in QUANTS if row[0] == quant)
-    tensors = tuple(_smaller(tensor, kind, bits) for tensor in artifact.tensors)
-    saved = sum(tensor.nbytes for tensor in artifact.tensors) - sum(tensor.nbytes for tensor in tensors)
-    if saved * 10 < artifact.size_bytes:
+@functools.lru_cache(maxsize=64)
+def _types(artifact: Facts, quant: str) -> tuple[tuple[str, int], ...] | None:
+    """Return the type and the bytes of each tensor in QUANT, by the rules of the converter; None where they do not fit the model."""
+    from converters.errors import ConvertError
+    from converters.families import ModelPlan
+    from converters.families.rules import TensorPlan
+    from converters.quantmap import plan_types
+
+    plan = ModelPlan(
+        architecture=artifact.arch,
+        layers=artifact.layers,
+        heads=artifact.heads,
+        kv_heads=artifact.kv_heads,
+        context=1,
+        vocab_size=1,
+        tied=all(name != "output.weight" for name, _ in artifact.tensors),
+        keys={},
+        tensors=tuple(TensorPlan(name=name, shape=tuple(reversed(shape))) for name, shape in artifact.tensors),
+    )
+    try:
+        chosen = plan_types(plan, quant.upper())
+    except ConvertError:
         return None
-    return replace(artifact, quant=name.upper(), size_bytes=artifact.size_bytes - saved, tensors=tensors)
+    return tuple((chosen.type_of(name), chosen.bytes_of(name)) for name, _ in artifact.tensors)
 
 
-def _smaller(tensor: TensorInfo, kind: str, bits: float) -> TensorInfo:
-    nbytes = round(tensor.elements * bits / 8)
-    if len(tensor.shape) < 2 or nbytes >= tensor.nbytes:
-        return tensor
-    if tensor.shape[0] % next(
-        row.block for row in GGML_TYPES.values() if row.name == kind
-    ):  # it gets a coarser block: see mixes
-        nbytes, kind = round(tensor.elements * max(bits, 5.5) / 8), "Q5_0"
-    return replace(tensor, type=kind, nbytes=min(nbytes, tensor.nbytes))
+class Facts(NamedTuple):
+    """What the types of tensors follow from."""
+
+    arch: str
+    layers: int
+    heads: int
+    kv_heads: int
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def smaller_file(artifact: Artifact, quant: str) -> Artifact | None:
+    """Return ARTIFACT as it would be in QUANT, with the type of each tensor that a conversion would give it; None if hardly smaller."""
+    layers, heads, kv_heads = (
+        _first(artifact.metadata.get(f"{artifact.arch}.{name}"))
+        for name in ("block_count", "attention.head_count", "attention.head_count_kv")
+    )
+    named = tuple((tensor.name, tensor.shape) for tensor in artifact.tensors)
+    types = _types(Facts(artifact.arch, layers, max(1, heads), kv_heads or max(1, heads), named), quant)
+    if types is None:
+        return None
+    tensors, at = [], min((tensor.offset for tensor in artifact.tensors), default=0)
+    for tensor, (kind, nbytes) in zip(artifact.tensors, types, strict=True):
+        tensors.append(replace(tensor, type=kind, nbytes=nbytes, offset=at))
+        at += nbytes
+    saved = sum(tensor.nbytes for tensor in artifact.tensors) - sum(tensor.nbytes for tensor in tensors)
+    if artifact.size_bytes - saved > SMALLER * artifact.size_bytes:
+        return None
+    return replace(artifact, quant=quant.upper(), size_bytes=artifact.size_bytes - saved, tensors=tuple(tensors))
+
+
+def _first(value: Any) -> int:
+    """Return a count, or the largest of those that there is one of for each layer."""
+    if isinstance(value, (list, tuple)):
+        return max((item for item in value if isinstance(item, int)), default=0)
+    return value if isinstance(value, int) and 0 <= value < 1 << 16 else 0

@@ -85,6 +85,11 @@ class Plan:
     why: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
 
+    @property
+    def needed_bytes(self) -> int:
+        """What must be free for it."""
+        return self.memory_bytes - self.twice_bytes
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready values; the notices are reported as warnings instead."""
         values = {key: value for key, value in asdict(self).items() if key != "notices"}
@@ -115,10 +120,12 @@ def make_plan(
     raise _refusal(artifact, machine, found, others)
 
 
-def other_plans(artifact: Artifact, device: Device, options: LoadOptions, context: int) -> tuple[Alternative, ...]:
-    """Return what would fit beside a plan with CONTEXT, or instead of one that does not fit: up to three changes that were checked."""
+def other_plans(
+    artifact: Artifact, device: Device, options: LoadOptions, context: int, *, below: int | None = None
+) -> tuple[Alternative, ...]:
+    """Return up to three changes of a plan with CONTEXT that fit, each checked; those that need less than BELOW bytes."""
     machine = Machine(device=device, correction={}, beside=0, most={})
-    return _alternatives(artifact, machine, options, context)
+    return _alternatives(artifact, machine, options, context, below=below)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,14 +271,17 @@ def _gpus_in_words(device: Device) -> str:
 # ---- what does not fit
 
 
-def _alternatives(artifact: Artifact, machine: Machine, options: LoadOptions, context: int) -> tuple[Alternative, ...]:
+def _alternatives(
+    artifact: Artifact, machine: Machine, options: LoadOptions, context: int, *, below: int | None = None
+) -> tuple[Alternative, ...]:
     def fits(file: Artifact, changes: dict[str, Any]) -> int | None:
         try:
             found = _solve(file, machine, replace(options, **changes))
         except (DeviceUnavailable, UsageError):  # nothing to propose
             return None
-        asked = changes.get("ctx", context)
-        return found.memory_bytes if isinstance(found, Plan) and found.context >= asked else None
+        if not isinstance(found, Plan) or found.context < changes.get("ctx", context):
+            return None
+        return found.needed_bytes if below is None or found.needed_bytes < below else None
 
     given = {item.name: getattr(options, item.name) for item in fields(options)}
     return alternatives(artifact, given, context, fits)

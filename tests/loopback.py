@@ -67,15 +67,18 @@ class Handler(BaseHTTPRequestHandler):
             return
         etag = state.etag or f'"{hashlib.sha256(content).hexdigest()}"'
         headers = {"ETag": etag, "X-Repo-Commit": "a" * 40}
-        start = self.start_of_range(etag)
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self.reply(206 if start else 200, headers, content[start:], body=body)
+        start, end = self.asked_range(etag, len(content))
+        part = (start, end) != (0, len(content))
+        if part:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+        self.reply(206 if part else 200, headers, content[start:end], body=body)
 
-    def start_of_range(self, etag: str) -> int:
-        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+    def asked_range(self, etag: str, size: int) -> tuple[int, int]:
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         same = self.headers.get("If-Range", etag) == etag
-        return int(match[1]) if match and self.server.state.ranges and same else 0
+        if not match or not self.server.state.ranges or not same:
+            return 0, size
+        return int(match[1]), min(size, int(match[2]) + 1) if match[2] else size
 
     def reply(self, status: int, headers: dict[str, str], content: bytes, *, body: bool) -> None:
         self.send_response(status)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["load_engine", "open_engine", "open_model", "planned", "step_down"]
 
 ATTEMPTS = 6
+TOLERATED = 0.05
+"""Buffers that differ by more from the plan's arithmetic are remembered; what `edgeai fit --measure` found is not given up for less."""
 LESS = (0.6, 0.8, 0.95)
 """A plan that did not fit is followed by one for at most this part of its memory; the next part where there is no such plan."""
 
@@ -55,7 +57,10 @@ def load_engine(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> Eng
                 raise
             plan = smaller
         else:
-            remember_correction(home() / "cache", artifact, device, ratios(plan, engine.placement))
+            wrong = {
+                name: ratio for name, ratio in ratios(plan, engine.placement).items() if abs(ratio - 1) > TOLERATED
+            }
+            remember_correction(home() / "cache", artifact, device, wrong)
             return engine
     return _load(artifact, plan, wanted, vetted=vetted)
 

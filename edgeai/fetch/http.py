@@ -100,7 +100,7 @@ def refused(url: str, status: int) -> NetworkError:
 
 
 def send(client: httpx2.Client, url: str, headers: dict[str, str]) -> httpx2.Response:
-    """Return the response to GET URL, its body unread, after following redirects."""
+    """Return the response to GET URL, its body unread, after following redirects; no other host is told an Authorization."""
     here = httpx2.URL(url)
     for _ in range(MAX_REDIRECTS + 1):
         response = client.send(client.build_request("GET", here, headers=headers), stream=True)
@@ -111,6 +111,8 @@ def send(client: httpx2.Client, url: str, headers: dict[str, str]) -> httpx2.Res
         if there.scheme not in ("http", "https") or (here.scheme == "https" and there.scheme == "http"):
             what = f"redirects from {here.scheme} to {there.scheme}: {shown(str(there))}"
             raise NetworkError(f"{shown(url)} {what}", hint="http and https are followed, https never to http")
+        if there.host != here.host:
+            headers = {name: value for name, value in headers.items() if name != "Authorization"}
         here = there
     raise NetworkError(f"{shown(url)} redirects more than {MAX_REDIRECTS} times", hint="check the address")
 
