@@ -20,7 +20,7 @@ from typing import Any
 LOG: collections.deque[str] = collections.deque(maxlen=12)
 LSTRIP, RSTRIP = 1 << 7, 1 << 8
 """`enum llama_token_attr` in llama.h."""
-POOLING_NONE, POOLING_OF_THE_MODEL = 0, -1
+POOLING_NONE, POOLING_RANK, POOLING_OF_THE_MODEL = 0, 4, -1
 """`enum llama_pooling_type` in llama.h."""
 
 
@@ -248,7 +248,7 @@ def continuation(lib: Any, context: Any, batch: Any, vocab: Any, item: dict[str,
 
 
 def embed(lib: Any, request: dict[str, Any]) -> None:
-    """Write what the model makes of each list of ids: hidden.f32 (all tokens, dim), pooled.f32 (lists, dim)."""
+    """Write what the model makes of each list of ids: hidden.f32 (all tokens, dim), pooled.f32 (lists, dim, or scores)."""
     import numpy as np
 
     folder, lists = Path(request["folder"]), request["lists"]
@@ -267,8 +267,10 @@ def embed(lib: Any, request: dict[str, Any]) -> None:
                 rows = (
                     lib.llama_get_embeddings(context) if name == "hidden" else lib.llama_get_embeddings_seq(context, 0)
                 )
+                scores = name == "pooled" and lib.llama_pooling_type(context) == POOLING_RANK
+                width = lib.llama_model_n_cls_out(model) if scores else size
                 count = len(ids) if name == "hidden" else 1
-                np.ctypeslib.as_array(rows, (count, size)).tofile(file)
+                np.ctypeslib.as_array(rows, (count, width)).tofile(file)
                 print(index + 1, len(lists), flush=True)
         lib.llama_free(context)
 

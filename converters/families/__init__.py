@@ -31,8 +31,10 @@ __all__ = [
 FAMILIES: Mapping[str, str] = {
     "BertForMaskedLM": "bert",
     "BertForPreTraining": "bert",
+    "BertForSequenceClassification": "bert",
     "BertModel": "bert",
     "CamembertForMaskedLM": "bert",
+    "CamembertForSequenceClassification": "bert",
     "CamembertModel": "bert",
     "Gemma3ForCausalLM": "gemma3",
     "Gemma3ForConditionalGeneration": "gemma3",
@@ -48,9 +50,11 @@ FAMILIES: Mapping[str, str] = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "RobertaForMaskedLM": "bert",
+    "RobertaForSequenceClassification": "bert",
     "RobertaModel": "bert",
     "SmolLM3ForCausalLM": "smollm3",
     "XLMRobertaForMaskedLM": "bert",
+    "XLMRobertaForSequenceClassification": "bert",
     "XLMRobertaModel": "bert",
 }
 """The name in config.architectures → the module in this package."""
@@ -87,11 +91,11 @@ Warnings = tuple[tuple[str, str], ...]
 class ModelPlan:
     """What the GGUF file will hold: its keys, its tensors in their order, and what was changed on the way.
 
-    `pooling` ("mean", "cls", "last") makes it an embedding model, None a language model. `window` is the sliding window, in tokens, of
-    layers that have one in the runtime too. `gaps` says whether positions may jump, which layers with a state of their own (short
-    convolutions) and texts that are read in both directions do not take. `kv_heads` is the largest of all layers. `activation_nmse` is
-    what the runtime's approximation of an activation can add to the NMSE between its results and the source's. Contexts of more
-    than `rope_switch` tokens have other rotary frequencies in the runtime; in the source, texts of more tokens.
+    `pooling` ("mean", "cls", "last") makes it an embedding model, "rank" a reranker, None a language model. `window` is the sliding
+    window, in tokens, of layers that have one in the runtime too. `gaps` says whether positions may jump, which layers with a state of
+    their own (short convolutions) and texts that are read in both directions do not take. `kv_heads` is the largest of all layers.
+    `activation_nmse` is what the runtime's approximation of an activation can add to the NMSE between its results and the source's.
+    Contexts of more than `rope_switch` tokens have other rotary frequencies in the runtime; in the source, texts of more tokens.
     """
 
     architecture: str

@@ -1,4 +1,6 @@
-"""BERT and RoBERTa as embedding models: MiniLM, BGE, E5, XLM-R. Vectors of tokens are pooled; the heads for training are left out.
+"""BERT and RoBERTa as embedding models (MiniLM, BGE, E5, XLM-R), and as rerankers: a sequence classifier with one score.
+
+Vectors of tokens are pooled; the heads for training are left out.
 
 Sources: `BertConfig`, `modeling_bert.py`, `modeling_roberta.py` in transformers; src/models/bert.cpp in llama.cpp.
 """
@@ -15,6 +17,7 @@ from converters.families.settings import COPY_CONFIG, integer, number
 
 __all__ = ["FAMILY"]
 
+CLASSIFIER = "ForSequenceClassification"
 LAYER = "{p}encoder.layer.{i}"
 FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 """Values of model_type whose first token has the position pad_token_id + 1 (`create_position_ids_from_input_ids`)."""
@@ -51,7 +54,8 @@ def read(checkpoint: Checkpoint) -> Facts:
         raise BrokenCheckpoint(f"config.json leaves {context} positions for tokens", hint=COPY_CONFIG)
     layers, ff = integer(config, "num_hidden_layers", 12, most=4096), integer(config, "intermediate_size", 3072)
     types = integer(config, "type_vocab_size", 2, most=1 << 16)
-    pooled, warnings = pooling(checkpoint)
+    ranks = checkpoint.architecture.endswith(CLASSIFIER)
+    pooled, warnings = ("rank", ()) if ranks else pooling(checkpoint)
     return Facts(
         sizes={
             "hidden": hidden,
@@ -60,8 +64,9 @@ def read(checkpoint: Checkpoint) -> Facts:
             "types": types,
             "context": context,
             "unused": unused,
+            "labels": labels(checkpoint) if ranks else 0,
         },
-        facts=frozenset(),
+        facts=frozenset({"roberta-ranks" if is_roberta(checkpoint) else "bert-ranks"} if ranks else ()),
         head_dim=hidden // heads,
         layers=layers,
         heads=heads,
@@ -85,10 +90,27 @@ def read(checkpoint: Checkpoint) -> Facts:
     )
 
 
+def is_roberta(checkpoint: Checkpoint) -> bool:
+    """Whether positions and classifier are those of RoBERTa."""
+    kind = checkpoint.model_type or checkpoint.architecture.lower()
+    return kind.startswith(FROM_PADDING) or checkpoint.architecture.lower().startswith(("roberta", "xlmroberta"))
+
+
+def labels(checkpoint: Checkpoint) -> int:
+    """Return 1, the number of scores of a reranker. Raises UnsupportedModel for a classifier with more."""
+    named = checkpoint.config.get("id2label")
+    count = checkpoint.config.get("num_labels", len(named) if isinstance(named, dict) else 2)
+    if count != 1:
+        raise UnsupportedModel(
+            f"{checkpoint.architecture} has {count!r} labels, and a reranker has one score",
+            hint="a classifier into several classes is no model that the runtime ranks with",
+        )
+    return 1
+
+
 def unused_positions(checkpoint: Checkpoint) -> int:
     """Return how many rows of the position embeddings come before that of the first token."""
-    kind = checkpoint.model_type or checkpoint.architecture.lower()
-    if not kind.startswith(FROM_PADDING) and not checkpoint.architecture.lower().startswith(("roberta", "xlmroberta")):
+    if not is_roberta(checkpoint):
         return 0
     padding = checkpoint.config.get("pad_token_id", 1)
     if type(padding) is not int or not 0 <= padding < 1 << 16:
@@ -106,10 +128,10 @@ def head_left_out(checkpoint: Checkpoint) -> Warnings:
     return (("head-left-out", message),)
 
 
-def both(target: str, source: str, shape: tuple[str, ...]) -> tuple[Rule, Rule]:
+def both(target: str, source: str, shape: tuple[str, ...], when: str | None = None) -> tuple[Rule, Rule]:
     """Return the rules for a weight and its bias."""
-    weight = Rule(target=f"{target}.weight", source=f"{source}.weight", shape=shape)
-    return weight, Rule(target=f"{target}.bias", source=f"{source}.bias", shape=shape[:1])
+    weight = Rule(target=f"{target}.weight", source=f"{source}.weight", shape=shape, when=when)
+    return weight, Rule(target=f"{target}.bias", source=f"{source}.bias", shape=shape[:1], when=when)
 
 
 EMBEDDINGS = "{p}embeddings"
@@ -132,7 +154,12 @@ FAMILY = Family(
         *both("token_embd_norm", f"{EMBEDDINGS}.LayerNorm", ("hidden",)),
     ),
     per_layer=tuple(rule for target, source, shape in PAIRS for rule in both("blk.{i}." + target, source, shape)),
-    once_after=(),
+    once_after=(
+        *both("cls", "{p}pooler.dense", ("hidden", "hidden"), "bert-ranks"),
+        *both("cls.output", "classifier", ("labels", "hidden"), "bert-ranks"),
+        *both("cls", "classifier.dense", ("hidden", "hidden"), "roberta-ranks"),
+        *both("cls.output", "classifier.out_proj", ("labels", "hidden"), "roberta-ranks"),
+    ),
     ignored=(
         r"((ro)?bert(a)?\.)?embeddings\.(position_ids|token_type_ids)",
         r"((ro)?bert(a)?\.)?pooler\.dense\.(weight|bias)",  # for the task "next sentence"

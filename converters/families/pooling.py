@@ -17,7 +17,7 @@ from converters.families import Warnings
 
 __all__ = ["POOLING_KEYS", "pooling"]
 
-POOLING_KEYS: Mapping[str, int] = {"mean": 1, "cls": 2, "last": 3}
+POOLING_KEYS: Mapping[str, int] = {"mean": 1, "cls": 2, "last": 3, "rank": 4}
 """The way of pooling → the number of `pooling_type` in the file."""
 MODES: Mapping[str, str] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 """sentence-transformers' name → the name here, for those that the runtime knows."""

@@ -158,4 +158,8 @@ def surround(
         special[name] = ids[0] if ids else special[name]
     add_bos, add_eos = bool(before), bool(after) and kind.model != "bert"
     flags_differ(checkpoint, {"add_bos_token": add_bos, "add_eos_token": add_eos}, warnings)
-    return {"before": before, "after": after, "add_bos": add_bos, "add_eos": add_eos}
+    found: dict[str, Any] = {"before": before, "after": after, "add_bos": add_bos, "add_eos": add_eos}
+    if add_eos and checkpoint.architecture.endswith("ForSequenceClassification"):
+        # Between the two texts of a pair RoBERTa has a separator more: </s></s> (RobertaProcessing in tokenizers).
+        found["add_sep"] = True
+    return found

@@ -38,6 +38,11 @@ class EmbeddingProof(Proof):
     _lists: list[list[int]] = field(default_factory=list, init=False)
     _reference: Vectors | None = field(default=None, init=False)
 
+    @property
+    def ranks(self) -> bool:
+        """Whether a text gets a score and no vector."""
+        return self.plan.pooling == "rank"
+
     def _choose(self) -> None:
         """Choose the texts: paragraphs of the given text, or of the bundled one."""
         text = self.text if self.text is not None else corpus.default_text(scripts=False)
@@ -51,8 +56,9 @@ class EmbeddingProof(Proof):
 
     def _request(self) -> dict[str, Any]:
         return {
-            "class": "AutoModel",
-            "optional": ["pooler."],  # a layer for another task, which checkpoints of this one leave out
+            "class": "AutoModelForSequenceClassification" if self.ranks else "AutoModel",
+            # a layer for another task, which checkpoints of this one leave out
+            "optional": [] if self.ranks else ["pooler."],
             "window": None,
             "conversations": [],
             "continue": [],
@@ -90,6 +96,8 @@ class EmbeddingProof(Proof):
 
     def _texts(self, reference: Vectors, found: Vectors, limit: float, what: str) -> list[Row]:
         """Return the rows about the vectors of texts: the least cosine, and whether the same texts are near each other."""
+        if self.ranks:
+            return self._scores(reference.pooled[:, 0], found.pooled[:, 0], limit, what.replace("vectors", "scores"))
         least = float(cosines(reference.pooled, found.pooled).min())
         ranks = spearman_interval(similarities(reference.pooled), similarities(found.pooled))
         self.summary |= {"min_cosine": least, "spearman": ranks.value}
@@ -97,6 +105,22 @@ class EmbeddingProof(Proof):
         return [
             Row(name=name, value=least, limit=f">= {limit:g}", ok=least >= limit),
             stated(f"{what}: rank correlation of similarities", ranks),
+        ]
+
+    def _scores(self, reference: F32, found: F32, limit: float, what: str) -> list[Row]:
+        """Return the rows about scores: how they correlate, and how far the worst is off, in standard deviations of the reference."""
+        import numpy as np
+
+        left, right = (side.astype(np.float64) - side.mean(dtype=np.float64) for side in (reference, found))
+        correlation = float(left @ right / np.linalg.norm(left) / np.linalg.norm(right))
+        worst = float(np.abs(found - reference).max() / max(float(reference.std()), 1e-12))
+        ranks = spearman_interval(np.subtract.outer(left, left), np.subtract.outer(right, right))
+        self.summary |= {"spearman": ranks.value}
+        name = f"{what}: correlation of {len(self._lists)}"
+        return [
+            Row(name=name, value=correlation, limit=f">= {limit:g}", ok=correlation >= limit),
+            stated(f"{what}: rank correlation", ranks),
+            Row(name=f"{what}: worst error, in standard deviations", value=worst),
         ]
 
     def _embed(self, path: Path) -> tuple[list[Row], Vectors]:

@@ -17,13 +17,14 @@ __all__ = ["placeholders", "rounded", "stamp"]
 
 NUMBERS = ("mean_kl", "p99_kl", "top1", "perplexity_ratio")
 EMBEDDING_NUMBERS = ("min_cosine", "spearman")
+RANKING_NUMBERS = ("spearman",)
 FINEST = 5
 """Decimals: what is smaller is the noise of the order of additions, and differs with the number of threads."""
 
 
 def placeholders(plan: ModelPlan, *, torch: bool) -> dict[str, str | float]:
     """Return the keys for a file that has not been proved: it says so until `stamp` says otherwise."""
-    numbers = NUMBERS if plan.pooling is None else EMBEDDING_NUMBERS
+    numbers = {None: NUMBERS, "rank": RANKING_NUMBERS}.get(plan.pooling, EMBEDDING_NUMBERS)
     return {
         f"{PREFIX}ok": False,
         f"{PREFIX}reference": "torch" if torch else "runtime",

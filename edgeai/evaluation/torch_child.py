@@ -164,13 +164,18 @@ def store(model: Any, types: dict[str, str]) -> None:
 
 
 def embed(model: Any, request: dict[str, Any]) -> None:
-    """Write hidden.f32, the last hidden state of every token of every list of ids, and pooled.f32, one vector for each list."""
+    """Write hidden.f32, the last hidden state of every token of every list of ids, and pooled.f32, one vector or score for each list."""
     import torch
 
     folder = Path(request["folder"])
     kind = pooling(Path(request["source"]))
     with (folder / "hidden.f32").open("wb") as hidden, (folder / "pooled.f32").open("wb") as pooled:
         for ids in request["lists"]:
+            if request["class"] == "AutoModelForSequenceClassification":
+                found = model(torch.tensor([ids]), output_hidden_states=True)
+                found.hidden_states[-1][0].float().numpy().tofile(hidden)
+                found.logits[0].float().numpy().tofile(pooled)
+                continue
             rows = model(torch.tensor([ids])).last_hidden_state[0].float()  # (positions, dim)
             rows.numpy().tofile(hidden)
             vector = {"mean": rows.mean(0), "cls": rows[0], "lasttoken": rows[-1]}[kind]
