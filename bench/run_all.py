@@ -9,7 +9,17 @@ from pathlib import Path
 import peers
 
 HERE = Path(__file__).parent
-SCRIPTS = ("speed.py", "streams.py", "stall.py", "growth.py", "memory.py", "worker.py", "constraint.py", "embed.py", "kv_types.py")
+SCRIPTS = (
+    "speed.py",
+    "streams.py",
+    "stall.py",
+    "growth.py",
+    "memory.py",
+    "worker.py",
+    "constraint.py",
+    "embed.py",
+    "kv_types.py",
+)
 
 
 def main() -> None:
