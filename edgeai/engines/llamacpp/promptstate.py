@@ -140,9 +140,11 @@ class LoadJob:
             if put != len(state):
                 raise NoRoom  # all else has been checked
             if not self.keep(tokens):
+                set_aside = 0 if handle.plan.deterministic else handle.plan.prefix_bytes
                 raise UsageError(
-                    f"a prompt of {len(tokens)} tokens cannot be kept: no memory is set aside for prompts of later requests",
-                    hint="load the model with a larger prefix_bytes, and not deterministic",
+                    f"a prompt of {len(tokens)} tokens takes {len(state) / 1e6:.1f} MB, and {set_aside / 1e6:.1f} MB are set aside "
+                    "for the prompts of later requests",
+                    hint=f"load the model with prefix_bytes={len(state) * 2}, and not deterministic",
                 )
         finally:
             handle.forget(handle.scratch)
