@@ -48,6 +48,7 @@ def alternatives(
     are tried.
     """
     found: list[Alternative] = []
+    context = min(context, (artifact.context or context) + 1)  # no proposal goes beyond what the model was trained on
     for kind in (_contexts, _kv_types, _quants, _streams, _prefixes, _devices, _both):
         for label, change, quant in kind(options, context):
             file = smaller_file(artifact, quant) if quant else artifact

@@ -16,7 +16,7 @@ __all__ = ["Placed", "Shortage", "budget_of", "place"]
 
 GPU_RESERVE = 256 << 20
 """Bytes of each GPU that are left alone, or a 25th of what is free if that is more: kernels, cuBLAS, and what the screen needs."""
-PLENTIFUL = 8
+PLENTIFUL = 32
 """More room than is needed is taken where the KV cache then is at most this part of what is free."""
 
 
