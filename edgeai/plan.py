@@ -49,7 +49,7 @@ class Plan:
     be free: pages of the file whose weights were copied into another order.
 
     `context` bounds one request; `kv_cells` tokens fit into the KV cache, which all requests and kept prefixes share. `sequences` is how
-    many of both there can be at once; work between the requests (scores, states) has one more. Under `deterministic` each sequence has
+    many of both there can be at once, and one for work between the requests (scores, states). Under `deterministic` each sequence has
     cells of its own, and `kv_cells` are all of them together. `outputs` are the positions of one batch that can have logits.
 
     `devices` are the GPUs that get layers, by libggml's names, all CUDA devices when there are none;
@@ -209,7 +209,7 @@ def _plan(
         threads=threads.decode,
         threads_batch=threads.batch,
         streams=room.streams,
-        sequences=room.sequences,
+        sequences=room.sequences + 1,
         kv_cells=room.cells,
         prefix_bytes=room.prefix_bytes,
         swa_full=room.swa_full,
