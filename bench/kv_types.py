@@ -42,7 +42,7 @@ class Run:
     def log_probabilities(self, ids: list[int], start: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return log softmax at each of IDS, (tokens, vocab), which follow START tokens of the same window."""
         if not start:
-            self.handle.reset()
+            self.handle.clear()
         rows = decode_with_logits(self.handle, ids, start, [True] * len(ids))
         assert rows is not None
         found = rows.astype(np.float64)
@@ -53,8 +53,8 @@ class Run:
 def compare(reference: Run, other: Run, ids: list[int]) -> dict[str, float]:
     """Return KL(reference ‖ other) in nats and how often both have the same best token."""
     kls, same = [], []
-    outputs = reference.handle.plan.outputs or STEP
-    step = min(STEP, outputs)
+    outputs = reference.handle.n_outputs
+    step = 1 << (min(STEP, outputs).bit_length() - 1)  # divides a window
     for at in range(0, len(ids), step):
         part = ids[at : at + step]
         left, right = (run.log_probabilities(part, at % WINDOW) for run in (reference, other))
