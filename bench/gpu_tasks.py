@@ -218,18 +218,20 @@ def streams(given: dict[str, Any]) -> dict[str, Any]:
 
 def cancel(given: dict[str, Any]) -> dict[str, Any]:
     """Cancel a long prompt in its middle and an answer; return how long each took to end, and that the next request works."""
-    with load(given, ctx=4096) as model:
+    with load(given, ctx=8192) as model:
         text = model.detokenize(model.tokenize(TEXT * 400)[:3800])
         began = time.perf_counter()
         model.complete(text, max_tokens=1, temperature=0, prefix_cache=False)
         whole = time.perf_counter() - began
-        stream = model.stream("again " + text, max_tokens=64, temperature=0, prefix_cache=False)
+        stream = model.stream(
+            "again " + text, max_tokens=4000, temperature=0, prefix_cache=False, logit_bias=no_end(model)
+        )
         time.sleep(whole / 4)
         began = time.perf_counter()
         stream.cancel()
         reason = [chunk.finish_reason for chunk in stream][-1]
         prefill = time.perf_counter() - began
-        stream = model.stream("Once", max_tokens=512, temperature=0)
+        stream = model.stream("Once", max_tokens=8000, temperature=0, logit_bias=no_end(model))
         next(stream)
         began = time.perf_counter()
         stream.cancel()
@@ -292,17 +294,18 @@ def lost(given: dict[str, Any]) -> dict[str, Any]:
     from edgeai.errors import EdgeAIError
 
     chunks, said, kind, hint = 0, "", "", None
-    with load(given, isolated=True) as model:
+    with load(given, isolated=True, ctx=8192) as model:
         before = model.engine.backend
         began = time.perf_counter()
+        timer = threading.Timer(0.3, lose, (given, model.engine.pid))
+        timer.start()
         try:
-            for _ in model.stream("Once upon a time", max_tokens=900, temperature=0, logit_bias=no_end(model)):
+            for _ in model.stream("Once upon a time", max_tokens=8000, temperature=0, logit_bias=no_end(model)):
                 chunks += 1
-                if chunks == 3:
-                    lose(given, model.engine.pid)
         except EdgeAIError as error:
             said, kind, hint = error.message, type(error).__name__, error.hint
         seconds = time.perf_counter() - began
+        timer.join()
         try:
             done = model.complete("Once upon a time", max_tokens=4, temperature=0)
             after: dict[str, Any] = {"tokens": done.usage.completion_tokens, "backend": model.engine.backend,

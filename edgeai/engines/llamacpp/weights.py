@@ -80,10 +80,10 @@ class Weights:
         if not context:
             raise context_error(self._artifact, self._plan, log)
         self.placement = self.placement.plus(read_placement(log))
-        for line in sorted(
-            {line.text for line in log if line.level == native.WARN and _OTHER_DEVICE.search(line.text)}
-        ):
-            self._note("operation-on-cpu", line.partition(": ")[2])
+        if self.placement.gpus:
+            for what in sorted({found[1] for line in log if (found := _TURNED_OFF.search(line.text))}):
+                message = f"{what} is off: the GPU has no kernel of it for this model, slower ones do its work"
+                self._note("kernel-missing", message)
         self._check_splits(log)
         return context
 
@@ -152,7 +152,7 @@ _SPLITS = re.compile(r"graph.*: nodes = .*, splits = (\d+)(?: / (\d+))?,")
 """Parts of the graph that run on one device without a pause, for a prompt and for a token where they differ (llama-context.cpp)."""
 SPARE_SPLITS = 3
 """A token's graph has a part for each GPU and one on the CPU, which looks up the embedding; a few more cost little."""
-_OTHER_DEVICE = re.compile(r"layer \d+ is assigned to device .* is assigned to device")
+_TURNED_OFF = re.compile(r": (.+) not supported, set to disabled")
 
 
 def read_placement(log: Iterable[LogLine]) -> Placement:
