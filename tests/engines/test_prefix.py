@@ -82,10 +82,10 @@ def test_a_short_question_does_not_wait_for_a_long_one() -> None:
 def test_prompts_get_as_many_tokens_as_fit_into_the_stall_that_is_allowed() -> None:
     pace = PromptPace(512)
     pace.learn(512, 1.024)  # 2 ms each
-    assert (pace.allowance(answering=True), pace.allowance(answering=False)) == (32, 512)
+    assert pace.allowance() == 32
     fast = PromptPace(512)
     fast.learn(512, 0.0512)
-    assert fast.allowance(answering=True) == 512
+    assert fast.allowance() == 512
 
 
 def test_lookup_guesses_what_followed_the_same_tokens_before() -> None:

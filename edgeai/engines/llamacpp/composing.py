@@ -26,10 +26,8 @@ class PromptPace:
             found = seconds / prompt_tokens
             self._per_token = found if not self._per_token else 0.5 * (self._per_token + found)
 
-    def allowance(self, answering: bool) -> int:
-        """Return how many tokens of prompts the next batch may have; ANSWERING: some answer waits for its next token."""
-        if not answering:
-            return self._batch
+    def allowance(self) -> int:
+        """Return how many tokens of prompts the next batch may have while some answer waits for its next token."""
         if not self._per_token:
             return min(self._batch, 2 * SMALLEST)
         fitting = int(STALL_S / self._per_token)

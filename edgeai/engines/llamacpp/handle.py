@@ -15,6 +15,7 @@ from edgeai.engines.llamacpp.abort import Aborted, AbortFlag
 from edgeai.engines.llamacpp.adapters import AdapterSet
 from edgeai.engines.llamacpp.failures import decode_error
 from edgeai.engines.llamacpp.weights import Weights
+from edgeai.errors import EngineCrashed
 from edgeai.plan import Plan
 
 __all__ = ["Aborted", "Batch", "Handle", "NoRoom"]
@@ -39,7 +40,7 @@ class Handle:
         self._abort = AbortFlag(self.lib)
         self.context: Any = None
         self.batches = 0  # that were computed
-        self.sequences = self.scratch = max(plan.sequences - 1, plan.streams)
+        self.sequences = self.scratch = max(plan.sequences, plan.streams)
         self.n_outputs = max(plan.outputs, self.sequences + 1)
         self.weights = Weights(artifact, plan)
         self.model = self.weights.model
@@ -135,6 +136,23 @@ class Handle:
             int(self.lib.llama_memory_seq_pos_min(memory, sequence)),
             int(self.lib.llama_memory_seq_pos_max(memory, sequence)),
         )
+
+    def state(self, sequence: int) -> bytes:
+        """Return what the cache holds of SEQUENCE, to be put back with `restore` in this process."""
+        lib = self.lib
+        size = int(lib.llama_state_seq_get_size_ext(self.context, sequence, 0))
+        buffer = (ctypes.c_uint8 * size)()
+        if int(lib.llama_state_seq_get_data_ext(self.context, buffer, size, sequence, 0)) != size:
+            raise EngineCrashed("the native library does not give the state of a prompt", hint="edgeai doctor")
+        return bytes(buffer)
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Put STATE, which came from `state`, back as SEQUENCE; false, and nothing is there, where no cells are free."""
+        buffer = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
+        taken = int(self.lib.llama_state_seq_set_data_ext(self.context, buffer, len(state), sequence, 0))
+        if taken != len(state):
+            self.forget(sequence)
+        return taken == len(state)
 
     def clear(self) -> None:
         """Forget every sequence and a pending abort."""

@@ -55,12 +55,13 @@ class ResultJob(Job, Protocol[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """What a scheduler is doing. `kept_tokens` are cells of the KV cache that hold prompts of requests that have ended."""
+    """What a scheduler is doing. `kept_…` tell of what ended requests computed."""
 
     running: int
     waiting: int
     kept_sequences: int
     kept_tokens: int
+    kept_bytes: int
     requests: int
     preempted: int
 
@@ -86,7 +87,11 @@ class Scheduler:
         self.handle = handle = model.handle
         self._model, self._plan = model, handle.plan
         self._draft = draft
-        self._cache = PrefixCache(handle, budget=_budget(handle))
+        self._cache = PrefixCache(
+            handle,
+            budget=0 if handle.plan.deterministic else handle.plan.prefix_bytes,
+            token_bytes=_token_bytes(handle),
+        )
         self._batch = Batch(handle.lib, handle.n_batch)
         self._pace = PromptPace(handle.n_batch)
         self._paces: dict[int, Pace] = {}
@@ -97,6 +102,8 @@ class Scheduler:
         self._running: list[Request] = []
         self._computing: tuple[Request, ...] = ()
         self._turn: Selection = ()
+        self._full = False  # a request had to give its cells back, and none has ended since
+        self._read_last = False
         self._requests = self._preempted = self._users = 0
         self._closed = False
         self._process = os.getpid()
@@ -167,6 +174,7 @@ class Scheduler:
                 waiting=len(self._waiting),
                 kept_sequences=self._cache.kept_sequences,
                 kept_tokens=self._cache.kept_tokens,
+                kept_bytes=self._cache.kept_bytes,
                 requests=self._requests,
                 preempted=self._preempted,
             )
@@ -235,6 +243,7 @@ class Scheduler:
         """Take REQUEST out of those that run, and its sequence back."""
         with self._gate:
             self._running.remove(request)
+        self._full = False
         sequence, request.sequence = request.sequence, None
         self._paces.pop(id(request), None)
         if sequence is None:
@@ -249,7 +258,7 @@ class Scheduler:
         with self._gate:
             waiting = list(self._waiting)
         for request in waiting:
-            if len(self._running) >= self._plan.streams:
+            if len(self._running) >= self._plan.streams or (self._full and self._running):
                 return
             if self._will_share(request) or not self._begin(request):
                 continue
@@ -304,7 +313,10 @@ class Scheduler:
                 (answering[:1], []) if answering and not self._reads_next(reading) else ([], reading[:1])
             )
         parts = [self._answer_part(request, len(answering)) for request in answering]
-        allowance = self._pace.allowance(bool(answering)) if not self._plan.deterministic else self.handle.n_batch
+        # Where more wait for their first token than for their next one, those are served.
+        short = sum(request.pending <= self._batch.capacity for request in reading)
+        hurry = not answering or short > len(answering)
+        allowance = self._batch.capacity if hurry else self._pace.allowance()
         allowance = min(allowance, self._batch.capacity - self._batch.size)
         for request, count in zip(reading, share_out([request.pending for request in reading], allowance), strict=True):
             if count:
@@ -325,7 +337,7 @@ class Scheduler:
 
     def _reads_next(self, reading: list[Request]) -> bool:
         """Take turns between reading and answering where a batch has one request only."""
-        self._read_last = not getattr(self, "_read_last", False)
+        self._read_last = not self._read_last
         return bool(reading) and self._read_last
 
     def _answer_part(self, request: Request, answering: int) -> _Part:
@@ -385,7 +397,8 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """Free cells: those of kept prompts, else those of the youngest request, which then waits at the head of the queue."""
-        if self._cache.evict():
+        if self._cache.in_cells:
+            self._cache.park()
             return
         if len(self._running) == 1:
             request = self._running[0]
@@ -397,6 +410,7 @@ class Scheduler:
         self._leave(youngest, keep=False)
         youngest.done = 0
         self._preempted += 1
+        self._full = True
         with self._gate:
             self._waiting.appendleft(youngest)
 
@@ -458,7 +472,8 @@ class Scheduler:
             self.handle.adapters.select(self.handle.context, job.adapters)
             finished = job.step(self.handle)
         except NoRoom:
-            if self._cache.evict() or self._running:
+            if self._cache.in_cells or self._running:
+                self._cache.park()
                 return
             finished = True
             job.fail(ContextExceeded("the KV cache is too small", hint="use a larger --ctx"))
@@ -494,13 +509,10 @@ class Scheduler:
             job.fail(ClosedError(f"{self.name!r} has been closed", hint="load it again"))
 
 
-def _budget(handle: Handle) -> int:
-    """Return how many tokens of prompts may be kept: what `prefix_bytes` holds of the cache as it really is."""
-    plan = handle.plan
+def _token_bytes(handle: Handle) -> int:
+    """Return what a token in the KV cache takes, as the cache really is."""
     total = sum(share.kv_bytes for share in handle.placement.shares)
-    if not plan.prefix_bytes or plan.deterministic:
-        return 0
-    return plan.kv_cells if total == 0 else min(plan.kv_cells, plan.prefix_bytes * plan.kv_cells // total)
+    return total // max(handle.plan.kv_cells, handle.n_ctx)
 
 
 def _common(first: list[int], second: list[int], limit: int) -> int:
