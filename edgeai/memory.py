@@ -93,6 +93,7 @@ class Settings:
     swa_full: bool = False
     flash: bool = True
     pooled: bool = False
+    kept_bytes: int = 0
     features: frozenset[str] = frozenset()
 
 
@@ -101,13 +102,15 @@ class Estimate:
     """What a model will take. `overhead_bytes`: vocabulary and runtime, in main memory.
 
     `twice_bytes`: mapped pages whose weights were copied in another order; nothing reads them again, so the system can have them back.
-    `idle_bytes`: of buffers in main memory, what only scoring and speculation touch: logits of more positions than there are sequences.
+    `kept_bytes`: what prompts of requests that have ended may come to. `idle_bytes`: of buffers in main memory, what only scoring and
+    speculation touch: logits of more positions than there are sequences.
     """
 
     placement: Placement
     overhead_bytes: int
     twice_bytes: int = 0
     idle_bytes: int = 0
+    kept_bytes: int = 0
 
     @property
     def ram_bytes(self) -> int:
@@ -116,8 +119,8 @@ class Estimate:
 
     @property
     def needed_ram_bytes(self) -> int:
-        """What main memory must have: without the pages that nothing reads again."""
-        return self.ram_bytes - self.twice_bytes
+        """What main memory must have: without the pages that nothing reads again, with the prompts that will be kept."""
+        return self.ram_bytes - self.twice_bytes + self.kept_bytes
 
     @property
     def gpu_bytes(self) -> int:
@@ -143,7 +146,13 @@ def estimate(shape: ModelShape, settings: Settings, split: Split = ()) -> Estima
     least = _compute_bytes(shape, replace(settings, outputs=settings.sequences))
     idle = _compute_bytes(shape, settings) - least if first else 0
     placement = Placement(shares=(*shares, cpu))
-    return Estimate(placement=placement, overhead_bytes=overhead, twice_bytes=twice, idle_bytes=max(0, idle))
+    return Estimate(
+        placement=placement,
+        overhead_bytes=overhead,
+        twice_bytes=twice,
+        idle_bytes=max(0, idle),
+        kept_bytes=settings.kept_bytes,
+    )
 
 
 def _gpu_share(shape: ModelShape, settings: Settings, name: str, start: int, end: int) -> Share:

@@ -32,7 +32,7 @@ class LoadOptions:
 
     `ctx`: the longest prompt and answer together, in tokens. `needed`: an upper bound of the tokens that will ever be in the context, for
     callers that know it: without `ctx` the context is then no larger than that. `threads` decode, `threads_batch` read prompts.
-    `streams`: requests computed side by side. `queue`: how many may wait before Busy. `prefix_bytes`: how much of the KV cache may keep
+    `streams`: requests computed side by side. `queue`: how many may wait before Busy. `prefix_bytes`: how much main memory may keep
     prompts for later requests, 0 for none. `deterministic`: an answer does not depend on what else runs, at the price of speed.
     `adapters`: name → LoRA adapter file. `draft`: a small model of the same vocabulary for speculation.
     `isolated`: in a supervised child process, so that no crash of native code ends this one.

@@ -48,9 +48,11 @@ class Plan:
     beside it), times the `correction` that was measured; see memory.py for what is counted. `twice_bytes` of it need not
     be free: pages of the file whose weights were copied into another order.
 
-    `context` bounds one request; `kv_cells` tokens fit into the KV cache, which all requests and kept prefixes share. `sequences` is how
-    many of both there can be at once, and one for work between the requests (scores, states). Under `deterministic` each sequence has
-    cells of its own, and `kv_cells` are all of them together. `outputs` are the positions of one batch that can have logits.
+    `context` bounds one request; `kv_cells` tokens fit into the KV cache, which all requests share. `prefix_bytes` of main memory may keep
+    prompts of requests that have ended; they are not in `memory_bytes`, since there are none at first, but in `needed_bytes`.
+    `sequences` is how many requests there can be in the cache at once, and one for work between them (scores, states). Under
+    `deterministic` each sequence has cells of its own, and `kv_cells` are all of them together. `outputs` are the positions of one
+    batch that can have logits.
 
     `devices` are the GPUs that get layers, by libggml's names, all CUDA devices when there are none;
     `tensor_split` says in which proportion, by free memory when it is empty. `adapters` are (name, path).
@@ -88,7 +90,7 @@ class Plan:
     @property
     def needed_bytes(self) -> int:
         """What must be free for it."""
-        return self.memory_bytes - self.twice_bytes
+        return self.memory_bytes - self.twice_bytes + self.prefix_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready values; the notices are reported as warnings instead."""
@@ -232,8 +234,10 @@ def _plan(
 
 def _reasons(placed: Placed, budget: Budget) -> list[str]:
     room = placed.room
-    shared = f"{room.streams} stream{'s' * (room.streams > 1)}" + (" and kept prompts" if room.prefix_bytes else "")
+    shared = f"{room.streams} stream{'s' * (room.streams > 1)}"
     found = [f"the KV cache holds {room.cells} tokens in {room.kv_type} for {shared}"]
+    if room.prefix_bytes:
+        found.append(f"prompts are kept for later requests in up to {room.prefix_bytes / 1e6:.0f} MB of main memory")
     if placed.split:
         found.append("layers: " + ", ".join(f"{count} on {name}" for name, count in placed.split))
     for name, ratio in budget.correction.items():

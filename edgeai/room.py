@@ -15,8 +15,8 @@ __all__ = ["Room", "default_context", "rooms"]
 BATCH = 512  # tokens; llama.cpp's n_ubatch, common/common.h
 LEAST_CONTEXT = 512
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, llama-cparams.h
-KEPT = 16
-"""Prompts that may be kept for later requests, at most; each needs a sequence, and each sequence a row of logits."""
+KEPT_BYTES = 128 << 20
+"""What prompts of requests that have ended may take of main memory when nothing is asked for, at most."""
 LEAST_OUTPUTS, GUESSES = 64, 8
 """Positions of a batch that can have logits, at least: scoring takes so many at a time, and each stream may check so many guesses."""
 TEXTS, FEWEST_TOKENS, MOST_TOKENS, OUTPUT_BYTES = 64, 128, 1024, 64_000_000
@@ -25,7 +25,7 @@ TEXTS, FEWEST_TOKENS, MOST_TOKENS, OUTPUT_BYTES = 64, 128, 1024, 64_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """What the buffers of a context are for. `sequences` are streams and kept prompts; work between the requests has one more.
+    """What the buffers of a context are for. `sequences` are for requests; work between the requests has one more.
 
     `unified`: all sequences share the cells. `comfort`: more than is needed, to be had where memory is plentiful.
     """
@@ -55,6 +55,7 @@ class Room:
             swa_full=self.swa_full,
             flash=flash,
             pooled=self.pooled,
+            kept_bytes=self.prefix_bytes,
             features=features,
         )
 
@@ -85,6 +86,9 @@ def rooms(artifact: Artifact, shape: ModelShape, options: LoadOptions) -> Iterat
     if (options.streams or 0) > 1 and not options.deterministic:
         yield from _comforts(shape, whole)
     yield whole
+    if options.prefix_bytes is None and whole.prefix_bytes:  # kept prompts are the first to go
+        options = replace(options, prefix_bytes=0)
+        yield _room(artifact, shape, options, context, streams)
     fewer = options.streams or 1
     if fewer < streams:
         yield _room(artifact, shape, options, context, fewer)
@@ -112,11 +116,8 @@ def _room(artifact: Artifact, shape: ModelShape, options: LoadOptions, context: 
     kv_type = options.kv_type or "f16"
     per_cell = kv_bytes_per_cell(shape, kv_type)
     prefix = _prefix_bytes(artifact, options, per_cell * context)
-    kept = min(KEPT, 2 * streams) if prefix else 0
-    if shape.recurrent:
-        kept = min(kept, streams)  # a state for each of them
-    # What was asked for by size comes on top of the context: otherwise a long request would always push it out.
-    more = prefix // per_cell if options.prefix_bytes and per_cell else 0
+    # A request that has ended has its sequence until another begins. A recurrent model has a state for each.
+    kept = (1 if shape.recurrent else streams) if prefix else 0
     sequences = min(MAX_SEQUENCES - 1, TEXTS - 1 if artifact.embedding else streams + kept)
     batch = _pooled_batch(shape, context) if artifact.embedding else min(BATCH, context)
     # Attention adds in the order of cells: where an answer must not depend on others, each sequence has cells of its own.
@@ -125,7 +126,7 @@ def _room(artifact: Artifact, shape: ModelShape, options: LoadOptions, context: 
         context=context,
         streams=streams,
         sequences=sequences,
-        cells=context * (sequences + 1) if apart else max(context + more, batch if artifact.embedding else 0),
+        cells=context * (sequences + 1) if apart else max(context, batch if artifact.embedding else 0),
         prefix_bytes=prefix,
         outputs=batch if artifact.embedding else _outputs(shape, batch, streams, sequences),
         batch=batch,
@@ -142,10 +143,10 @@ def _pooled_batch(shape: ModelShape, context: int) -> int:
 
 
 def _prefix_bytes(artifact: Artifact, options: LoadOptions, kv_bytes: int) -> int:
-    """Return how much of the KV cache may keep prompts: half of it, unless there will be no second request."""
+    """Return how much memory may keep prompts: as much as a context, within bounds, unless there will be no second request."""
     if options.prefix_bytes is not None:
         return options.prefix_bytes
-    return 0 if options.deterministic or _single(artifact, options) else kv_bytes // 2
+    return 0 if options.deterministic or _single(artifact, options) else min(kv_bytes, KEPT_BYTES)
 
 
 def _outputs(shape: ModelShape, batch: int, streams: int, sequences: int) -> int:

@@ -225,10 +225,10 @@ def test_every_stream_has_a_sequence_and_every_sequence_an_output(streams: int) 
     assert made.sequences <= made.outputs <= max(made.batch, made.sequences)
 
 
-def test_a_budget_for_kept_prompts_comes_on_top_of_the_context() -> None:
-    per_token = 30 * 2 * 3 * 64 * 2
-    made = plan(LLAMA, machine(), streams=1, prefix_bytes=per_token * 1000)
-    assert (made.kv_cells, made.prefix_bytes) == (9192, per_token * 1000)
+def test_a_budget_for_kept_prompts_must_be_free_too() -> None:
+    made, without = (plan(LLAMA, machine(), streams=1, prefix_bytes=size) for size in (5_000_000, 0))
+    assert (made.kv_cells, made.prefix_bytes) == (8192, 5_000_000)
+    assert made.needed_bytes == pytest.approx(without.needed_bytes + 5_000_000, abs=1e6)  # and a row of logits
 
 
 def test_nothing_is_kept_where_answers_must_not_depend_on_others() -> None:

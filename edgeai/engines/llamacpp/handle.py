@@ -40,7 +40,7 @@ class Handle:
         self._abort = AbortFlag(self.lib)
         self.context: Any = None
         self.batches = 0  # that were computed
-        self.sequences = self.scratch = max(plan.sequences, plan.streams)
+        self.sequences = self.scratch = max(plan.sequences - 1, plan.streams)
         self.n_outputs = max(plan.outputs, self.sequences + 1)
         self.weights = Weights(artifact, plan)
         self.model = self.weights.model
@@ -60,7 +60,8 @@ class Handle:
         self.n_batch = int(lib.llama_n_batch(self.context))
         self.n_embd = int(lib.llama_model_n_embd(self.model))
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
-        self.n_swa = 0 if plan.swa_full else int(lib.llama_model_n_swa(self.model))
+        # Also with `swa_full`: cells beyond the window are overwritten when the search for free ones comes by.
+        self.n_swa = int(lib.llama_model_n_swa(self.model))
         self.recurrent = bool(lib.llama_model_is_recurrent(self.model) or lib.llama_model_is_hybrid(self.model))
         self.placement = self.weights.placement
         self.plan = replace(plan, notices=(*plan.notices, *self.weights.notices))
