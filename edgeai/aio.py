@@ -19,6 +19,7 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar
 
 from edgeai.artifact import Artifact
 from edgeai.engines.streaming import ChunkStream
+from edgeai.engines.waiting import Patience
 from edgeai.errors import ClosedError
 from edgeai.model import Methods, Model, load
 from edgeai.plan import Plan
@@ -146,20 +147,27 @@ class _Call(Generic[T]):
 
     def __init__(self, function: Callable[[], T], *, unwanted: Callable[[T], None] = lambda _: None) -> None:
         self._function, self._unwanted = function, unwanted
+        self._patience = Patience()
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self._loop.create_future()
+        self.future.add_done_callback(self._note)
 
     def run(self) -> None:
         """Call the function, in a thread."""
         if self.future.cancelled():
             return
         try:
-            value = self._function()
+            with self._patience.here():
+                value = self._function()
         except BaseException as error:  # noqa: BLE001 - it is raised again in the task
             self._tell(self._fail, error)
         else:
             if not self._tell(self._succeed, value):
                 self._unwanted(value)
+
+    def _note(self, future: asyncio.Future[T]) -> None:
+        if future.cancelled():
+            self._patience.give_up()
 
     def _tell(self, settle: Callable[[Any], None], what: object) -> bool:
         try:

@@ -23,6 +23,7 @@ from edgeai.engines.llamacpp.speculate import Guesser, Lookup
 from edgeai.engines.llamacpp.vocab import Vocab
 from edgeai.engines.overflow import Fitted, Tokens, fit_prompt
 from edgeai.engines.streaming import ChunkStream
+from edgeai.engines.waiting import wait
 from edgeai.errors import UsageError
 from edgeai.plan import Plan
 from edgeai.types import Chunk, GenerationConfig, Notice, Prompt
@@ -175,8 +176,8 @@ class LlamaCppEngine:
         """Run JOB between the batches of requests and return its result."""
         self._core.run(job)
         try:
-            result = job.result.get()
-        except BaseException:  # Ctrl-C: nobody waits for the rest
+            result = wait(job.result)
+        except BaseException:  # Ctrl-C, a cancelled task: nobody waits for the rest
             job.cancelled = True
             raise
         if isinstance(result, BaseException):

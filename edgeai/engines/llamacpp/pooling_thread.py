@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edgeai.artifact import Artifact
 from edgeai.engines.llamacpp.abort import Aborted
 from edgeai.engines.llamacpp.pooled import PooledContext, Text, batches
+from edgeai.engines.waiting import wait
 from edgeai.errors import ClosedError, EngineCrashed
 from edgeai.plan import Plan
 
@@ -68,8 +69,8 @@ class PoolingThread:
                 self._calls.append(call)
                 self._gate.notify_all()
         try:
-            error = call.done.get() if groups else None
-        except BaseException:  # Ctrl-C: nobody waits for the rest
+            error = wait(call.done) if groups else None
+        except BaseException:  # Ctrl-C, a cancelled task: nobody waits for the rest
             self._cancel(call)
             raise
         if error is not None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from edgeai.engines.base import Engine
 from edgeai.engines.streaming import ChunkStream
+from edgeai.engines.waiting import Abandoned, Patience
 from edgeai.engines.worker.frames import BrokenStream, Frame, FrameReader, pack
 from edgeai.engines.worker.outbox import Outbox
 from edgeai.errors import EdgeAIError, UsageError
@@ -64,6 +65,7 @@ class Server:
         self._engine: Any = None
         self._outbox: Outbox[_Outgoing] = Outbox(write_fd, self._pack, name="edgeai worker out")
         self._answers: dict[int, _Answer] = {}
+        self._calls: dict[int, Patience] = {}
         self._callers = ThreadPoolExecutor(CALLERS, thread_name_prefix="edgeai call")
         self._submitters = ThreadPoolExecutor(SUBMITTERS, thread_name_prefix="edgeai submit")
         self._done = 0  # grows whenever a piece of work is finished
@@ -87,7 +89,8 @@ class Server:
             answer = self._answers[frame.id] = _Answer(frame.id)
             self._submitters.submit(self._guarded, frame.id, self._generate, answer, *frame.value)
         elif frame.kind == "call":
-            self._callers.submit(self._guarded, frame.id, self._call, frame.id, *frame.value)
+            patience = self._calls[frame.id] = Patience()
+            self._callers.submit(self._guarded, frame.id, self._call, patience, frame.id, *frame.value)
         elif frame.kind == "load":
             self._callers.submit(self._guarded, frame.id, self._load, *frame.value)
         else:
@@ -117,7 +120,17 @@ class Server:
         self._engine = engine
         self._outbox.put(pack("loaded", 0, {"plan": engine.plan, "backend": engine.backend}))
 
-    def _call(self, request: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _call(
+        self, patience: Patience, request: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        try:
+            if not patience.given_up:
+                with patience.here(), contextlib.suppress(Abandoned):  # the parent has forgotten it and expects nothing
+                    self._answer_call(request, method, arguments, named)
+        finally:
+            del self._calls[request]
+
+    def _answer_call(self, request: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         if method not in METHODS:
             raise TypeError(f"{method!r} is not to be called from another process")
         function = getattr(self._engine, method, None)
@@ -136,7 +149,9 @@ class Server:
         self._outbox.put(answer)  # for what came before anybody listened
 
     def _cancel(self, request: int) -> None:
-        answer = self._answers.get(request)
+        call, answer = self._calls.get(request), self._answers.get(request)
+        if call is not None:
+            call.give_up()
         if answer is not None:
             answer.cancelled = True
             if answer.stream is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeai.artifact import Artifact
 from edgeai.engines.streaming import ChunkStream
+from edgeai.engines.waiting import wait
 from edgeai.engines.worker.limits import Limits
 from edgeai.engines.worker.process import CHILD
 from edgeai.engines.worker.request import Request
@@ -142,8 +143,8 @@ class WorkerEngine:
 
 def _wait(supervisor: Supervisor, request: Request) -> Any:
     try:
-        found = request.answer.get()
-    except BaseException:  # a Ctrl-C
+        found = wait(request.answer)
+    except BaseException:  # a Ctrl-C, a cancelled task
         supervisor.cancel(request)
         raise
     if isinstance(found, BaseException):

@@ -94,10 +94,9 @@ class OpenRequests:
         if request.cancelled or request.id not in self._open:
             return False
         request.cancelled = True
-        if request.chunks is not None and request.sent:
-            return True
-        self._drop(request, None)
-        return False
+        if request.chunks is None or not request.sent:
+            self._drop(request, None)
+        return request.sent
 
     def hear(self, frame: Frame, *, load_s: float) -> None:
         """Pass on what the child says of a request. Raises BrokenStream for what cannot be said."""

@@ -113,7 +113,7 @@ class Supervisor:
         self._child.send(request.next_frame())
 
     def cancel(self, request: Request) -> None:
-        """End REQUEST; a call that runs already is only forgotten."""
+        """End REQUEST."""
         if os.getpid() != self._owner:
             return
         with self._gate:
