@@ -3,9 +3,9 @@
     python bench/streams.py [--model smollm2-q4_0] [--streams 8] [--rounds 9] [--quick]
 
 `distinct`: prompts of 64 tokens that share nothing, 64 tokens of answer. `shared`: one system prompt of 600 tokens,
-new in each round, before questions of 24 tokens, 32 tokens of answer; `shared_warm`: the same system prompt again
-with other questions. Figures: all tokens per second from the first question to the last token, and the median wait of
-a caller for its first text.
+new in each round, before questions of 24 tokens, 32 tokens of answer; `shared_primed`: another new one, after a single
+request with it; `shared_warm`: the same again with other questions. Figures: all tokens per second from the first
+question to the last token, and the median wait of a caller for its first text.
 
 edgeai is asked through `Model.stream` from one thread per caller, llama-server over HTTP from one thread per caller.
 llama-server runs as it is fastest for the case: with a KV cache for each slot and with one for all (`-kvu`), and the
@@ -89,7 +89,7 @@ def figures(runs: Sequence[Together]) -> dict[str, Any]:
 def compare(sides: dict[str, Round], prompts: Prompts, rounds: int) -> dict[str, Any]:
     """Measure every side in every round, one after another, and return the figures of each case."""
     runs: dict[str, dict[str, list[Together]]] = {
-        case: {side: [] for side in sides} for case in ("distinct", "shared", "shared_warm")
+        case: {side: [] for side in sides} for case in ("distinct", "shared", "shared_primed", "shared_warm")
     }
     for run in sides.values():
         run(prompts.distinct(-1), 8)
@@ -98,10 +98,13 @@ def compare(sides: dict[str, Round], prompts: Prompts, rounds: int) -> dict[str,
         cases = {
             "distinct": (prompts.distinct(number), ANSWER),
             "shared": (prompts.shared(number), SHARED_ANSWER),
-            "shared_warm": (prompts.shared(number, again=1), SHARED_ANSWER),
+            "shared_primed": (prompts.shared(500 + number), SHARED_ANSWER),
+            "shared_warm": (prompts.shared(500 + number, again=1), SHARED_ANSWER),
         }
         for case, (texts, tokens) in cases.items():
             for side in order:
+                if case == "shared_primed":
+                    sides[side](prompts.shared(500 + number, again=2)[:1], 1)
                 runs[case][side].append(sides[side](texts, tokens))
     return {case: against({side: figures(found) for side, found in by_side.items()}) for case, by_side in runs.items()}
 

@@ -48,6 +48,8 @@ class LlamaCppEngine:
     ) -> None:
         began = time.perf_counter()
         self.artifact = artifact
+        if plan.streams > 1:  # a single answer is there before numpy would be
+            import numpy  # noqa: F401 - Sampler uses it where it is
         handle = Handle(artifact, plan)
         try:
             # libllama knows no normalizers; our converter notes in the file when the tokenizer has one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,9 @@ class Sampler:
             self._add(lib.llama_sampler_init_penalties(handle.n_vocab, PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0))
             for token in prompt[-PENALTY_WINDOW:]:
                 lib.llama_sampler_accept(self._chain, token)
+        # numpy finds the greatest number in a tenth of the time; importing it is not worth that where nobody has.
+        plain = config.temperature == 0 and not config.logit_bias and config.repeat_penalty == 1.0
+        self._argmax = handle.logits if plain and "numpy" in sys.modules else None
         if config.temperature == 0:
             self._add(lib.llama_sampler_init_greedy())
             return
@@ -48,6 +52,8 @@ class Sampler:
 
     def sample(self, index: int = -1) -> int:
         """Draw the next token from the logits at INDEX of the last batch, and remember it."""
+        if self._argmax is not None:
+            return int(self._argmax(index).argmax())
         return int(self._lib.llama_sampler_sample(self._chain, self._context, index))
 
     def free(self) -> None:
