@@ -203,6 +203,10 @@ def _table(artifact: Artifact, device: Device, plan: Plan) -> list[str]:
     if plan.twice_bytes:
         note = f"{human_bytes(plan.twice_bytes)} of it are pages of the file that nothing reads again: they need not be free"
         lines.append(f"    {note}")
+    if plan.prefix_bytes:
+        lines.append(
+            f"    and up to {human_bytes(plan.prefix_bytes)} for prompts that are kept: {human_bytes(plan.needed_bytes)} must be free"
+        )
     return lines
 
 
