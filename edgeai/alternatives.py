@@ -11,7 +11,7 @@ from edgeai.artifact import Artifact
 
 __all__ = ["CONTEXTS", "Alternative", "alternatives", "smaller_file"]
 
-CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
+CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096, 2048, 1024, 512, 256, 128)
 QUANTS = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
 """What a file may be requantized to, the closest to its source first."""
 SMALLER = 0.97
@@ -52,7 +52,7 @@ def alternatives(
     for kind in (_contexts, _kv_types, _quants, _streams, _prefixes, _devices, _both):
         for label, change, quant in kind(options, context):
             file = smaller_file(artifact, quant) if quant else artifact
-            if file is None:
+            if file is None or any(_same(change, quant, other) for other in found):
                 continue
             needs = fits(file, change)
             if needs is not None:
@@ -61,6 +61,11 @@ def alternatives(
         if len(found) == most:
             break
     return tuple(found)
+
+
+def _same(change: dict[str, Any], quant: str | None, other: Alternative) -> bool:
+    """Whether CHANGE and QUANT are OTHER again, or OTHER with another number of streams."""
+    return quant == other.quant and change | {"streams": None} == other.change | {"streams": None}
 
 
 Proposal = tuple[str, dict[str, Any], str | None]
@@ -106,9 +111,12 @@ def _devices(options: dict[str, Any], _context: int) -> Iterator[Proposal]:
         yield "--device cpu", {"device": "cpu", "gpu_layers": None}, None
 
 
-def _both(_options: dict[str, Any], _context: int) -> Iterator[Proposal]:
+def _both(options: dict[str, Any], context: int) -> Iterator[Proposal]:
+    fewer = " --streams 1" if (options.get("streams") or 0) > 1 else ""
     for name in (None, "q4_k_m", "q2_k"):
-        yield "--ctx 512 --kv-type q8_0", {"ctx": 512, "kv_type": "q8_0", "streams": 1}, name
+        for ctx in CONTEXTS:
+            if ctx < min(context, 513):
+                yield f"--ctx {ctx} --kv-type q8_0{fewer}", {"ctx": ctx, "kv_type": "q8_0", "streams": 1}, name
 
 
 def _text(label: str, quant: str | None, file: Artifact) -> str:

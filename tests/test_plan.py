@@ -379,3 +379,13 @@ def test_what_is_loaded_beside_the_model_counts() -> None:
     plain = plan(LLAMA, machine())
     beside = make_plan(LLAMA, machine(), LoadOptions(), beside_bytes=10**8)
     assert beside.memory_bytes - plain.memory_bytes == 10**8
+
+
+def test_a_model_of_a_short_context_is_offered_its_own_and_nothing_twice() -> None:
+    short = imagine("s", *decoder("llama", layers=4, width=256, heads=4, kv_heads=4, inner=512, context=256))
+    with pytest.raises(DoesNotFit) as caught:
+        make_plan(short, machine(), LoadOptions(ctx=10**8))
+    offers = (caught.value.hint or "").removeprefix("these fit: ").split("; ")
+    assert offers[0].startswith("--ctx 256 ")
+    assert len({frozenset(offer.split()) for offer in offers}) == len(offers) == 3
+    assert "--ctx 512" not in (caught.value.hint or "")
