@@ -222,8 +222,7 @@ def _words(plan: Plan, others: tuple[Alternative, ...]) -> list[str]:
     ]
     lines += [f"    {reason}" for reason in plan.why]
     if others:
-        kept = ", kept prompts included" * (plan.prefix_bytes > 0)
-        lines += ["", f"  with less than {human_bytes(plan.needed_bytes)}{kept}"]
+        lines += ["", "  with less"]
         lines += [f"    {other.text:44}{human_bytes(other.needs_bytes):>10}" for other in others]
     return lines
 
