@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.handle import Handle
 from edgeai.engines.llamacpp.prefix import PrefixTree
+from edgeai.errors import EngineCrashed
 
 __all__ = ["PrefixCache"]
 
@@ -60,7 +61,7 @@ class PrefixCache:
     @property
     def kept_tokens(self) -> int:
         """How many tokens of ended requests are kept."""
-        return sum(len(kept.tokens) for kept in self._kept.values())
+        return sum(len(kept.tokens) for kept in tuple(self._kept.values()))  # a copy: other threads ask too
 
     @property
     def in_cells(self) -> bool:
@@ -75,7 +76,7 @@ class PrefixCache:
     @property
     def kept_bytes(self) -> int:
         """What they take: parked ones their states, the others their cells."""
-        return sum(self._size(kept) for kept in self._kept.values())
+        return sum(self._size(kept) for kept in tuple(self._kept.values()))
 
     def _size(self, kept: _Kept) -> int:
         return len(kept.tokens) * self._token_bytes if kept.state is None else len(kept.state)
@@ -154,7 +155,7 @@ class PrefixCache:
 
     def keep(self, sequence: int, tokens: Sequence[int], adapters: Selection) -> None:
         """Take back SEQUENCE, of which TOKENS are in the cache, and keep them for later requests if the budget allows."""
-        if not self.enabled or len(tokens) < SHORTEST:
+        if not self.enabled or len(tokens) < SHORTEST or len(tokens) * self._token_bytes > self._budget:
             self.drop(sequence)
             return
         self.computed(sequence, tokens, adapters)
@@ -193,16 +194,21 @@ class PrefixCache:
             pass
 
     def _park_one(self, but: int | None = None) -> bool:
-        """Free the cells of one ended request other than BUT; false where there is none."""
+        """Free the cells of one ended request other than BUT; false where there is none. What cannot be parked is forgotten."""
         sequence = next((number for number, kept in self._kept.items() if kept.state is None and number != but), None)
         if sequence is None:
             return False
         if self._handle.n_swa:
             self._release(sequence)
             return True
+        try:
+            state, span = self._handle.state(sequence), self._handle.span(sequence)
+        except (MemoryError, EngineCrashed):
+            state, span = b"", (0, 0)
         kept = self._kept.pop(sequence)
-        state, span = self._handle.state(sequence), self._handle.span(sequence)
         self.drop(sequence)
+        if not state or len(state) > self._budget:
+            return True
         number = next(self._numbers)
         self._kept[number] = _Kept(kept.tokens, kept.adapters, state, span)
         self.computed(number, kept.tokens, kept.adapters)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["STALL_S", "PromptPace", "share_out"]
+__all__ = ["STALL_S", "PromptPace", "places", "share_out"]
 
 STALL_S = 0.1
 """Seconds that prompts of others may hold up a running answer between two of its tokens."""
@@ -14,17 +14,32 @@ SMALLEST = 32
 
 
 class PromptPace:
-    """How many tokens of prompts a batch may have so that running answers wait no longer than STALL_S; learned while running."""
+    """How many tokens of prompts a batch may have so that running answers wait no longer than STALL_S; learned while running.
+
+    On a GPU llama_decode returns before a batch is computed, and only who reads logits waits for it: what batches without logits take
+    is known with the next one that has some.
+    """
 
     def __init__(self, batch: int) -> None:
         self._batch = batch
         self._per_token = 0.0  # seconds
+        self._unknown_tokens, self._unknown_s = 0, 0.0
 
-    def learn(self, prompt_tokens: int, seconds: float) -> None:
-        """Take note that a batch with PROMPT_TOKENS tokens of prompts took SECONDS."""
-        if prompt_tokens >= SMALLEST:
-            found = seconds / prompt_tokens
+    def learn(self, prompt_tokens: int, seconds: float, *, computed: bool) -> None:
+        """Take note that a batch with PROMPT_TOKENS tokens of prompts took SECONDS, in which it was COMPUTED to its end, or only begun."""
+        self._unknown_tokens += prompt_tokens
+        self._unknown_s += seconds
+        if not computed:
+            return
+        tokens, seconds = self._unknown_tokens, self._unknown_s
+        self.interrupted()
+        if tokens >= SMALLEST:
+            found = seconds / tokens
             self._per_token = found if not self._per_token else 0.5 * (self._per_token + found)
+
+    def interrupted(self) -> None:
+        """Forget batches of which it is not known how long they took: what came after them was not computed."""
+        self._unknown_tokens, self._unknown_s = 0, 0.0
 
     def allowance(self) -> int:
         """Return how many tokens of prompts the next batch may have while some answer waits for its next token."""
@@ -34,6 +49,11 @@ class PromptPace:
         return min(self._batch, max(SMALLEST, fitting - fitting % SMALLEST))
 
 
+def places(capacity: int, *, reading: bool) -> int:
+    """Return how many answers may have a token in a batch of CAPACITY; where prompts are being READ, some of it is left to them."""
+    return capacity - min(SMALLEST, capacity // 2) if reading else capacity
+
+
 def share_out(pending: Sequence[int], allowance: int) -> list[int]:
     """Return how many tokens of each prompt go into a batch of ALLOWANCE; PENDING is what they lack, the oldest request first.
 
@@ -41,7 +61,7 @@ def share_out(pending: Sequence[int], allowance: int) -> list[int]:
     does not wait for a long one to be read.
     """
     shares = [0] * len(pending)
-    if not pending:
+    if not pending or allowance < 1:
         return shares
     shares[0] = min(pending[0], max(1, allowance // 2))
     left = allowance - shares[0]

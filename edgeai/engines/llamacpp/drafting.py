@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeai.artifact import Artifact
-from edgeai.engines.llamacpp.handle import Batch, Handle
+from edgeai.engines.llamacpp.handle import Batch, Handle, NoRoom
 from edgeai.errors import UsageError
 from edgeai.plan import Plan
 
@@ -41,13 +41,16 @@ class DraftModel:
         self.handle.forget(sequence)
         self._free.append(sequence)
 
+    @property
+    def at_once(self) -> int:
+        """The tokens that one batch of it may have."""
+        return self._batch.capacity
+
     def next(self, tokens: Sequence[int], first: int, sequence: int) -> int:
-        """Compute TOKENS of SEQUENCE from position FIRST on and return the likeliest next one."""
-        for start in range(0, len(tokens), self._batch.capacity):
-            part = tokens[start : start + self._batch.capacity]
-            self._batch.clear()
-            index = self._batch.add(part, first + start, sequence, 1)
-            self.handle.decode(self._batch)
+        """Compute TOKENS, at most `at_once`, of SEQUENCE from position FIRST on and return the likeliest next one. Raises NoRoom."""
+        self._batch.clear()
+        index = self._batch.add(tokens, first, sequence, 1)
+        self.handle.decode(self._batch)
         return int(self._lib.llama_sampler_sample(self._greedy, self.handle.context, index))
 
     def free(self) -> None:
@@ -57,30 +60,45 @@ class DraftModel:
 
 
 class _Draft:
-    """The guesses for one request: the draft model reads what the request has and goes on from there."""
+    """The guesses for one request: the draft model reads what the request has, a batch at a time, and goes on from there."""
 
     def __init__(self, model: DraftModel) -> None:
         self._model = model
         self._sequence: int | None = None
         self._read: list[int] = []
+        self._no_room = False
 
     def guess(self, tokens: Sequence[int], most: int) -> list[int]:
-        """Return the MOST tokens that the draft model would say after TOKENS."""
-        handle = self._model.handle
-        if self._sequence is None:
+        """Return the MOST tokens that the draft model would say after TOKENS; none while it has not read them, or lacks room for them."""
+        if self._sequence is None and not self._no_room:
             self._sequence = self._model.take()
-        if self._sequence is None or len(tokens) + most > handle.n_ctx:
+        if self._sequence is None or len(tokens) + most > self._model.handle.n_ctx:
             return []
+        try:
+            return self._guess(self._sequence, tokens, most)
+        except NoRoom:  # other requests have its cells; trying again for each token would cost more than it gives
+            self._no_room = True
+            self.close()
+            return []
+
+    def _guess(self, sequence: int, tokens: Sequence[int], most: int) -> list[int]:
         same = next(
             (at for at, (old, new) in enumerate(zip(self._read, tokens, strict=False)) if old != new), len(self._read)
         )
         same = min(same, len(tokens) - 1)
         if same < len(self._read):
-            same = same if handle.trim(self._sequence, same) else 0
+            same = same if self._model.handle.trim(sequence, same) else 0
         found: list[int] = []
         unread, at = list(tokens[same:]), same
+        if (
+            len(unread) > self._model.at_once
+        ):  # the others' answers and a cancellation wait for one batch, not for a long prompt
+            unread = unread[: self._model.at_once]
+            self._model.next(unread, at, sequence)
+            self._read = [*tokens[:same], *unread]
+            return []
         while len(found) < most:
-            token = self._model.next(unread, at, self._sequence)
+            token = self._model.next(unread, at, sequence)
             at += len(unread)
             found.append(token)
             unread = [token]

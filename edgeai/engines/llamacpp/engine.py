@@ -106,8 +106,10 @@ class LlamaCppEngine:
         )
         if fitted.notices or notices:
             request.channel.put(Chunk(notices=(*fitted.notices, *notices)))
+        # Before it is queued: a Ctrl-C from here on drops the stream, which cancels.
+        stream = ChunkStream(request.channel, lambda: core.cancel(request))
         core.submit(request)
-        return ChunkStream(request.channel, lambda: core.cancel(request))
+        return stream
 
     def _mask(self, config: GenerationConfig) -> TokenMask | None:
         return None if config.constraint is None else self._grammars.compile(config.constraint)

@@ -106,6 +106,10 @@ class SaveJob:
         handle.forget(handle.scratch)
         return True
 
+    def give_way(self) -> None:
+        """Begin anew: the scratch sequence has been emptied."""
+        self._read = 0
+
     def fail(self, error: BaseException) -> None:
         """Hand ERROR to who waits."""
         self.result.put(error)
@@ -150,6 +154,9 @@ class LoadJob:
             handle.forget(handle.scratch)
         self.result.put(len(tokens))
         return True
+
+    def give_way(self) -> None:
+        """Nothing is on the scratch sequence between two steps."""
 
     def fail(self, error: BaseException) -> None:
         """Hand ERROR to who waits."""

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 
 from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.cache import PrefixCache
-from edgeai.engines.llamacpp.composing import PromptPace, share_out
+from edgeai.engines.llamacpp.composing import PromptPace, places, share_out
 from edgeai.engines.llamacpp.drafting import DraftModel
 from edgeai.engines.llamacpp.handle import GUESSES, Aborted, Batch, Handle, NoRoom
 from edgeai.engines.llamacpp.request import Loaded, Request
@@ -41,6 +41,9 @@ class Job(Protocol):
 
     def step(self, handle: Handle) -> bool:
         """Do a part of it, at most one llama_decode; return True when there is no more to do."""
+
+    def give_way(self) -> None:
+        """Begin anew what the scratch sequence had been for: a request needed its cells."""
 
     def fail(self, error: BaseException) -> None:
         """Hand ERROR to who waits for the result; there will be none."""
@@ -103,6 +106,7 @@ class Scheduler:
         self._computing: tuple[Request, ...] = ()
         self._turn: Selection = ()
         self._full = False  # a request had to give its cells back, and none has ended since
+        self._given_way = False  # and the same of a job
         self._read_last = False
         self._requests = self._preempted = self._users = 0
         self._closed = False
@@ -112,20 +116,31 @@ class Scheduler:
 
     # ---- called from any thread
 
-    def _check_open(self) -> None:
-        if os.getpid() != self._process:
+    @property
+    def _forked(self) -> bool:
+        """Whether this is a child of the process that has the thread. The lock may be held there by a thread that is not here."""
+        return os.getpid() != self._process
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Hold the lock of an engine that is not closed. Raises ClosedError, EngineCrashed after a fork."""
+        if self._forked:
             raise EngineCrashed(
                 f"{self.name!r} was loaded before this process was forked",
                 hint="load the model in the process that uses it",
             )
+        with self._gate:
+            self._check_open()
+            yield
+
+    def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"{self.name!r} has been closed", hint="load it again")
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep the model in memory for a native call of this thread. Raises ClosedError."""
-        with self._gate:
-            self._check_open()
+        with self._opened():
             self._users += 1
         try:
             yield
@@ -136,11 +151,13 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Queue REQUEST. Raises Busy when as many wait as may wait, ClosedError."""
-        with self._gate:
-            self._check_open()
-            if len(self._waiting) >= self._plan.queue and len(self._running) + len(self._waiting) >= self._plan.streams:
+        with self._opened():
+            running, waiting = (
+                sum(not other.cancelled for other in requests) for requests in (self._running, self._waiting)
+            )
+            if waiting >= self._plan.queue and running + waiting >= self._plan.streams:
                 raise Busy(
-                    f"{self.name!r} is busy: {len(self._running)} requests run and {len(self._waiting)} wait",
+                    f"{self.name!r} is busy: {running} requests run and {waiting} wait",
                     hint="try again later, or load the model with a larger queue",
                 )
             self._requests += 1
@@ -149,8 +166,7 @@ class Scheduler:
 
     def run(self, job: Job) -> None:
         """Queue JOB; its steps are taken in turn with the batches of requests."""
-        with self._gate:
-            self._check_open()
+        with self._opened():
             self._jobs.append(job)
             self._gate.notify_all()
 
@@ -160,6 +176,8 @@ class Scheduler:
 
     def cancel(self, request: Request) -> None:
         """End REQUEST, running or waiting, within the batch that is being computed; at once if the batch is for it alone."""
+        if self._forked:
+            return
         with self._gate:
             request.cancelled = True
             if self._computing and all(other.cancelled for other in self._computing):
@@ -168,7 +186,7 @@ class Scheduler:
 
     def stats(self) -> Stats:
         """Return what is going on."""
-        with self._gate:
+        with contextlib.nullcontext() if self._forked else self._gate:
             return Stats(
                 running=len(self._running),
                 waiting=len(self._waiting),
@@ -181,8 +199,10 @@ class Scheduler:
 
     def shut(self) -> None:
         """Refuse new work and end what runs; the thread then frees the model. Does not wait."""
+        if self._forked:
+            return
         with self._gate:
-            if self._closed or os.getpid() != self._process:
+            if self._closed:
                 return
             self._closed = True
             self.handle.abort()
@@ -190,7 +210,7 @@ class Scheduler:
 
     def join(self) -> None:
         """Wait until the model is freed."""
-        if threading.current_thread() is not self._thread and os.getpid() == self._process:
+        if threading.current_thread() is not self._thread and not self._forked:
             self._thread.join()
 
     # ---- the thread that owns the context
@@ -232,7 +252,17 @@ class Scheduler:
     def _close(self, request: Request, finish: str) -> None:
         if request.guesser is not None:
             request.guesser.close()
-        request.end(finish, self._model.load_s)  # type: ignore[arg-type]
+        try:
+            request.end(finish, self._model.load_s)  # type: ignore[arg-type]
+        except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
+            request.fail(error)
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        """End a running request with ERROR; nothing of it is kept."""
+        self._leave(request, keep=False)
+        if request.guesser is not None:
+            request.guesser.close()
+        request.fail(error)
 
     def _finish(self, request: Request, finish: str) -> None:
         """End a running request; what it computed stays for others."""
@@ -243,7 +273,7 @@ class Scheduler:
         """Take REQUEST out of those that run, and its sequence back."""
         with self._gate:
             self._running.remove(request)
-        self._full = False
+        self._full = self._given_way = False
         sequence, request.sequence = request.sequence, None
         self._paces.pop(id(request), None)
         if sequence is None:
@@ -273,7 +303,10 @@ class Scheduler:
         with self._gate:
             self._waiting.remove(request)
             self._running.append(request)
-        request.start(self._model)
+        try:
+            request.start(self._model)
+        except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
+            self._fail(request, error)
         return True
 
     def _will_share(self, request: Request) -> bool:
@@ -296,11 +329,13 @@ class Scheduler:
             return
         began = time.perf_counter()
         if not self._decode(parts):
+            self._pace.interrupted()
             return
         prompts = sum(part.count for part in parts if part.count > 1 + part.guesses)
         for part in parts:
             self._advance(part)
-        self._pace.learn(prompts, time.perf_counter() - began)
+        computed = any(part.index is not None for part in parts)
+        self._pace.learn(prompts, time.perf_counter() - began, computed=computed)
 
     def _compose(self) -> list[_Part]:
         """Fill the batch."""
@@ -312,7 +347,10 @@ class Scheduler:
             answering, reading = (
                 (answering[:1], []) if answering and not self._reads_next(reading) else ([], reading[:1])
             )
-        parts = [self._answer_part(request, len(answering)) for request in answering]
+        if len(answering) > (most := places(self._batch.capacity, reading=bool(reading))):
+            answering = sorted(answering, key=_last_served)[:most]
+        found = (self._answer_part(request, len(answering)) for request in answering)
+        parts = [part for part in found if part is not None]
         # Where more wait for their first token than for their next one, those are served.
         short = sum(request.pending <= self._batch.capacity for request in reading)
         hurry = not answering or short > len(answering)
@@ -340,7 +378,8 @@ class Scheduler:
         self._read_last = not self._read_last
         return bool(reading) and self._read_last
 
-    def _answer_part(self, request: Request, answering: int) -> _Part:
+    def _answer_part(self, request: Request, answering: int) -> _Part | None:
+        """Put the last token of REQUEST, one of ANSWERING, into the batch, and guesses; None where guessing has failed, and so it."""
         answer = request.answer
         guesses: list[int] = []
         if request.guesser is not None and answer is not None:
@@ -348,16 +387,19 @@ class Scheduler:
             spare = self._batch.capacity - self._batch.size - 2 * answering
             outputs = self.handle.n_outputs // answering - 1
             most = min(pace.count, spare, outputs, answer.room - 1)
-            guesses = request.guesser.guess(request.tokens, most) if most > 0 else []
-        request.guesses = guesses
-        return self._add(request, 1)
+            try:
+                guesses = request.guesser.guess(request.tokens, most) if most > 0 else []
+            except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
+                self._fail(request, error)
+                return None
+        return self._add(request, 1, guesses)
 
-    def _add(self, request: Request, count: int) -> _Part:
-        """Put COUNT pending tokens of REQUEST and its guesses into the batch."""
+    def _add(self, request: Request, count: int, guesses: Sequence[int] = ()) -> _Part:
+        """Put COUNT pending tokens of REQUEST into the batch, and after its last GUESSES."""
         assert request.sequence is not None  # noqa: S101 - running requests have one
         tokens = request.tokens[request.done : request.done + count]
         last = request.done + count == len(request.tokens)
-        guesses = request.guesses if last else []
+        request.guesses = list(guesses)
         outputs = 1 + len(guesses) if last else 0
         index = self._batch.add([*tokens, *guesses], request.done, request.sequence, outputs)
         return _Part(request, count + len(guesses), index if last else None, len(guesses))
@@ -379,8 +421,7 @@ class Scheduler:
             return False
         except Exception as error:  # noqa: BLE001 - it is raised again in the callers' threads
             for part in parts:
-                self._leave(part.request, keep=False)
-                part.request.fail(error)
+                self._fail(part.request, error)
             return False
         finally:
             with self._gate:
@@ -396,15 +437,19 @@ class Scheduler:
             request.done = 0
 
     def _make_room(self) -> None:
-        """Free cells: those of kept prompts, else those of the youngest request, which then waits at the head of the queue."""
+        """Free cells: those of kept prompts, else those of the youngest request, which then waits at the head of the queue.
+
+        Where one request is left, the job that is being done gives way to it and waits until it ends.
+        """
         if self._cache.in_cells:
             self._cache.park()
             return
         if len(self._running) == 1:
-            request = self._running[0]
-            self._leave(request, keep=False)
+            if self._job_gives_way():
+                return
             cells = self._plan.kv_cells
-            request.fail(ContextExceeded(f"the KV cache of {cells} tokens is too small", hint="use a larger --ctx"))
+            error = ContextExceeded(f"the KV cache of {cells} tokens is too small", hint="use a larger --ctx")
+            self._fail(self._running[0], error)
             return
         youngest = self._running[-1]
         self._leave(youngest, keep=False)
@@ -413,6 +458,16 @@ class Scheduler:
         self._full = True
         with self._gate:
             self._waiting.appendleft(youngest)
+
+    def _job_gives_way(self) -> bool:
+        """Free the cells of the job that is being done; false where it has none."""
+        scratch = self.handle.scratch
+        if not self._jobs or self.handle.span(scratch) == (-1, -1):
+            return False
+        self.handle.forget(scratch)
+        self._jobs[0].give_way()
+        self._given_way = True
+        return True
 
     def _advance(self, part: _Part) -> None:
         """Note what was computed for a request and, when its pending tokens are all in, draw the next."""
@@ -427,8 +482,7 @@ class Scheduler:
         try:
             finish = self._draw(request, part)
         except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
-            self._leave(request, keep=False)
-            request.fail(error)
+            self._fail(request, error)
             return
         if finish is not None:
             self._finish(request, finish)
@@ -466,7 +520,7 @@ class Scheduler:
         """Take one step of the oldest job."""
         with self._gate:
             job = self._jobs[0] if self._jobs else None
-        if job is None:
+        if job is None or self._given_way:
             return
         try:
             self.handle.adapters.select(self.handle.context, job.adapters)
@@ -494,8 +548,7 @@ class Scheduler:
             self._waiting.clear()
             self._jobs.clear()
         for request in list(self._running):
-            self._leave(request, keep=False)
-            request.fail(error)
+            self._fail(request, error)
         for request in waiting:
             request.fail(error)
         for job in jobs:
@@ -507,6 +560,10 @@ class Scheduler:
             self._close(request, "cancelled")
         for job in self._jobs:
             job.fail(ClosedError(f"{self.name!r} has been closed", hint="load it again"))
+
+
+def _last_served(request: Request) -> float:
+    return request.answer.last_sampled if request.answer is not None else 0.0
 
 
 def _token_bytes(handle: Handle) -> int:

@@ -85,6 +85,12 @@ class ScoreJob:
         self.result.put(self._found)
         return True
 
+    def give_way(self) -> None:
+        """Begin the window anew: the scratch sequence has been emptied."""
+        self._read = 0
+        if self._left:
+            del self._found[self._left[0].first - 1 :]
+
     def fail(self, error: BaseException) -> None:
         """Hand ERROR to who waits."""
         self.result.put(error)
