@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgeai.errors import NoChatTemplate, UsageError
 from edgeai.sandbox import Sandbox
@@ -66,7 +67,11 @@ def split_segments(text: str, control: Sequence[str]) -> list[Segment]:
     return [segment for segment in segments if segment.text]
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+        raise UsageError(
+            f"messages {messages!r:.60} are no list of messages", hint='give [{"role": "user", "content": …}]'
+        )
     if not messages:
         raise UsageError("there are no messages to answer", hint="give at least one message with the role 'user'")
     for message in messages:

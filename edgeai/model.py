@@ -47,6 +47,10 @@ def load(model: str | os.PathLike[str], **options: Any) -> Model:
     if options.get("draft") is not None:
         options["draft"] = store.find(os.fspath(options["draft"]))
     if options.get("adapters"):
+        if not isinstance(options["adapters"], Mapping):
+            raise UsageError(
+                f"adapters {options['adapters']!r} are not possible", hint="adapters={'name': 'file.gguf'}"
+            )
         options["adapters"] = {name: store.find(os.fspath(file)) for name, file in options["adapters"].items()}
     engine = open_engine(store.find(ref), **options)
     return Model(engine, sampling=store.sampling(ref))
@@ -89,6 +93,10 @@ class Methods:
 
     def complete(self: Streaming[Done_co], text: str, **options: Any) -> Done_co:
         """Continue TEXT. Raises IncompleteOutput as `chat` does."""
+        if not isinstance(text, str):
+            raise UsageError(
+                f"complete continues a text, and this is a {type(text).__name__}", hint="chat answers messages"
+            )
         return self.stream(text, **options).collect()
 
 
@@ -141,6 +149,8 @@ class Model(Methods):
         check_names(options, [*(field.name for field in fields(GenerationConfig)), *FORMS])
         if "stop" in options:
             stop = options["stop"]
+            if not isinstance(stop, Iterable | None):
+                raise UsageError(f"stop {stop!r} is not possible", hint="stop must be a text, or a list of texts")
             options["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
         return GenerationConfig(**{**self.sampling, **options})
 

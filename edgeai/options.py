@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from edgeai.errors import UsageError
+from edgeai.types import check_numbers
 
 __all__ = ["DEFAULT_CONTEXT", "DEFAULT_QUEUE", "DEFAULT_STREAMS", "DeviceChoice", "KVType", "LoadOptions"]
 
@@ -54,6 +55,10 @@ class LoadOptions:
     isolated: bool = False
 
     def __post_init__(self) -> None:
+        check_numbers(
+            self,
+            whole=("ctx", "needed", "threads", "threads_batch", "gpu_layers", "streams", "queue", "prefix_bytes"),
+        )
         limits: tuple[tuple[str, bool, str], ...] = (
             ("ctx", self.ctx is None or self.ctx >= 8, "at least 8"),
             ("threads", self.threads is None or 1 <= self.threads <= 512, "between 1 and 512"),

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol, TypedDict, get_args
 
 from edgeai.errors import UsageError
@@ -29,6 +30,7 @@ __all__ = [
     "Timings",
     "TokenLogprob",
     "Usage",
+    "check_numbers",
     "no_progress",
 ]
 
@@ -70,6 +72,30 @@ class Notice:
 
     code: str
     message: str
+
+
+def check_numbers(values: Any, *, whole: Iterable[str], real: Iterable[str] = ()) -> None:
+    """Raise UsageError for a field of the dataclass VALUES that is no whole number (of WHOLE) or no number (of REAL).
+
+    None may stand where it is the default; numbers of numpy are numbers.
+    """
+    for names, is_one, rule in ((whole, _is_whole, "a whole number"), (real, _is_number, "a number")):
+        for name in names:
+            value = getattr(values, name)
+            if not (is_one(value) or (value is None and type(values).__dataclass_fields__[name].default is None)):
+                raise UsageError(f"{name} {value!r} is not possible", hint=f"{name} must be {rule}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_adapter(item: Any) -> bool:
+    return isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str) and _is_number(item[1])
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
@@ -115,6 +141,7 @@ class GenerationConfig:
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         limits: tuple[tuple[str, bool, str], ...] = (
             ("max_tokens", self.max_tokens is None or 1 <= self.max_tokens <= 10**9, "between 1 and 1000000000"),
             ("temperature", 0 <= self.temperature <= 100, "between 0 and 100"),
@@ -135,6 +162,30 @@ class GenerationConfig:
                 raise UsageError(f"{name} {getattr(self, name)!r} is not possible", hint=f"{name} must be {rule}")
         if any(not text for text in self.stop):
             raise UsageError("stop '' is not possible", hint="a stop string must have at least one character")
+
+    def _check_kinds(self) -> None:
+        check_numbers(
+            self,
+            whole=("max_tokens", "top_k", "seed", "logprobs"),
+            real=("temperature", "top_p", "min_p", "repeat_penalty", "max_seconds"),
+        )
+        kinds: tuple[tuple[str, bool, str], ...] = (
+            ("stop", all(isinstance(text, str) for text in self.stop), "texts"),
+            (
+                "logit_bias",
+                isinstance(self.logit_bias, Mapping)
+                and all(_is_whole(id_) and _is_number(bias) for id_, bias in self.logit_bias.items()),
+                "a dict of token ids and numbers, like {5: -100}",
+            ),
+            (
+                "adapters",
+                all(_is_adapter(item) for item in self.adapters),
+                "pairs of a name and a scale, like ('law', 1.0)",
+            ),
+        )
+        for name, ok, rule in kinds:
+            if not ok:
+                raise UsageError(f"{name} {getattr(self, name)!r} is not possible", hint=f"{name} must be {rule}")
 
     def with_(self, **changes: Any) -> GenerationConfig:
         """Return a copy with CHANGES, checked again."""

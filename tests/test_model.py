@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import edgeai
@@ -235,3 +237,50 @@ def test_loading_full_precision_weights_names_convert() -> None:
     with pytest.raises(InvalidModel) as caught:
         edgeai.load(ROOT / "models" / "tiny")
     assert "edgeai convert" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"max_tokens": 2.5}, {"max_tokens": True}, {"temperature": "hot"}, {"temperature": None}, {"seed": "1"}, {"top_k": None},
+        {"stop": 3}, {"stop": [3]}, {"logit_bias": {"5": 1.0}}, {"logit_bias": {5: "much"}}, {"logit_bias": [5]}, {"adapters": ["a"]},
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_a_usage_error_that_names_it(option: dict[str, Any]) -> None:
+    (name,) = option
+    with Model(FakeEngine()) as model, pytest.raises(UsageError, match=name) as caught:
+        model.complete("x", **option)
+    assert name in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"ctx": "64"}, {"ctx": 64.0}, {"threads": "2"}, {"gpu_layers": "all"}, {"adapters": ["a.gguf"]}, {"queue": None}],
+)
+def test_a_value_of_another_kind_for_loading_is_a_usage_error_that_names_it(
+    tiny_gguf: Path, option: dict[str, Any]
+) -> None:
+    (name,) = option
+    with pytest.raises(UsageError, match=name):
+        edgeai.load(tiny_gguf, **option)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options: dict[str, Any] = {
+        "max_tokens": np.int64(3),
+        "temperature": np.float32(0.5),
+        "logit_bias": {np.int32(5): 1},
+    }
+    config = GenerationConfig(**options)
+    assert (config.max_tokens, config.temperature) == (3, 0.5)
+
+
+def test_a_conversation_is_no_text_to_be_completed() -> None:
+    with Model(FakeEngine()) as model, pytest.raises(UsageError, match="list"):
+        model.complete([{"role": "user", "content": "x"}])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("messages", [{"role": "user", "content": "x"}, 3, [3], ["hi"], None])
+def test_what_is_no_list_of_messages_is_a_usage_error(smollm2: Model, messages: Any) -> None:
+    with pytest.raises(UsageError, match="messages"):
+        smollm2.chat(messages)
