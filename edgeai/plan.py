@@ -152,7 +152,8 @@ def _solve(artifact: Artifact, machine: Machine, options: LoadOptions) -> Plan |
     budget = machine.budget(gpu=where == "cuda")
     found = place(shape, wanted, device, budget, gpu_layers=options.gpu_layers)
     if isinstance(found, Shortage) and found.place != CPU and options.device == "auto" and options.gpu_layers is None:
-        reason = f"{_gpus_in_words(device)}, and {found.needs / 1e9:.2f} GB are needed for a single layer"
+        usable = f"{_gpus_in_words(device)}, of which {found.free / 1e9:.2f} GB may be used"
+        reason = f"{usable}, and {found.needs / 1e9:.2f} GB are needed for a single layer"
         why = [reason]
         notices.append(Notice(code="cpu-fallback", message=f"running on the CPU: {reason}"))
         budget = machine.budget(gpu=False)

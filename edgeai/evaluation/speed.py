@@ -196,7 +196,7 @@ def _streams(artifact: Artifact, wanted: Wanted, streams: int, notify: Notify, p
             for run in range(wanted.repeat + 1):  # the first one warms up
                 if run == 1:
                     joules = meter.joules()
-                progress(f"{streams} streams of {prompt} + {answer} tokens", run, wanted.repeat + 1)
+                progress(f"{streams} stream{'s' * (streams > 1)} of {prompt} + {answer} tokens", run, wanted.repeat + 1)
                 runs.append(_round(model, streams, prompt, answer, banned, run))
             yield _streams_figure(model, (streams, prompt, answer), runs[1:], meter, joules)
 
@@ -215,7 +215,7 @@ def _streams_figure(
     after = meter.joules()
     return Figure(
         model=label(model.artifact),
-        size_bytes=model.artifact.size_bytes,
+        size_bytes=sum(tensor.nbytes for tensor in model.artifact.tensors),
         params=model.artifact.params,
         backend=model.engine.backend.upper(),
         threads=model.plan.threads,
@@ -271,7 +271,7 @@ def _embedding_figure(model: Model, size: int, repeat: int, meter: Meter, progre
     after = meter.joules()
     return Figure(
         model=label(model.artifact),
-        size_bytes=model.artifact.size_bytes,
+        size_bytes=sum(tensor.nbytes for tensor in model.artifact.tensors),
         params=model.artifact.params,
         backend=model.engine.backend.upper(),
         threads=model.plan.threads,

@@ -56,6 +56,7 @@ def test_streams_are_measured_through_the_engine(tiny_gguf: Path) -> None:
     [row] = json.loads(bench(tiny_gguf, *SHORT, "--streams", "3", "--json").stdout)
     assert (row["test"], row["streams"], row["n"]) == ("3x pp8+tg2", 3, 2)
     assert 0 < row["ttft_p50_s"] <= row["ttft_p95_s"]
+    assert row["size_bytes"] == json.loads(bench(tiny_gguf, *SHORT, "--json").stdout)[0]["size_bytes"]  # of the library
 
 
 @pytest.mark.parametrize(
