@@ -93,10 +93,10 @@ def test_failed_requests_give_the_sequences_of_the_draft_model_back(
 ) -> None:
     with tight(tiny_gguf, options={"ctx": 256, "streams": 2}, draft_cells=512) as model:
         with monkeypatch.context() as patched:
-            patched.setattr(request.Answer, "_show", _broken)
-            for _ in range(4):
+            patched.setattr(request.Answer, "_clock", _broken_at_the_third_token)
+            for _ in range(8):
                 with pytest.raises(ArithmeticError):
-                    model.complete(WORDS, max_tokens=9, speculation="draft")
+                    model.complete(WORDS, max_tokens=9, temperature=0, speculation="draft")
         assert model.complete(WORDS, max_tokens=20, temperature=0, speculation="draft").timings.accepted > 0
 
 
@@ -207,6 +207,12 @@ def test_a_batch_that_was_not_computed_takes_what_was_begun_before_it_along() ->
 
 def _broken(*_: object) -> None:
     raise ArithmeticError
+
+
+def _broken_at_the_third_token(answer: request.Answer) -> None:
+    answer.samples += 1
+    if answer.samples == 3:
+        raise ArithmeticError
 
 
 def _broken_memory(_: int) -> bytes:
