@@ -17,6 +17,7 @@ from edgeai.engines.llamacpp.composing import PromptPace, places, share_out
 from edgeai.engines.opening import open_engine, planned
 from edgeai.model import Model
 from edgeai.plan import LoadOptions
+from edgeai.types import GenerationConfig
 from tests.engines.test_scheduler import WORDS, engine_of, together
 
 DEADLINE_S = 20
@@ -98,6 +99,27 @@ def test_failed_requests_give_the_sequences_of_the_draft_model_back(
                 with pytest.raises(ArithmeticError):
                     model.complete(WORDS, max_tokens=9, temperature=0, speculation="draft")
         assert model.complete(WORDS, max_tokens=20, temperature=0, speculation="draft").timings.accepted > 0
+
+
+def test_a_failure_of_the_thread_gives_the_sequences_of_the_draft_model_back(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"ctx": 256, "streams": 3, "prefix_bytes": 0}
+    with tight(tiny_gguf, options=options, draft_cells=1024, kv_cells=256) as model:
+        engine, prompts = engine_of(model), [f"{word} {WORDS} {WORDS}" for word in ("red", "green", "blue")]
+        make_room = engine._core._make_room
+
+        def make_room_and_fail() -> None:
+            make_room()  # one request waits now, and has guessed before
+            raise ArithmeticError
+
+        monkeypatch.setattr(engine._core, "_make_room", make_room_and_fail)
+        config = GenerationConfig(max_tokens=120, temperature=0, speculation="draft")
+        streams = [engine.generate(text, config) for text in prompts]
+        assert "ArithmeticError" in {end for stream in streams for end in ends(stream)}
+        draft = engine._draft
+        assert draft is not None
+        assert sorted(draft._free) == list(range(draft.handle.sequences))
 
 
 def test_a_long_prompt_is_read_by_a_draft_model_a_batch_at_a_time(tiny_gguf: Path) -> None:

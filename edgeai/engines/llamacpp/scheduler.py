@@ -260,6 +260,10 @@ class Scheduler:
     def _fail(self, request: Request, error: BaseException) -> None:
         """End a running request with ERROR; nothing of it is kept."""
         self._leave(request, keep=False)
+        self._refuse(request, error)
+
+    def _refuse(self, request: Request, error: BaseException) -> None:
+        """End with ERROR a request that has no cells: one that waits may have begun before, and guesses then have a sequence."""
         if request.guesser is not None:
             request.guesser.close()
         request.fail(error)
@@ -550,7 +554,7 @@ class Scheduler:
         for request in list(self._running):
             self._fail(request, error)
         for request in waiting:
-            request.fail(error)
+            self._refuse(request, error)
         for job in jobs:
             job.fail(error)
 
