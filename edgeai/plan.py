@@ -19,7 +19,15 @@ from edgeai.errors import DeviceUnavailable, DoesNotFit, EdgeAIError, UsageError
 from edgeai.fitting import Placed, Shortage, budget_of, place
 from edgeai.memory import kv_type_possible
 from edgeai.offload import Budget
-from edgeai.options import DEFAULT_CONTEXT, DEFAULT_QUEUE, DEFAULT_STREAMS, DeviceChoice, KVType, LoadOptions
+from edgeai.options import (
+    DEFAULT_CONTEXT,
+    DEFAULT_QUEUE,
+    DEFAULT_STREAMS,
+    DeviceChoice,
+    KVType,
+    LoadOptions,
+    PrefixReuse,
+)
 from edgeai.placement import CPU, Placement
 from edgeai.room import rooms
 from edgeai.shape import ModelShape, shape_of
@@ -73,6 +81,7 @@ class Plan:
     sequences: int = 1
     kv_cells: int = 0
     prefix_bytes: int = 0
+    prefix_reuse: PrefixReuse = "exact"
     queue: int = DEFAULT_QUEUE
     deterministic: bool = False
     swa_full: bool = False
@@ -215,6 +224,7 @@ def _plan(
         sequences=room.sequences + 1,
         kv_cells=room.cells,
         prefix_bytes=room.prefix_bytes,
+        prefix_reuse=options.prefix_reuse,
         swa_full=room.swa_full,
         outputs=room.outputs,
         kv_type=room.kv_type,

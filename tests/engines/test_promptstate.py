@@ -259,7 +259,9 @@ def test_a_saved_prompt_is_reused_by_another_load_and_changes_no_answer(tiny_ggu
     with Model(open_engine(tiny_gguf, threads=1, ctx=512)) as model:
         assert model.load_prompt(path) == count
         found = model.complete(SYSTEM + "Why is the", **options)
-    assert found.usage.cached_tokens >= count - 2  # the last tokens may be others when the text goes on
+    assert (
+        found.usage.cached_tokens >= found.usage.prompt_tokens - 72
+    )  # as many are read again as an exact answer takes
     assert fresh.usage.cached_tokens == 0
     assert found.text == fresh.text
 
@@ -268,7 +270,7 @@ def test_a_saved_system_message_is_reused_by_conversations(smollm2_path: Path, t
     system: Message = {"role": "system", "content": SYSTEM}
     with Model(open_engine(smollm2_path, ctx=512)) as model:
         count = model.save_prompt([system], tmp_path / "p")
-    with Model(open_engine(smollm2_path, ctx=512)) as model:
+    with Model(open_engine(smollm2_path, ctx=512, prefix_reuse="fast")) as model:
         model.load_prompt(tmp_path / "p")
         for question in ("What is a tuple?", "Hi"):
             messages: list[Message] = [system, {"role": "user", "content": question}]

@@ -11,9 +11,10 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeai.engines.llamacpp.adapters import Selection
+from edgeai.engines.llamacpp.exact import LONG, STEP, reusable
 from edgeai.engines.llamacpp.handle import Handle
 from edgeai.engines.llamacpp.prefix import PrefixTree
 from edgeai.errors import EngineCrashed
@@ -22,17 +23,23 @@ __all__ = ["PrefixCache"]
 
 SHORTEST = 8
 """Fewer shared tokens than this are computed again rather than looked after."""
+LEAST = 16
+"""Fewer tokens of an answer than this are not worth reading again."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
     """Tokens of an ended request: in the cells of a sequence while `state` is None, else parked in main memory.
 
-    `span`: the first and the last position that the state has, where a sliding window has let go of those before.
+    `span`: the first and the last position that the state has. The first `exact` tokens are as a request that is alone computes them, in
+    tiles if `long`.
     """
 
     tokens: tuple[int, ...]
     adapters: Selection
+    exact: int = 0
+    long: bool = False
+    alone: bool = False
     state: bytes | None = None
     span: tuple[int, int] = (0, 0)
 
@@ -52,6 +59,7 @@ class PrefixCache:
         self._numbers = itertools.count(handle.sequences + 1)
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._trees: dict[Selection, PrefixTree] = {}
+        self._exact = handle.plan.prefix_reuse == "exact"
 
     @property
     def enabled(self) -> bool:
@@ -83,15 +91,20 @@ class PrefixCache:
 
     # ---- a request begins
 
-    def begin(self, tokens: Sequence[int], adapters: Selection, *, reuse: bool) -> tuple[int, int] | None:
+    def begin(
+        self, tokens: Sequence[int], adapters: Selection, *, reuse: bool, alone: bool = False
+    ) -> tuple[int, int] | None:
         """Return a sequence for a request of TOKENS and how many of them it has already; None when no sequence is free.
 
-        At least one token is left to compute, since an answer begins with the logits of the last one.
+        At least one token is left to compute, since an answer begins with the logits of the last one. A request that is ALONE takes only
+        what does not change its answer.
         """
         if not self._free and not self._park_one():
             return None
         sequence = self._free.pop()
-        found = self._find(tokens, adapters) if reuse and self.enabled else None
+        stateful = self._handle.recurrent or self._handle.n_swa
+        find = self._find_exact if alone and self._exact and not stateful else self._find
+        found = find(tokens, adapters) if reuse and self.enabled else None
         length = 0 if found is None else self._take_over(sequence, *found)
         if length:
             self.computed(sequence, tokens[:length], adapters)
@@ -136,6 +149,16 @@ class PrefixCache:
                     return number, length
         return None
 
+    def _find_exact(self, tokens: Sequence[int], adapters: Selection) -> tuple[int, int] | None:
+        """Return who has kept most of the beginning of TOKENS that is exact, and how many of them may be taken."""
+        best = (0, 0)
+        for shared, holders in self._trees[adapters].matches(tokens, len(tokens)) if adapters in self._trees else ():
+            for number in holders:
+                if (kept := self._kept.get(number)) is not None:
+                    length = reusable(shared, kept.exact, long=kept.long, total=len(tokens))
+                    best = max(best, (length, -number))
+        return (-best[1], best[0]) if best[0] >= SHORTEST else None
+
     def _usable(self, number: int, length: int) -> bool:
         """Whether the first LENGTH tokens of NUMBER can be continued: not all models keep what that takes."""
         handle, kept = self._handle, self._kept.get(number)
@@ -153,18 +176,29 @@ class PrefixCache:
 
     # ---- a request ends
 
-    def keep(self, sequence: int, tokens: Sequence[int], adapters: Selection) -> None:
-        """Take back SEQUENCE, of which TOKENS are in the cache, and keep them for later requests if the budget allows."""
-        if not self.enabled or len(tokens) < SHORTEST or len(tokens) * self._token_bytes > self._budget:
+    def keep(
+        self, sequence: int, tokens: Sequence[int], adapters: Selection, *, exact: int = 0, long: bool = False,
+        alone: bool = False, asked: bool = False,
+    ) -> None:  # fmt: skip
+        """Take back SEQUENCE, of which TOKENS are in the cache, and keep them for later requests if the budget allows.
+
+        The first EXACT of them are as a request computes them that is alone, in tiles if LONG. ALONE: so was the rest, one by one. ASKED: a
+        caller wants them kept.
+        """
+        stateful = self._handle.recurrent or self._handle.n_swa
+        large = len(tokens) * self._token_bytes > self._budget
+        if not self.enabled or large or len(tokens) < SHORTEST or (stateful and self._exact and not asked):
             self.drop(sequence)
             return
         self.computed(sequence, tokens, adapters)
-        self._kept[sequence] = _Kept(tuple(tokens), adapters)
-        if not (self._handle.recurrent or self._handle.n_swa):
+        self._kept[sequence] = _Kept(tuple(tokens), adapters, exact, long, alone)
+        if not stateful:
             for other in self._trees[adapters].covered(sequence):
-                if other in self._kept:
+                if other in self._kept and self._kept[other].exact <= exact and self._kept[other].long == long:
                     self._release(other)
         self._keep_to_budget()
+        if self._handle.plan.deterministic:  # sequences have cells of their own, and can give nothing of them to others
+            self.park()
 
     def adopt(self, source: int, tokens: Sequence[int], adapters: Selection = ()) -> bool:
         """Keep TOKENS, which sequence SOURCE has, as if a request had computed them; false where nothing may be kept."""
@@ -172,7 +206,8 @@ class PrefixCache:
             return False
         sequence = self._free.pop()
         self._handle.share(source, sequence, len(tokens))
-        self.keep(sequence, tokens, adapters)
+        count = len(tokens)
+        self.keep(sequence, tokens, adapters, exact=count // STEP * STEP, long=count >= LONG, asked=True)
         return True
 
     def drop(self, sequence: int) -> None:
@@ -185,6 +220,29 @@ class PrefixCache:
         """Note that NUMBER has nothing computed any more."""
         for tree in self._trees.values():
             tree.remove(number)
+
+    # ---- the last answer, read again
+
+    def unsettled(self) -> tuple[int, list[int], int] | None:
+        """Return the sequence of the last request that has ended, the tokens that it could have exact, and from where it has not."""
+        if not self._kept or not self._exact or self._handle.recurrent or self._handle.n_swa:
+            return None
+        sequence, kept = next(reversed(self._kept.items()))
+        whole = len(kept.tokens) // STEP * STEP
+        if kept.state is not None or not kept.alone or whole < LONG or (kept.long and whole - kept.exact < LEAST):
+            return None
+        start = min(kept.exact, whole - LONG) if kept.long else 0
+        return sequence, list(kept.tokens[:whole]), max(0, start) // STEP * STEP
+
+    def settled(self, sequence: int, exact: int) -> None:
+        """Note that SEQUENCE has EXACT tokens left, all of them exact."""
+        kept = self._kept[sequence]
+        self.lost(sequence)
+        if exact < SHORTEST:
+            self._release(sequence)
+            return
+        self._kept[sequence] = replace(kept, tokens=kept.tokens[:exact], exact=exact, long=exact >= LONG)
+        self.computed(sequence, kept.tokens[:exact], kept.adapters)
 
     # ---- what is kept
 
@@ -210,7 +268,7 @@ class PrefixCache:
         if not state or len(state) > self._budget:
             return True
         number = next(self._numbers)
-        self._kept[number] = _Kept(kept.tokens, kept.adapters, state, span)
+        self._kept[number] = replace(kept, state=state, span=span)
         self.computed(number, kept.tokens, kept.adapters)
         self._keep_to_budget()
         return True

@@ -34,7 +34,8 @@ class Request:
     """What to answer and how far that is.
 
     `tokens` are the prompt and the answer so far; the first `done` of them are in the KV cache under `sequence`. `guesses` are tokens
-    that may come next, computed along. `cancelled` is set by any thread; all else belongs to the thread of the scheduler.
+    that may come next, computed along. `alone`: nothing else was computed beside it so far, and its first `exact` tokens are what they
+    would be in any other request that is alone. `cancelled` is set by any thread; all else belongs to the thread of the scheduler.
     """
 
     fitted: Fitted
@@ -53,6 +54,8 @@ class Request:
     cached: int = field(default=0, init=False)
     answer: Answer | None = field(default=None, init=False)
     began: float | None = field(default=None, init=False)
+    alone: bool = field(default=False, init=False)
+    exact: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.fitted.ids)

@@ -21,8 +21,10 @@ from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.cache import PrefixCache
 from edgeai.engines.llamacpp.composing import PromptPace, places, share_out
 from edgeai.engines.llamacpp.drafting import DraftModel
+from edgeai.engines.llamacpp.exact import LONG, exact_length, part_of
 from edgeai.engines.llamacpp.handle import GUESSES, Aborted, Batch, Handle, NoRoom
 from edgeai.engines.llamacpp.request import Loaded, Request
+from edgeai.engines.llamacpp.settling import settle
 from edgeai.engines.llamacpp.speculate import Pace
 from edgeai.errors import Busy, ClosedError, ContextExceeded, EngineCrashed
 
@@ -92,7 +94,7 @@ class Scheduler:
         self._draft = draft
         self._cache = PrefixCache(
             handle,
-            budget=0 if handle.plan.deterministic else handle.plan.prefix_bytes,
+            budget=handle.plan.prefix_bytes,
             token_bytes=_token_bytes(handle),
         )
         self._batch = Batch(handle.lib, handle.n_batch)
@@ -108,6 +110,7 @@ class Scheduler:
         self._full = False  # a request had to give its cells back, and none has ended since
         self._given_way = False  # and the same of a job
         self._read_last = False
+        self._settling = False
         self._requests = self._preempted = self._users = 0
         self._closed = False
         self._process = os.getpid()
@@ -162,6 +165,8 @@ class Scheduler:
                 )
             self._requests += 1
             self._waiting.append(request)
+            if self._settling:
+                self.handle.abort()
             self._gate.notify_all()
 
     def run(self, job: Job) -> None:
@@ -233,9 +238,25 @@ class Scheduler:
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do; false when the engine is closed."""
+        if self._idle():
+            self._settle()
         with self._gate:
-            self._gate.wait_for(lambda: self._closed or self._waiting or self._running or self._jobs)
+            self._gate.wait_for(lambda: not self._idle())
             return not self._closed
+
+    def _idle(self) -> bool:
+        return not (self._closed or self._waiting or self._running or self._jobs)
+
+    def _settle(self) -> None:
+        """Read the last answer again, until there is something else to do."""
+        self._settling = True
+        try:
+            settle(self.handle, self._cache, self._batch, self._idle)
+        finally:
+            with self._gate:
+                self._settling = False
+                if not self._closed:
+                    self.handle.clear_abort()
 
     def _end_unwanted(self) -> None:
         """End requests that were cancelled or whose time is over."""
@@ -283,7 +304,10 @@ class Scheduler:
         if sequence is None:
             return
         if keep and request.config.prefix_cache:
-            self._cache.keep(sequence, request.tokens[: request.done], request.adapters)
+            prompt = request.prompt_tokens
+            exact = exact_length(min(request.exact, request.done), prompt)
+            tokens = request.tokens[: request.done]
+            self._cache.keep(sequence, tokens, request.adapters, exact=exact, long=prompt >= LONG, alone=request.alone)
         else:
             self._cache.drop(sequence)
 
@@ -299,10 +323,12 @@ class Scheduler:
 
     def _begin(self, request: Request) -> bool:
         config = request.config
-        found = self._cache.begin(request.tokens, request.adapters, reuse=config.prefix_cache)
+        alone = self._plan.deterministic or not (self._running or self._jobs)
+        found = self._cache.begin(request.tokens, request.adapters, reuse=config.prefix_cache, alone=alone)
         if found is None:
             return False
         request.sequence, request.done = found
+        request.alone, request.exact = alone, request.done if alone else 0
         request.cached = max(request.cached, min(request.done, request.prompt_tokens))
         with self._gate:
             self._waiting.remove(request)
@@ -316,7 +342,7 @@ class Scheduler:
     def _will_share(self, request: Request) -> bool:
         """Whether a running request is about to compute more of this one's prompt than is there."""
         config = request.config
-        if not (self._cache.enabled and config.prefix_cache) or self.handle.recurrent:
+        if not (self._cache.enabled and config.prefix_cache) or self.handle.recurrent or self._plan.deterministic:
             return False
         most = 0
         for other in self._running:
@@ -336,7 +362,9 @@ class Scheduler:
             self._pace.interrupted()
             return
         prompts = sum(part.count for part in parts if part.count > 1 + part.guesses)
+        alone = self._plan.deterministic or len(self._running) == 1
         for part in parts:
+            part.request.alone &= alone
             self._advance(part)
         computed = any(part.index is not None for part in parts)
         self._pace.learn(prompts, time.perf_counter() - began, computed=computed)
@@ -360,7 +388,10 @@ class Scheduler:
         hurry = not answering or short > len(answering)
         allowance = self._batch.capacity if hurry else self._pace.allowance()
         allowance = min(allowance, self._batch.capacity - self._batch.size)
-        for request, count in zip(reading, share_out([request.pending for request in reading], allowance), strict=True):
+        shares = share_out([request.pending for request in reading], allowance)
+        if len(reading) == 1 and not answering:
+            shares = [part_of(reading[0].pending, allowance, reading[0].prompt_tokens)]
+        for request, count in zip(reading, shares, strict=True):
             if count:
                 parts.append(self._add(request, count))
         return parts
@@ -477,6 +508,8 @@ class Scheduler:
         """Note what was computed for a request and, when its pending tokens are all in, draw the next."""
         request = part.request
         request.done += part.count - part.guesses
+        if request.alone:
+            request.exact = request.done
         if part.index is None:
             self._note(request)
             return
