@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from edgeai.model import Model, open_engine
 from tests import ledger
 
 # A suite that runs in the background inherits an ignored Ctrl-C, and the tests of Ctrl-C need the usual one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine is no fault of the code: what must be fast is measured in bench/.
+settings.register_profile("edgeai", deadline=None)
+settings.load_profile("edgeai")
 
 ROOT = Path(__file__).parents[1]
 RECORDING = bool(os.environ.get("EDGEAI_RECORD_PROOFS"))

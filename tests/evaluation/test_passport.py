@@ -368,7 +368,7 @@ def test_memory_and_threads_are_those_that_the_container_leaves(
 
     small = Memory(total=1 << 34, available=1000, limit=1000)
     monkeypatch.setattr(passport, "memory_facts", lambda: small)
-    cpu = replace(cpu_facts(), physical=8, usable=3)
+    cpu = replace(cpu_facts(), physical=8, usable=3, cores=None)
     for module in (passport, pipeline):
         monkeypatch.setattr(module, "cpu_facts", lambda: cpu)
     monkeypatch.setattr(passport, "SMALL_BYTES", 0)

@@ -14,10 +14,11 @@ from edgeai.engines.constraint import Forced, TokenMask
 from edgeai.engines.llamacpp.drafting import DraftModel
 from edgeai.engines.llamacpp.grammar import grammars_of
 from edgeai.engines.llamacpp.handle import Handle
+from edgeai.engines.llamacpp.jobs import ResultJob
 from edgeai.engines.llamacpp.promptfile import PromptFile, read_prompt_file, write_prompt_file
 from edgeai.engines.llamacpp.promptstate import LoadJob, SaveJob, reusable_ids, subject_of
 from edgeai.engines.llamacpp.request import Loaded, Request
-from edgeai.engines.llamacpp.scheduler import ResultJob, Scheduler, Stats
+from edgeai.engines.llamacpp.scheduler import Scheduler, Stats
 from edgeai.engines.llamacpp.scoring import ScoreJob
 from edgeai.engines.llamacpp.speculate import Guesser, Lookup
 from edgeai.engines.llamacpp.vocab import Vocab

@@ -9,53 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
-from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.cache import PrefixCache
-from edgeai.engines.llamacpp.composing import PromptPace, places, share_out
+from edgeai.engines.llamacpp.composer import Composer, Part
 from edgeai.engines.llamacpp.drafting import DraftModel
-from edgeai.engines.llamacpp.exact import LONG, exact_length, part_of
-from edgeai.engines.llamacpp.handle import GUESSES, Aborted, Batch, Handle, NoRoom
+from edgeai.engines.llamacpp.exact import LONG, exact_length
+from edgeai.engines.llamacpp.handle import Aborted, Handle, NoRoom
+from edgeai.engines.llamacpp.jobs import Job
 from edgeai.engines.llamacpp.request import Loaded, Request
 from edgeai.engines.llamacpp.settling import settle
-from edgeai.engines.llamacpp.speculate import Pace
 from edgeai.errors import Busy, ClosedError, ContextExceeded, EngineCrashed
 
-__all__ = ["Job", "ResultJob", "Scheduler", "Stats"]
-
-T = TypeVar("T")
+__all__ = ["Scheduler", "Stats"]
 
 WORTH_WAITING = 32
 """Tokens that another request is computing and this one shares: fewer are computed twice rather than waited for."""
-
-
-class Job(Protocol):
-    """Work on the context that is no request: scores, states. It uses the sequence `handle.scratch`, under its adapters."""
-
-    adapters: Selection
-
-    def step(self, handle: Handle) -> bool:
-        """Do a part of it, at most one llama_decode; return True when there is no more to do."""
-
-    def give_way(self) -> None:
-        """Begin anew what the scratch sequence had been for: a request needed its cells."""
-
-    def fail(self, error: BaseException) -> None:
-        """Hand ERROR to who waits for the result; there will be none."""
-
-
-class ResultJob(Job, Protocol[T]):
-    """A Job that somebody waits for: the result or the error comes through `result`. Once `cancelled`, its next step is its last."""
-
-    result: queue.SimpleQueue[T | BaseException]
-    cancelled: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +42,6 @@ class Stats:
     kept_bytes: int
     requests: int
     preempted: int
-
-
-@dataclass(slots=True)
-class _Part:
-    """The part of a batch that belongs to one request: COUNT of its pending tokens, with logits from INDEX of the batch on."""
-
-    request: Request
-    count: int
-    index: int | None
-    guesses: int
 
 
 class Scheduler:
@@ -97,19 +60,15 @@ class Scheduler:
             budget=handle.plan.prefix_bytes,
             token_bytes=_token_bytes(handle),
         )
-        self._batch = Batch(handle.lib, handle.n_batch)
-        self._pace = PromptPace(handle.n_batch)
-        self._paces: dict[int, Pace] = {}
+        self._composer = Composer(handle)
         # Reentrant, since the collector may drop a stream (which cancels) in the middle of any of these methods.
         self._gate = threading.Condition(threading.RLock())
         self._waiting: deque[Request] = deque()
         self._jobs: deque[Job] = deque()
         self._running: list[Request] = []
         self._computing: tuple[Request, ...] = ()
-        self._turn: Selection = ()
         self._full = False  # a request had to give its cells back, and none has ended since
         self._given_way = False  # and the same of a job
-        self._read_last = False
         self._settling = False
         self._requests = self._preempted = self._users = 0
         self._closed = False
@@ -251,7 +210,7 @@ class Scheduler:
         """Read the last answer again, until there is something else to do."""
         self._settling = True
         try:
-            settle(self.handle, self._cache, self._batch, self._idle)
+            settle(self.handle, self._cache, self._composer.batch, self._idle)
         finally:
             with self._gate:
                 self._settling = False
@@ -300,7 +259,7 @@ class Scheduler:
             self._running.remove(request)
         self._full = self._given_way = False
         sequence, request.sequence = request.sequence, None
-        self._paces.pop(id(request), None)
+        self._composer.forget(request)
         if sequence is None:
             return
         if keep and request.config.prefix_cache:
@@ -354,99 +313,27 @@ class Scheduler:
 
     def _compute(self) -> None:
         """Compute the next batch, and what follows from it."""
-        parts = self._compose()
+        parts = self._composer.compose(self._running, self._fail)
         if not parts:
             return
         began = time.perf_counter()
         if not self._decode(parts):
-            self._pace.interrupted()
+            self._composer.interrupted()
             return
-        prompts = sum(part.count for part in parts if part.count > 1 + part.guesses)
         alone = self._plan.deterministic or len(self._running) == 1
         for part in parts:
             part.request.alone &= alone
             self._advance(part)
-        computed = any(part.index is not None for part in parts)
-        self._pace.learn(prompts, time.perf_counter() - began, computed=computed)
+        self._composer.learn(parts, time.perf_counter() - began)
 
-    def _compose(self) -> list[_Part]:
-        """Fill the batch."""
-        group = self._group()
-        self._batch.clear()
-        answering = [request for request in group if request.pending == 1]
-        reading = [request for request in group if request.pending > 1]
-        if self._plan.deterministic:  # each alone, as it would be without the others
-            answering, reading = (
-                (answering[:1], []) if answering and not self._reads_next(reading) else ([], reading[:1])
-            )
-        if len(answering) > (most := places(self._batch.capacity, reading=bool(reading))):
-            answering = sorted(answering, key=_last_served)[:most]
-        found = (self._answer_part(request, len(answering)) for request in answering)
-        parts = [part for part in found if part is not None]
-        # Where more wait for their first token than for their next one, those are served.
-        short = sum(request.pending <= self._batch.capacity for request in reading)
-        hurry = not answering or short > len(answering)
-        allowance = self._batch.capacity if hurry else self._pace.allowance()
-        allowance = min(allowance, self._batch.capacity - self._batch.size)
-        shares = share_out([request.pending for request in reading], allowance)
-        if len(reading) == 1 and not answering:
-            shares = [part_of(reading[0].pending, allowance, reading[0].prompt_tokens)]
-        for request, count in zip(reading, shares, strict=True):
-            if count:
-                parts.append(self._add(request, count))
-        return parts
-
-    def _group(self) -> list[Request]:
-        """Return the running requests of one selection of adapters, in turn: a batch has only one."""
-        selections = list(dict.fromkeys(request.adapters for request in self._running))
-        if not selections:
-            return []
-        if len(selections) > 1 and self._turn in selections:
-            self._turn = selections[(selections.index(self._turn) + 1) % len(selections)]
-        else:
-            self._turn = selections[0]
-        self.handle.adapters.select(self.handle.context, self._turn)
-        return [request for request in self._running if request.adapters == self._turn]
-
-    def _reads_next(self, reading: list[Request]) -> bool:
-        """Take turns between reading and answering where a batch has one request only."""
-        self._read_last = not self._read_last
-        return bool(reading) and self._read_last
-
-    def _answer_part(self, request: Request, answering: int) -> _Part | None:
-        """Put the last token of REQUEST, one of ANSWERING, into the batch, and guesses; None where guessing has failed, and so it."""
-        answer = request.answer
-        guesses: list[int] = []
-        if request.guesser is not None and answer is not None:
-            pace = self._paces.setdefault(id(request), Pace(GUESSES))
-            spare = self._batch.capacity - self._batch.size - 2 * answering
-            outputs = self.handle.n_outputs // answering - 1
-            most = min(pace.count, spare, outputs, answer.room - 1)
-            try:
-                guesses = request.guesser.guess(request.tokens, most) if most > 0 else []
-            except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
-                self._fail(request, error)
-                return None
-        return self._add(request, 1, guesses)
-
-    def _add(self, request: Request, count: int, guesses: Sequence[int] = ()) -> _Part:
-        """Put COUNT pending tokens of REQUEST into the batch, and after its last GUESSES."""
-        assert request.sequence is not None  # noqa: S101 - running requests have one
-        tokens = request.tokens[request.done : request.done + count]
-        last = request.done + count == len(request.tokens)
-        request.guesses = list(guesses)
-        outputs = 1 + len(guesses) if last else 0
-        index = self._batch.add([*tokens, *guesses], request.done, request.sequence, outputs)
-        return _Part(request, count + len(guesses), index if last else None, len(guesses))
-
-    def _decode(self, parts: list[_Part]) -> bool:
+    def _decode(self, parts: list[Part]) -> bool:
         """Compute the batch; false when it was not computed, and what stood in the way has been dealt with."""
         with self._gate:
             if self._closed or all(part.request.cancelled for part in parts):
                 return False
             self._computing = tuple(part.request for part in parts)
         try:
-            self.handle.decode(self._batch)
+            self.handle.decode(self._composer.batch)
         except Aborted:
             for part in parts:
                 self._step_back(part.request)
@@ -504,7 +391,7 @@ class Scheduler:
         self._given_way = True
         return True
 
-    def _advance(self, part: _Part) -> None:
+    def _advance(self, part: Part) -> None:
         """Note what was computed for a request and, when its pending tokens are all in, draw the next."""
         request = part.request
         request.done += part.count - part.guesses
@@ -529,7 +416,7 @@ class Scheduler:
         if request.config.prefix_cache and request.sequence is not None:
             self._cache.computed(request.sequence, request.tokens[: request.done], request.adapters)
 
-    def _draw(self, request: Request, part: _Part) -> str | None:
+    def _draw(self, request: Request, part: Part) -> str | None:
         """Draw the next token, and one more for each guess that was right. Return why the answer ends if it does."""
         answer, index, right = request.answer, part.index, 0
         assert answer is not None  # noqa: S101 - it has begun
@@ -545,7 +432,7 @@ class Scheduler:
         if part.guesses:
             answer.drafted += part.guesses
             answer.accepted += right
-            self._paces[id(request)].learn(part.guesses, right)
+            self._composer.learn_guesses(request, part.guesses, right)
             request.guesses = []
             if right < part.guesses:
                 self._step_back(request)
@@ -597,10 +484,6 @@ class Scheduler:
             self._close(request, "cancelled")
         for job in self._jobs:
             job.fail(ClosedError(f"{self.name!r} has been closed", hint="load it again"))
-
-
-def _last_served(request: Request) -> float:
-    return request.answer.last_sampled if request.answer is not None else 0.0
 
 
 def _token_bytes(handle: Handle) -> int:

@@ -1,0 +1,128 @@
+"""Fills batches with what running requests need next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edgeai.engines.llamacpp.adapters import Selection
+from edgeai.engines.llamacpp.composing import PromptPace, places, share_out
+from edgeai.engines.llamacpp.exact import part_of
+from edgeai.engines.llamacpp.handle import GUESSES, Batch, Handle
+from edgeai.engines.llamacpp.request import Request
+from edgeai.engines.llamacpp.speculate import Pace
+
+__all__ = ["Composer", "Part"]
+
+
+@dataclass(slots=True)
+class Part:
+    """The part of a batch that belongs to one request: COUNT of its pending tokens, with logits from INDEX of the batch on."""
+
+    request: Request
+    count: int
+    index: int | None
+    guesses: int
+
+
+class Composer:
+    """Owns the batch of a Handle and knows how fast it is computed; used by the thread of the scheduler."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self.batch = Batch(handle.lib, handle.n_batch)
+        self._pace = PromptPace(handle.n_batch)
+        self._paces: dict[int, Pace] = {}
+        self._turn: Selection = ()
+        self._read_last = False
+
+    def learn(self, parts: Sequence[Part], seconds: float) -> None:
+        """Take note that the batch of PARTS took SECONDS."""
+        prompts = sum(part.count for part in parts if part.count > 1 + part.guesses)
+        self._pace.learn(prompts, seconds, computed=any(part.index is not None for part in parts))
+
+    def interrupted(self) -> None:
+        """Take note that a batch was not computed to its end."""
+        self._pace.interrupted()
+
+    def learn_guesses(self, request: Request, guessed: int, right: int) -> None:
+        """Take note that RIGHT of the tokens GUESSED for REQUEST were right."""
+        self._paces[id(request)].learn(guessed, right)
+
+    def forget(self, request: Request) -> None:
+        """Forget REQUEST, which does not run any more."""
+        self._paces.pop(id(request), None)
+
+    def compose(self, running: Sequence[Request], fail: Callable[[Request, Exception], None]) -> list[Part]:
+        """Fill the batch with what is next of RUNNING requests, the oldest first. FAIL is told of one whose guessing has failed."""
+        group = self._group(running)
+        self.batch.clear()
+        answering = [request for request in group if request.pending == 1]
+        reading = [request for request in group if request.pending > 1]
+        if self._handle.plan.deterministic:  # each alone, as it would be without the others
+            answering, reading = (
+                (answering[:1], []) if answering and not self._reads_next(reading) else ([], reading[:1])
+            )
+        if len(answering) > (most := places(self.batch.capacity, reading=bool(reading))):
+            answering = sorted(answering, key=_last_served)[:most]
+        found = (self._answer_part(request, len(answering), fail) for request in answering)
+        parts = [part for part in found if part is not None]
+        # Where more wait for their first token than for their next one, those are served.
+        short = sum(request.pending <= self.batch.capacity for request in reading)
+        hurry = not answering or short > len(answering)
+        allowance = self.batch.capacity if hurry else self._pace.allowance()
+        allowance = min(allowance, self.batch.capacity - self.batch.size)
+        shares = share_out([request.pending for request in reading], allowance)
+        if len(reading) == 1 and not answering:
+            shares = [part_of(reading[0].pending, allowance, reading[0].prompt_tokens)]
+        for request, count in zip(reading, shares, strict=True):
+            if count:
+                parts.append(self._add(request, count))
+        return parts
+
+    def _group(self, running: Sequence[Request]) -> list[Request]:
+        """Return the running requests of one selection of adapters, in turn: a batch has only one."""
+        selections = list(dict.fromkeys(request.adapters for request in running))
+        if not selections:
+            return []
+        if len(selections) > 1 and self._turn in selections:
+            self._turn = selections[(selections.index(self._turn) + 1) % len(selections)]
+        else:
+            self._turn = selections[0]
+        self._handle.adapters.select(self._handle.context, self._turn)
+        return [request for request in running if request.adapters == self._turn]
+
+    def _reads_next(self, reading: list[Request]) -> bool:
+        """Take turns between reading and answering where a batch has one request only."""
+        self._read_last = not self._read_last
+        return bool(reading) and self._read_last
+
+    def _answer_part(self, request: Request, answering: int, fail: Callable[[Request, Exception], None]) -> Part | None:
+        """Put the last token of REQUEST, one of ANSWERING, into the batch, and guesses; None where guessing has failed, and so it."""
+        answer = request.answer
+        guesses: list[int] = []
+        if request.guesser is not None and answer is not None:
+            pace = self._paces.setdefault(id(request), Pace(GUESSES))
+            spare = self.batch.capacity - self.batch.size - 2 * answering
+            outputs = self._handle.n_outputs // answering - 1
+            most = min(pace.count, spare, outputs, answer.room - 1)
+            try:
+                guesses = request.guesser.guess(request.tokens, most) if most > 0 else []
+            except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
+                fail(request, error)
+                return None
+        return self._add(request, 1, guesses)
+
+    def _add(self, request: Request, count: int, guesses: Sequence[int] = ()) -> Part:
+        """Put COUNT pending tokens of REQUEST into the batch, and after its last GUESSES."""
+        assert request.sequence is not None  # noqa: S101 - running requests have one
+        tokens = request.tokens[request.done : request.done + count]
+        last = request.done + count == len(request.tokens)
+        request.guesses = list(guesses)
+        outputs = 1 + len(guesses) if last else 0
+        index = self.batch.add([*tokens, *guesses], request.done, request.sequence, outputs)
+        return Part(request, count + len(guesses), index if last else None, len(guesses))
+
+
+def _last_served(request: Request) -> float:
+    return request.answer.last_sampled if request.answer is not None else 0.0
