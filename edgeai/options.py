@@ -81,6 +81,11 @@ class LoadOptions:
             ("kv_type", self.kv_type in (None, *get_args(KVType)), "one of " + ", ".join(get_args(KVType))),
             ("streams", self.streams is None or 1 <= self.streams <= 128, "between 1 and 128"),
             ("queue", 0 <= self.queue <= 10**6, "between 0 and 1000000"),
+            (
+                "prefix_bytes",
+                not (self.deterministic and self.prefix_bytes),
+                "0 under deterministic, where each sequence is apart",
+            ),
             ("prefix_reuse", self.prefix_reuse in get_args(PrefixReuse), "one of " + ", ".join(get_args(PrefixReuse))),
             ("prefix_bytes", self.prefix_bytes is None or self.prefix_bytes >= 0, "0 or more"),
         )

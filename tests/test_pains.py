@@ -83,7 +83,7 @@ PROMISES = {
         "tests.cli.test_chat:test_a_conversation_longer_than_the_context_is_an_error_and_not_a_cut",
     ],
     "the whole prompt is computed again": [
-        "tests.test_pains:test_the_next_turn_of_a_conversation_reads_little_more_than_what_is_new",
+        "tests.test_pains:test_the_next_turn_of_a_conversation_does_not_read_its_beginning_again",
         "tests.engines.test_promptstate:test_a_saved_prompt_is_reused_by_another_load_and_changes_no_answer",
     ],
     "a request loads the model again": ["tests.test_pains:test_no_request_loads_the_model_again"],
@@ -251,15 +251,13 @@ def test_a_prompt_that_is_too_long_is_refused_or_what_was_cut_is_counted(tiny_gg
     assert [notice["code"] for notice in answer["warnings"]] == ["context-truncated"]
 
 
-def test_the_next_turn_of_a_conversation_reads_little_more_than_what_is_new(smollm2_path: Path) -> None:
-    system: Message = {"role": "system", "content": "You answer briefly and name what you are not sure of. " * 8}
-    talk: list[Message] = [system, {"role": "user", "content": "Name three colours, and for each a thing that has it."}]
+def test_the_next_turn_of_a_conversation_does_not_read_its_beginning_again(smollm2_path: Path) -> None:
+    talk: list[Message] = [{"role": "user", "content": "Name three colours, and for each a thing that has it."}]
     with edgeai.load(smollm2_path, ctx=512) as model:
         first = model.chat(talk, max_tokens=24, temperature=0)
         talk += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "And one more?"}]
         second = model.chat(talk, max_tokens=2, temperature=0)
-    read = second.usage.prompt_tokens - second.usage.cached_tokens
-    assert read < 72 < first.usage.prompt_tokens  # 64 tokens at least, so that the answer is that of a fresh prompt
+    assert second.usage.cached_tokens >= first.usage.prompt_tokens
 
 
 def test_no_request_loads_the_model_again(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,7 +270,7 @@ def test_a_saved_system_message_is_reused_by_conversations(smollm2_path: Path, t
     system: Message = {"role": "system", "content": SYSTEM}
     with Model(open_engine(smollm2_path, ctx=512)) as model:
         count = model.save_prompt([system], tmp_path / "p")
-    with Model(open_engine(smollm2_path, ctx=512, prefix_reuse="fast")) as model:
+    with Model(open_engine(smollm2_path, ctx=512)) as model:
         model.load_prompt(tmp_path / "p")
         for question in ("What is a tuple?", "Hi"):
             messages: list[Message] = [system, {"role": "user", "content": question}]

@@ -110,7 +110,7 @@ def test_a_seed_gives_the_same_answer_in_any_company(tiny_gguf: Path) -> None:
 def test_a_prompt_that_was_read_is_not_read_again(small: Model) -> None:
     first = small.complete(WORDS, max_tokens=4, temperature=0)
     again = small.complete(WORDS, max_tokens=4, temperature=0)
-    assert again.usage.cached_tokens >= again.usage.prompt_tokens - 9  # a multiple of 8, and two are left
+    assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
     assert again.text == first.text
 
 
@@ -165,18 +165,17 @@ def test_a_prompt_that_was_parked_is_continued_as_if_it_had_stayed(variant: str,
 SYSTEM = "You are a careful assistant who answers in short sentences and names the sources. " * 9
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_a_kept_prompt_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path, deterministic: bool) -> None:
-    kept = {"prefix_bytes": 32 << 20} if deterministic else {}
+def test_a_kept_prompt_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path) -> None:
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "logprobs": 5}
-    with Model(open_engine(smollm2_path, ctx=512, streams=2, deterministic=deterministic, **kept)) as model:
+    with Model(open_engine(smollm2_path, ctx=512, streams=2)) as model:
         for question in ("Why is the sky blue?", "Hi", "Name three rivers of Europe and the seas that they flow into."):
-            prompt = f"{SYSTEM}\n{question}"
-            fresh = model.complete(prompt, **options, prefix_cache=False)
-            model.complete(f"{SYSTEM}\nWhat is a tuple?", max_tokens=2)
-            again = model.complete(prompt, **options)
-            assert again.usage.cached_tokens >= again.usage.prompt_tokens - 72
-            assert again.logprobs == fresh.logprobs  # to the bit
+            for system in (SYSTEM, SYSTEM[:90]):  # long ones are computed in another way than short ones
+                prompt = f"{system}\n{question}"
+                fresh = model.complete(prompt, **options, prefix_cache=False)
+                model.complete(f"{system}\nWhat is a tuple?", max_tokens=2)
+                again = model.complete(prompt, **options)
+                assert again.usage.cached_tokens >= len(model.tokenize(system)) - 1
+                assert again.logprobs == fresh.logprobs  # to the bit
 
 
 def test_the_next_turn_finds_the_last_answer_exact_without_reading_it_again(smollm2_path: Path) -> None:
@@ -192,7 +191,7 @@ def test_the_next_turn_finds_the_last_answer_exact_without_reading_it_again(smol
             time.sleep(0.01)  # the answer is read while nobody asks
         again = model.chat(turn, **options)
         fresh = model.chat(turn, **options, prefix_cache=False)
-    assert again.usage.cached_tokens >= again.usage.prompt_tokens - 80
+    assert again.usage.cached_tokens >= answer.usage.prompt_tokens + answer.usage.completion_tokens - 2
     assert again.logprobs == fresh.logprobs
 
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgeai.engines.llamacpp.adapters import Selection
-from edgeai.engines.llamacpp.exact import LONG, STEP, reusable
 from edgeai.engines.llamacpp.handle import Handle
 from edgeai.engines.llamacpp.prefix import PrefixTree
 from edgeai.errors import EngineCrashed
@@ -31,14 +30,13 @@ LEAST = 16
 class _Kept:
     """Tokens of an ended request: in the cells of a sequence while `state` is None, else parked in main memory.
 
-    `span`: the first and the last position that the state has. The first `exact` tokens are as a request that is alone computes them, in
-    tiles if `long`.
+    `span`: the first and the last position that the state has. The first `exact` tokens are as a request that is alone reads them;
+    `alone`: it computed the others too.
     """
 
     tokens: tuple[int, ...]
     adapters: Selection
     exact: int = 0
-    long: bool = False
     alone: bool = False
     state: bytes | None = None
     span: tuple[int, int] = (0, 0)
@@ -152,10 +150,12 @@ class PrefixCache:
     def _find_exact(self, tokens: Sequence[int], adapters: Selection) -> tuple[int, int] | None:
         """Return who has kept most of the beginning of TOKENS that is exact, and how many of them may be taken."""
         best = (0, 0)
-        for shared, holders in self._trees[adapters].matches(tokens, len(tokens)) if adapters in self._trees else ():
+        for shared, holders in (
+            self._trees[adapters].matches(tokens, len(tokens) - 1) if adapters in self._trees else ()
+        ):
             for number in holders:
                 if (kept := self._kept.get(number)) is not None:
-                    length = reusable(shared, kept.exact, long=kept.long, total=len(tokens))
+                    length = min(shared, kept.exact)
                     best = max(best, (length, -number))
         return (-best[1], best[0]) if best[0] >= SHORTEST else None
 
@@ -177,13 +177,13 @@ class PrefixCache:
     # ---- a request ends
 
     def keep(
-        self, sequence: int, tokens: Sequence[int], adapters: Selection, *, exact: int = 0, long: bool = False,
-        alone: bool = False, asked: bool = False,
+        self, sequence: int, tokens: Sequence[int], adapters: Selection, *, exact: int = 0, alone: bool = False,
+        asked: bool = False,
     ) -> None:  # fmt: skip
         """Take back SEQUENCE, of which TOKENS are in the cache, and keep them for later requests if the budget allows.
 
-        The first EXACT of them are as a request computes them that is alone, in tiles if LONG. ALONE: so was the rest, one by one. ASKED: a
-        caller wants them kept.
+        The first EXACT of them are as a request that is alone reads them. ALONE: so was the rest, one by one. ASKED: a caller wants
+        them kept.
         """
         stateful = self._handle.recurrent or self._handle.n_swa
         large = len(tokens) * self._token_bytes > self._budget
@@ -191,14 +191,12 @@ class PrefixCache:
             self.drop(sequence)
             return
         self.computed(sequence, tokens, adapters)
-        self._kept[sequence] = _Kept(tuple(tokens), adapters, exact, long, alone)
+        self._kept[sequence] = _Kept(tuple(tokens), adapters, exact, alone)
         if not stateful:
             for other in self._trees[adapters].covered(sequence):
-                if other in self._kept and self._kept[other].exact <= exact and self._kept[other].long == long:
+                if other in self._kept and self._kept[other].exact <= exact:
                     self._release(other)
         self._keep_to_budget()
-        if self._handle.plan.deterministic:  # sequences have cells of their own, and can give nothing of them to others
-            self.park()
 
     def adopt(self, source: int, tokens: Sequence[int], adapters: Selection = ()) -> bool:
         """Keep TOKENS, which sequence SOURCE has, as if a request had computed them; false where nothing may be kept."""
@@ -206,8 +204,7 @@ class PrefixCache:
             return False
         sequence = self._free.pop()
         self._handle.share(source, sequence, len(tokens))
-        count = len(tokens)
-        self.keep(sequence, tokens, adapters, exact=count // STEP * STEP, long=count >= LONG, asked=True)
+        self.keep(sequence, tokens, adapters, exact=len(tokens), asked=True)
         return True
 
     def drop(self, sequence: int) -> None:
@@ -223,25 +220,25 @@ class PrefixCache:
 
     # ---- the last answer, read again
 
-    def unsettled(self) -> tuple[int, list[int], int] | None:
-        """Return the sequence of the last request that has ended, the tokens that it could have exact, and from where it has not."""
+    def unsettled(self) -> tuple[int, list[int], int, Selection] | None:
+        """Return the sequence of the last request that has ended, its tokens, from where they are not exact, its adapters."""
         if not self._kept or not self._exact or self._handle.recurrent or self._handle.n_swa:
             return None
         sequence, kept = next(reversed(self._kept.items()))
-        whole = len(kept.tokens) // STEP * STEP
-        if kept.state is not None or not kept.alone or whole < LONG or (kept.long and whole - kept.exact < LEAST):
+        if kept.state is not None or not kept.alone or len(kept.tokens) - kept.exact < LEAST:
             return None
-        start = min(kept.exact, whole - LONG) if kept.long else 0
-        return sequence, list(kept.tokens[:whole]), max(0, start) // STEP * STEP
+        return sequence, list(kept.tokens), kept.exact, kept.adapters
 
     def settled(self, sequence: int, exact: int) -> None:
         """Note that SEQUENCE has EXACT tokens left, all of them exact."""
-        kept = self._kept[sequence]
+        kept = self._kept.get(sequence)
+        if kept is None:
+            return
         self.lost(sequence)
         if exact < SHORTEST:
             self._release(sequence)
             return
-        self._kept[sequence] = replace(kept, tokens=kept.tokens[:exact], exact=exact, long=exact >= LONG)
+        self._kept[sequence] = replace(kept, tokens=kept.tokens[:exact], exact=exact)
         self.computed(sequence, kept.tokens[:exact], kept.adapters)
 
     # ---- what is kept

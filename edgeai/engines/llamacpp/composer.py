@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.composing import PromptPace, places, share_out
-from edgeai.engines.llamacpp.exact import part_of
+from edgeai.engines.llamacpp.exact import padding
 from edgeai.engines.llamacpp.handle import GUESSES, Batch, Handle
 from edgeai.engines.llamacpp.request import Request
 from edgeai.engines.llamacpp.speculate import Pace
@@ -35,6 +35,7 @@ class Composer:
         self._paces: dict[int, Pace] = {}
         self._turn: Selection = ()
         self._read_last = False
+        self._padded = False
 
     def learn(self, parts: Sequence[Part], seconds: float) -> None:
         """Take note that the batch of PARTS took SECONDS."""
@@ -53,12 +54,17 @@ class Composer:
         """Forget REQUEST, which does not run any more."""
         self._paces.pop(id(request), None)
 
-    def compose(self, running: Sequence[Request], fail: Callable[[Request, Exception], None]) -> list[Part]:
-        """Fill the batch with what is next of RUNNING requests, the oldest first. FAIL is told of one whose guessing has failed."""
+    def compose(
+        self, running: Sequence[Request], fail: Callable[[Request, Exception], None], *, jobs: bool
+    ) -> list[Part]:
+        """Fill the batch with what is next of RUNNING requests, the oldest first. FAIL is told of one whose guessing has failed.
+
+        JOBS: the scratch sequence belongs to one.
+        """
         group = self._group(running)
         self.batch.clear()
-        answering = [request for request in group if request.pending == 1]
-        reading = [request for request in group if request.pending > 1]
+        answering = [request for request in group if not request.reads]
+        reading = [request for request in group if request.reads]
         if self._handle.plan.deterministic:  # each alone, as it would be without the others
             answering, reading = (
                 (answering[:1], []) if answering and not self._reads_next(reading) else ([], reading[:1])
@@ -73,12 +79,27 @@ class Composer:
         allowance = self.batch.capacity if hurry else self._pace.allowance()
         allowance = min(allowance, self.batch.capacity - self.batch.size)
         shares = share_out([request.pending for request in reading], allowance)
-        if len(reading) == 1 and not answering:
-            shares = [part_of(reading[0].pending, allowance, reading[0].prompt_tokens)]
         for request, count in zip(reading, shares, strict=True):
             if count:
                 parts.append(self._add(request, count))
+        if len(running) == len(reading) == 1 and reading[0].alone and not jobs:
+            self._pad(reading[0])
         return parts
+
+    def _pad(self, request: Request) -> None:
+        """Give the batch of REQUEST, which is alone, the shape that such batches have; `computed` takes it away again."""
+        count = padding(self.batch.size)
+        if count > min(self._handle.cells - len(request.tokens), self.batch.capacity - self.batch.size):
+            request.alone = False
+        elif count:
+            self.batch.pad(count, self._handle.scratch)
+            self._padded = True
+
+    def computed(self) -> None:
+        """Forget what was padded, after the batch has been computed or has failed."""
+        if self._padded:
+            self._handle.forget(self._handle.scratch)
+            self._padded = False
 
     def _group(self, running: Sequence[Request]) -> list[Request]:
         """Return the running requests of one selection of adapters, in turn: a batch has only one."""

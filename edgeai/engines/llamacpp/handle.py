@@ -57,6 +57,7 @@ class Handle:
         self.memory = lib.llama_get_memory(self.context)
         # The library rounds the context up to a multiple of 256; what was promised is what was planned.
         self.n_ctx = min(plan.context, int(lib.llama_n_ctx_seq(self.context)))
+        self.cells = self.n_ctx if plan.deterministic else max(plan.kv_cells, plan.context)
         self.n_batch = int(lib.llama_n_batch(self.context))
         self.n_embd = int(lib.llama_model_n_embd(self.model))
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
@@ -211,3 +212,8 @@ class Batch:
         self._wanted[start:stop] = [*([0] * (count - logits)), *([1] * logits)]
         self.size = self.native.n_tokens = stop
         return stop - logits
+
+    def pad(self, count: int, scratch: int) -> None:
+        """Append COUNT tokens of sequence SCRATCH that mean nothing; whoever computes the batch forgets them."""
+        if count > 0:
+            self.add([0] * count, 0, scratch, 0)

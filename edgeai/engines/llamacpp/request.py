@@ -72,6 +72,11 @@ class Request:
         return len(self.tokens) - self.done
 
     @property
+    def reads(self) -> bool:
+        """Whether it is still reading its prompt, or reads it again with the answer so far."""
+        return self.pending > 1 or self.answer is None or self.answer.samples == 0
+
+    @property
     def expired(self) -> bool:
         """Whether its time is over."""
         limit = self.config.max_seconds

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from edgeai.engines.llamacpp.cache import PrefixCache
 from edgeai.engines.llamacpp.composer import Composer, Part
 from edgeai.engines.llamacpp.drafting import DraftModel
-from edgeai.engines.llamacpp.exact import LONG, exact_length
 from edgeai.engines.llamacpp.handle import Aborted, Handle, NoRoom
 from edgeai.engines.llamacpp.jobs import Job
 from edgeai.engines.llamacpp.request import Loaded, Request
@@ -57,7 +56,7 @@ class Scheduler:
         self._draft = draft
         self._cache = PrefixCache(
             handle,
-            budget=handle.plan.prefix_bytes,
+            budget=0 if handle.plan.deterministic else handle.plan.prefix_bytes,
             token_bytes=_token_bytes(handle),
         )
         self._composer = Composer(handle)
@@ -264,9 +263,9 @@ class Scheduler:
             return
         if keep and request.config.prefix_cache:
             prompt = request.prompt_tokens
-            exact = exact_length(min(request.exact, request.done), prompt)
+            exact = min(request.exact, request.done, prompt)
             tokens = request.tokens[: request.done]
-            self._cache.keep(sequence, tokens, request.adapters, exact=exact, long=prompt >= LONG, alone=request.alone)
+            self._cache.keep(sequence, tokens, request.adapters, exact=exact, alone=request.alone)
         else:
             self._cache.drop(sequence)
 
@@ -282,7 +281,7 @@ class Scheduler:
 
     def _begin(self, request: Request) -> bool:
         config = request.config
-        alone = self._plan.deterministic or not (self._running or self._jobs)
+        alone = self._cache.enabled and not (self._running or self._jobs)
         found = self._cache.begin(request.tokens, request.adapters, reuse=config.prefix_cache, alone=alone)
         if found is None:
             return False
@@ -313,14 +312,14 @@ class Scheduler:
 
     def _compute(self) -> None:
         """Compute the next batch, and what follows from it."""
-        parts = self._composer.compose(self._running, self._fail)
+        parts = self._composer.compose(self._running, self._fail, jobs=bool(self._jobs))
         if not parts:
             return
         began = time.perf_counter()
         if not self._decode(parts):
             self._composer.interrupted()
             return
-        alone = self._plan.deterministic or len(self._running) == 1
+        alone = len(self._running) == 1 and not self._jobs
         for part in parts:
             part.request.alone &= alone
             self._advance(part)
@@ -330,6 +329,7 @@ class Scheduler:
         """Compute the batch; false when it was not computed, and what stood in the way has been dealt with."""
         with self._gate:
             if self._closed or all(part.request.cancelled for part in parts):
+                self._composer.computed()
                 return False
             self._computing = tuple(part.request for part in parts)
         try:
@@ -349,6 +349,7 @@ class Scheduler:
             with self._gate:
                 self._computing = ()
                 self.handle.clear_abort()
+            self._composer.computed()
         return True
 
     def _step_back(self, request: Request) -> None:
@@ -400,9 +401,9 @@ class Scheduler:
         if part.index is None:
             self._note(request)
             return
-        if part.count - part.guesses > 1:
-            self._note(request)
         assert request.answer is not None  # noqa: S101 - it has begun
+        if request.reads:
+            self._note(request)
         try:
             finish = self._draw(request, part)
         except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgeai.engines.llamacpp.cache import PrefixCache
-from edgeai.engines.llamacpp.exact import part_of
+from edgeai.engines.llamacpp.exact import padding
 from edgeai.engines.llamacpp.handle import Aborted, Batch, Handle, NoRoom
+from edgeai.errors import UsageError
 
 __all__ = ["settle"]
 
@@ -20,18 +21,25 @@ def settle(handle: Handle, cache: PrefixCache, batch: Batch, idle: Callable[[], 
     found = cache.unsettled()
     if found is None:
         return
-    sequence, tokens, at = found
+    sequence, tokens, at, adapters = found
+    try:
+        handle.adapters.select(handle.context, adapters)
+    except UsageError:  # one of them has been removed
+        return
     if not handle.trim(sequence, at):
         cache.settled(sequence, 0)
         return
     try:
         while at < len(tokens) and idle():
-            count = part_of(len(tokens) - at, handle.n_batch, len(tokens))
+            count = min(len(tokens) - at, handle.n_batch)
             batch.clear()
             batch.add(tokens[at : at + count], at, sequence, 0)
+            batch.pad(min(padding(count), handle.n_batch - count), handle.scratch)
             handle.decode(batch)
+            handle.forget(handle.scratch)
             at += count
     except (Aborted, NoRoom):
+        handle.forget(handle.scratch)
         handle.trim(sequence, at)
     finally:
         cache.settled(sequence, at)
