@@ -212,6 +212,22 @@ def test_when_the_cache_is_full_the_youngest_waits_and_all_finish(tiny_gguf: Pat
         assert engine_of(model).stats().preempted > 0
 
 
+def test_a_failure_of_work_that_nobody_asked_for_ends_nothing(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeai.engines.llamacpp import scheduler
+
+    failed = threading.Event()
+
+    def fail(*_: object) -> None:
+        failed.set()
+        raise MemoryError
+
+    monkeypatch.setattr(scheduler, "settle", fail)
+    with Model(open_engine(tiny_gguf, ctx=256, streams=1, threads=1)) as model:
+        before = model.complete(WORDS, max_tokens=20, temperature=0).text
+        assert failed.wait(10)
+        assert model.complete(WORDS, max_tokens=20, temperature=0).text == before
+
+
 # ---- limits
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["PrefixTree"]
+__all__ = ["PrefixTree", "common"]
 
 
 @dataclass(slots=True, eq=False)
@@ -42,7 +42,7 @@ class PrefixTree:
             if child is None:
                 node = self._grow(sequence, node, list(tokens[at:]))
                 break
-            shared = _common(child.tokens, tokens, at)
+            shared = common(child.tokens, tokens, at)
             if shared < len(child.tokens):
                 child = self._split(child, shared)
             child.holders.add(sequence)
@@ -85,7 +85,7 @@ class PrefixTree:
         node, at = self._root, 0
         limit = min(limit, len(tokens))
         while at < limit and (child := node.children.get(tokens[at])) is not None:
-            shared = _common(child.tokens, tokens, at)
+            shared = common(child.tokens, tokens, at)
             at += shared
             found.append((min(at, limit), child.holders))
             if shared < len(child.tokens):
@@ -117,7 +117,7 @@ class PrefixTree:
         return total
 
 
-def _common(run: Sequence[int], tokens: Sequence[int], at: int) -> int:
+def common(run: Sequence[int], tokens: Sequence[int], at: int = 0) -> int:
     """Return how many tokens of RUN are those of TOKENS from AT on."""
     count = min(len(run), len(tokens) - at)
     if list(run[:count]) == list(tokens[at : at + count]):

@@ -20,6 +20,7 @@ from edgeai.engines.llamacpp.composer import Composer, Part
 from edgeai.engines.llamacpp.drafting import DraftModel
 from edgeai.engines.llamacpp.handle import Aborted, Handle, NoRoom
 from edgeai.engines.llamacpp.jobs import Job
+from edgeai.engines.llamacpp.prefix import common
 from edgeai.engines.llamacpp.request import Loaded, Request
 from edgeai.engines.llamacpp.settling import settle
 from edgeai.errors import Busy, ClosedError, ContextExceeded, EngineCrashed
@@ -210,6 +211,8 @@ class Scheduler:
         self._settling = True
         try:
             settle(self.handle, self._cache, self._composer.batch, self._idle)
+        except Exception:  # noqa: BLE001 - nobody has asked for this work; who asks next is told what is wrong
+            self._cache.clear()
         finally:
             with self._gate:
                 self._settling = False
@@ -305,7 +308,7 @@ class Scheduler:
         most = 0
         for other in self._running:
             if other.pending > 1 and other.adapters == request.adapters and other.config.prefix_cache:
-                most = max(most, _common(other.tokens, request.tokens, len(request.tokens) - 1))
+                most = max(most, min(common(other.tokens, request.tokens), len(request.tokens) - 1))
         return most >= WORTH_WAITING and most - self._cache.longest(request.tokens, request.adapters) >= WORTH_WAITING
 
     # ---- one batch
@@ -491,11 +494,3 @@ def _token_bytes(handle: Handle) -> int:
     """Return what a token in the KV cache takes, as the cache really is."""
     total = sum(share.kv_bytes for share in handle.placement.shares)
     return total // max(handle.plan.kv_cells, handle.n_ctx)
-
-
-def _common(first: list[int], second: list[int], limit: int) -> int:
-    """Return how many tokens FIRST and SECOND begin with alike, up to LIMIT."""
-    count = min(len(first), len(second), limit)
-    if first[:count] == second[:count]:
-        return count
-    return next(index for index in range(count) if first[index] != second[index])
