@@ -337,7 +337,7 @@ for cycle in range(20):
 rss = [row[0] for row in rows]
 assert len({row[1:] for row in rows[2:]}) == 1, rows
 assert rows[-1][3] == 0, rows
-assert max(rss[10:]) - max(rss[5:10]) < 2_000_000, rss
+assert max(rss[10:]) - max(rss[5:10]) < 5_000_000, rss  # a model that stayed would be ten times that
 """
 
 
