@@ -266,6 +266,18 @@ def test_a_saved_prompt_is_reused_by_another_load_and_changes_no_answer(tiny_ggu
     assert found.text == fresh.text
 
 
+def test_a_saved_prompt_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logprobs": 5}
+    with Model(open_engine(smollm2_path, ctx=512)) as model:
+        fresh = model.complete(SYSTEM + "Why is the sky blue?", prefix_cache=False, **options)
+        count = model.save_prompt(SYSTEM, tmp_path / "p")
+    with Model(open_engine(smollm2_path, ctx=512)) as model:
+        model.load_prompt(tmp_path / "p")
+        found = model.complete(SYSTEM + "Why is the sky blue?", **options)
+    assert found.usage.cached_tokens >= count - 2
+    assert found.logprobs == fresh.logprobs
+
+
 def test_a_saved_system_message_is_reused_by_conversations(smollm2_path: Path, tmp_path: Path) -> None:
     system: Message = {"role": "system", "content": SYSTEM}
     with Model(open_engine(smollm2_path, ctx=512)) as model:

@@ -100,8 +100,7 @@ class PrefixCache:
         if not self._free and not self._park_one():
             return None
         sequence = self._free.pop()
-        stateful = self._handle.recurrent or self._handle.n_swa
-        find = self._find_exact if alone and self._exact and not stateful else self._find
+        find = self._find_exact if alone and self._exact and not self._handle.stateful else self._find
         found = find(tokens, adapters) if reuse and self.enabled else None
         length = 0 if found is None else self._take_over(sequence, *found)
         if length:
@@ -162,7 +161,7 @@ class PrefixCache:
     def _usable(self, number: int, length: int) -> bool:
         """Whether the first LENGTH tokens of NUMBER can be continued: not all models keep what that takes."""
         handle, kept = self._handle, self._kept.get(number)
-        if not (handle.recurrent or handle.n_swa):
+        if not handle.stateful:
             return True
         first, last = handle.span(number) if kept is None or kept.state is None else kept.span
         if handle.recurrent:  # the state is that after the last token, and no other
@@ -185,7 +184,7 @@ class PrefixCache:
         The first EXACT of them are as a request that is alone reads them. ALONE: so was the rest, one by one. ASKED: a caller wants
         them kept.
         """
-        stateful = self._handle.recurrent or self._handle.n_swa
+        stateful = self._handle.stateful
         large = len(tokens) * self._token_bytes > self._budget
         if not self.enabled or large or len(tokens) < SHORTEST or (stateful and self._exact and not asked):
             self.drop(sequence)
@@ -222,7 +221,7 @@ class PrefixCache:
 
     def unsettled(self) -> tuple[int, list[int], int, Selection] | None:
         """Return the sequence of the last request that has ended, its tokens, from where they are not exact, its adapters."""
-        if not self._kept or not self._exact or self._handle.recurrent or self._handle.n_swa:
+        if not self._kept or not self._exact or self._handle.stateful:
             return None
         sequence, kept = next(reversed(self._kept.items()))
         if kept.state is not None or not kept.alone or len(kept.tokens) - kept.exact < LEAST:

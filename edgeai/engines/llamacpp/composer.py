@@ -17,12 +17,16 @@ __all__ = ["Composer", "Part"]
 
 @dataclass(slots=True)
 class Part:
-    """The part of a batch that belongs to one request: COUNT of its pending tokens, with logits from INDEX of the batch on."""
+    """The part of a batch that belongs to one request: COUNT of its pending tokens, with logits from INDEX of the batch on.
+
+    `padding` tokens after them mean nothing and are to be forgotten.
+    """
 
     request: Request
     count: int
     index: int | None
     guesses: int
+    padding: int = 0
 
 
 class Composer:
@@ -35,11 +39,10 @@ class Composer:
         self._paces: dict[int, Pace] = {}
         self._turn: Selection = ()
         self._read_last = False
-        self._padded = False
 
     def learn(self, parts: Sequence[Part], seconds: float) -> None:
         """Take note that the batch of PARTS took SECONDS."""
-        prompts = sum(part.count for part in parts if part.count > 1 + part.guesses)
+        prompts = sum(part.count + part.padding for part in parts if part.count > 1 + part.guesses)
         self._pace.learn(prompts, seconds, computed=any(part.index is not None for part in parts))
 
     def interrupted(self) -> None:
@@ -54,13 +57,8 @@ class Composer:
         """Forget REQUEST, which does not run any more."""
         self._paces.pop(id(request), None)
 
-    def compose(
-        self, running: Sequence[Request], fail: Callable[[Request, Exception], None], *, jobs: bool
-    ) -> list[Part]:
-        """Fill the batch with what is next of RUNNING requests, the oldest first. FAIL is told of one whose guessing has failed.
-
-        JOBS: the scratch sequence belongs to one.
-        """
+    def compose(self, running: Sequence[Request], fail: Callable[[Request, Exception], None]) -> list[Part]:
+        """Fill the batch with what is next of RUNNING requests, the oldest first. FAIL is told of one whose guessing has failed."""
         group = self._group(running)
         self.batch.clear()
         answering = [request for request in group if not request.reads]
@@ -82,24 +80,20 @@ class Composer:
         for request, count in zip(reading, shares, strict=True):
             if count:
                 parts.append(self._add(request, count))
-        if len(running) == len(reading) == 1 and reading[0].alone and not jobs:
-            self._pad(reading[0])
+        if len(running) == len(reading) == 1 and reading[0].alone:
+            self._pad(parts[0])
         return parts
 
-    def _pad(self, request: Request) -> None:
-        """Give the batch of REQUEST, which is alone, the shape that such batches have; `computed` takes it away again."""
-        count = padding(self.batch.size)
-        if count > min(self._handle.cells - len(request.tokens), self.batch.capacity - self.batch.size):
+    def _pad(self, part: Part) -> None:
+        """Give the batch of a request that is alone the shape that such batches have."""
+        request, handle = part.request, self._handle
+        count = padding(part.count)
+        if handle.stateful or count > min(handle.cells - len(request.tokens), self.batch.capacity - self.batch.size):
             request.alone = False
-        elif count:
-            self.batch.pad(count, self._handle.scratch)
-            self._padded = True
-
-    def computed(self) -> None:
-        """Forget what was padded, after the batch has been computed or has failed."""
-        if self._padded:
-            self._handle.forget(self._handle.scratch)
-            self._padded = False
+            return
+        assert request.sequence is not None  # noqa: S101 - running requests have one
+        self.batch.pad(count, request.done + part.count, request.sequence)
+        part.padding = count
 
     def _group(self, running: Sequence[Request]) -> list[Request]:
         """Return the running requests of one selection of adapters, in turn: a batch has only one."""

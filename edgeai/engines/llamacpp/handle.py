@@ -64,6 +64,8 @@ class Handle:
         # Also with `swa_full`: cells beyond the window are overwritten when the search for free ones comes by.
         self.n_swa = int(lib.llama_model_n_swa(self.model))
         self.recurrent = bool(lib.llama_model_is_recurrent(self.model) or lib.llama_model_is_hybrid(self.model))
+        # The cache of such a model cannot be cut anywhere, and what comes after a token changes what is kept of it.
+        self.stateful = self.recurrent or self.n_swa > 0
         self.placement = self.weights.placement
         self.plan = replace(plan, notices=(*plan.notices, *self.weights.notices))
 
@@ -213,7 +215,7 @@ class Batch:
         self.size = self.native.n_tokens = stop
         return stop - logits
 
-    def pad(self, count: int, scratch: int) -> None:
-        """Append COUNT tokens of sequence SCRATCH that mean nothing; whoever computes the batch forgets them."""
+    def pad(self, count: int, first: int, sequence: int) -> None:
+        """Append COUNT tokens that mean nothing to SEQUENCE from position FIRST on; whoever computes the batch trims them away."""
         if count > 0:
-            self.add([0] * count, 0, scratch, 0)
+            self.add([0] * count, first, sequence, 0)

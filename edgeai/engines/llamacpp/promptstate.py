@@ -8,17 +8,17 @@ import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgeai import native
 from edgeai.artifact import Artifact
 from edgeai.childprocess import read_memo, write_memo
 from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.batch import decode
+from edgeai.engines.llamacpp.exact import padding
 from edgeai.engines.llamacpp.handle import Handle, NoRoom
 from edgeai.engines.llamacpp.promptfile import PromptFile, Subject
 from edgeai.engines.llamacpp.statelayout import read_state
-from edgeai.errors import ContextExceeded, EngineCrashed, UsageError
+from edgeai.errors import ContextExceeded, UsageError
 from edgeai.paths import home
 from edgeai.plan import Plan
 from edgeai.types import Message, Prompt
@@ -99,7 +99,7 @@ class SaveJob:
         if self._read < len(self.ids) and not self.cancelled:
             return False
         if not self.cancelled:
-            state = state_of(handle)
+            state = handle.state(handle.scratch)
             handle.forget(handle.scratch)
             read_state(state)  # what cannot be read back is not written
             self.result.put(state)
@@ -136,7 +136,7 @@ class LoadJob:
         handle.forget(handle.scratch)
         try:
             read(handle, tokens[:1], 0)
-            own = read_state(state_of(handle))
+            own = read_state(handle.state(handle.scratch))
             handle.forget(handle.scratch)
             own.check(read_state(state), state, len(tokens), self.window)
             buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
@@ -164,20 +164,15 @@ class LoadJob:
 
 
 def read(handle: Handle, ids: Sequence[int], start: int) -> None:
-    """Put IDS into the KV cache of the scratch sequence at the positions from START; the last gives logits."""
+    """Put IDS into the KV cache of the scratch sequence at the positions from START, in the shape that makes them exact (exact.py)."""
     import numpy as np
 
     count = len(ids)
-    outputs = np.arange(count) == count - 1
-    positions = np.arange(start, start + count)
-    handle.check(decode(handle.lib, handle.context, ids, positions, np.full(count, handle.scratch), outputs))
-
-
-def state_of(handle: Handle) -> bytes:
-    """Return the native state of the scratch sequence."""
-    lib: Any = handle.lib
-    size = lib.llama_state_seq_get_size_ext(handle.context, handle.scratch, 0)
-    buffer = (ctypes.c_uint8 * size)()
-    if lib.llama_state_seq_get_data_ext(handle.context, buffer, size, handle.scratch, 0) != size:
-        raise EngineCrashed("the native library does not give the state of a prompt", hint="edgeai doctor")
-    return bytes(buffer)
+    more = 0 if handle.stateful else min(padding(count), handle.n_batch - count, handle.cells - start - count)
+    total = count + max(0, more)
+    outputs = np.arange(total) == count - 1
+    positions = np.arange(start, start + total)
+    tokens = [*ids, *[0] * (total - count)]
+    handle.check(decode(handle.lib, handle.context, tokens, positions, np.full(total, handle.scratch), outputs))
+    if total > count:
+        handle.trim(handle.scratch, start + count)

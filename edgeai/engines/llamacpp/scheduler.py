@@ -303,7 +303,7 @@ class Scheduler:
     def _will_share(self, request: Request) -> bool:
         """Whether a running request is about to compute more of this one's prompt than is there."""
         config = request.config
-        if not (self._cache.enabled and config.prefix_cache) or self.handle.recurrent or self._plan.deterministic:
+        if not (self._cache.enabled and config.prefix_cache) or self.handle.recurrent:
             return False
         most = 0
         for other in self._running:
@@ -315,7 +315,7 @@ class Scheduler:
 
     def _compute(self) -> None:
         """Compute the next batch, and what follows from it."""
-        parts = self._composer.compose(self._running, self._fail, jobs=bool(self._jobs))
+        parts = self._composer.compose(self._running, self._fail)
         if not parts:
             return
         began = time.perf_counter()
@@ -332,7 +332,6 @@ class Scheduler:
         """Compute the batch; false when it was not computed, and what stood in the way has been dealt with."""
         with self._gate:
             if self._closed or all(part.request.cancelled for part in parts):
-                self._composer.computed()
                 return False
             self._computing = tuple(part.request for part in parts)
         try:
@@ -352,7 +351,6 @@ class Scheduler:
             with self._gate:
                 self._computing = ()
                 self.handle.clear_abort()
-            self._composer.computed()
         return True
 
     def _step_back(self, request: Request) -> None:
@@ -399,6 +397,8 @@ class Scheduler:
         """Note what was computed for a request and, when its pending tokens are all in, draw the next."""
         request = part.request
         request.done += part.count - part.guesses
+        if part.padding:
+            self._step_back(request)
         if request.alone:
             request.exact = request.done
         if part.index is None:
@@ -450,6 +450,8 @@ class Scheduler:
             job = self._jobs[0] if self._jobs else None
         if job is None or self._given_way:
             return
+        if not self._running and not self.handle.n_swa:
+            self._cache.park()  # what a job computes is the same wherever others have been
         try:
             self.handle.adapters.select(self.handle.context, job.adapters)
             finished = job.step(self.handle)

@@ -34,12 +34,11 @@ def settle(handle: Handle, cache: PrefixCache, batch: Batch, idle: Callable[[], 
             count = min(len(tokens) - at, handle.n_batch)
             batch.clear()
             batch.add(tokens[at : at + count], at, sequence, 0)
-            batch.pad(min(padding(count), handle.n_batch - count), handle.scratch)
+            batch.pad(min(padding(count), handle.n_batch - count), at + count, sequence)
             handle.decode(batch)
-            handle.forget(handle.scratch)
             at += count
+            handle.trim(sequence, at)
     except (Aborted, NoRoom):
-        handle.forget(handle.scratch)
         handle.trim(sequence, at)
     finally:
         cache.settled(sequence, at)
