@@ -178,6 +178,26 @@ def test_a_kept_prompt_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path)
                 assert again.logprobs == fresh.logprobs  # to the bit
 
 
+def test_what_was_read_before_others_came_stays_exact_for_all_of_them(smollm2_path: Path) -> None:
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logprobs": 5}
+    prompt = f"{SYSTEM}\nWhy is the sky blue?"
+    with Model(open_engine(smollm2_path, ctx=512, streams=3, prefix_bytes=5 << 20)) as model:  # room for one of the three
+        length = len(model.tokenize(SYSTEM))
+        together(model, [f"{SYSTEM}\n{word}" for word in ("Hi", "What is a tuple?", "Name a river.")], max_tokens=4)
+        again = model.complete(prompt, **options)
+        fresh = model.complete(prompt, **options, prefix_cache=False)
+    assert again.usage.cached_tokens >= length - 1
+    assert again.logprobs == fresh.logprobs
+
+
+def test_a_beginning_in_cells_is_shared_rather_than_a_little_more_of_a_parked_one(small: Model) -> None:
+    begin = len(small.tokenize(WORDS, add_special=True))
+    small.complete(f"{WORDS}: a list", max_tokens=1)
+    with small.stream(f"{WORDS} and", max_tokens=200, temperature=1.5) as running:
+        next(running)
+        assert small.complete(f"{WORDS}: a string", max_tokens=1).usage.cached_tokens == begin
+
+
 def test_the_next_turn_finds_the_last_answer_exact_without_reading_it_again(smollm2_path: Path) -> None:
     turn: list[Any] = [{"role": "user", "content": "Why is the sky blue?"}]
     options: dict[str, Any] = {"max_tokens": 120, "temperature": 0, "logprobs": 5}
@@ -291,6 +311,20 @@ def test_a_banned_token_does_not_come(small: Model) -> None:
     ).logprobs
     assert biased
     assert biased[0].id != plain[0].id
+
+
+def test_a_bias_changes_the_choice_where_libllama_would_change_it(small: Model) -> None:
+    plain = small.complete("the function returns", max_tokens=1, temperature=0, logprobs=2).logprobs
+    assert plain
+    (best, _, high), (second, _, low) = plain[0].top[:2]
+    for bias, expected in ((high - low - 1e-3, best), (high - low + 1e-3, second)):
+        for penalty in (1.0, 1.0 + 1e-7):  # with a penalty libllama's own chain chooses
+            done = small.complete(
+                "the function returns", max_tokens=1, temperature=0, logprobs=0, repeat_penalty=penalty,
+                logit_bias={second: bias},
+            ).logprobs  # fmt: skip
+            assert done
+            assert done[0].id == expected
 
 
 def test_a_bias_on_a_token_that_there_is_not_is_refused(small: Model) -> None:

@@ -22,6 +22,8 @@ __all__ = ["PrefixCache"]
 
 SHORTEST = 8
 """Fewer shared tokens than this are computed again rather than looked after."""
+NEAR = 32
+"""As many tokens may be computed again for a beginning that is in cells rather than in main memory."""
 LEAST = 16
 """Fewer tokens of an answer than this are not worth reading again."""
 
@@ -57,6 +59,7 @@ class PrefixCache:
         self._numbers = itertools.count(handle.sequences + 1)
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._trees: dict[Selection, PrefixTree] = {}
+        self._exact_of: dict[int, int] = {}  # of running requests
         self._exact = handle.plan.prefix_reuse == "exact"
 
     @property
@@ -91,11 +94,11 @@ class PrefixCache:
 
     def begin(
         self, tokens: Sequence[int], adapters: Selection, *, reuse: bool, alone: bool = False
-    ) -> tuple[int, int] | None:
-        """Return a sequence for a request of TOKENS and how many of them it has already; None when no sequence is free.
+    ) -> tuple[int, int, int] | None:
+        """Return a sequence for a request of TOKENS, how many of them it has already, and how many of those are exact.
 
-        At least one token is left to compute, since an answer begins with the logits of the last one. A request that is ALONE takes only
-        what does not change its answer.
+        None when no sequence is free. At least one token is left to compute, since an answer begins with the logits of the last one.
+        A request that is ALONE takes only what does not change its answer.
         """
         if not self._free and not self._park_one():
             return None
@@ -103,11 +106,17 @@ class PrefixCache:
         find = self._find_exact if alone and self._exact and not self._handle.stateful else self._find
         found = find(tokens, adapters) if reuse and self.enabled else None
         length = 0 if found is None else self._take_over(sequence, *found)
+        exact = 0 if found is None else min(self._exact_part(found[0]), length)
         if length:
-            self.computed(sequence, tokens[:length], adapters)
+            self.computed(sequence, tokens[:length], adapters, exact=exact)
         if not self._handle.n_swa:
             self.park(but=None if found is None or self._holds_more(*found) else found[0])
-        return sequence, length
+        return sequence, length, exact
+
+    def _exact_part(self, number: int) -> int:
+        """Return how many of the first tokens of NUMBER are exact."""
+        kept = self._kept.get(number)
+        return self._exact_of.get(number, 0) if kept is None else kept.exact
 
     def _holds_more(self, number: int, length: int) -> bool:
         """Whether kept tokens are more than the LENGTH that a running request has too, and so take cells of their own."""
@@ -134,17 +143,21 @@ class PrefixCache:
         return found[1] if found else 0
 
     def _find(self, tokens: Sequence[int], adapters: Selection) -> tuple[int, int] | None:
-        """Return who has the longest beginning of TOKENS, and its length; of several, one that need not be copied."""
-        tree = self._trees.get(adapters)
-        if tree is None:
-            return None
-        for length, holders in tree.matches(tokens, len(tokens) - 1):
-            if length < SHORTEST:
-                return None
+        """Return who has the longest beginning of TOKENS, and its length; of several, one that need not be copied.
+
+        What is in cells is shared, what is parked takes cells of its own, which every later batch looks at: NEAR tokens are not worth that.
+        """
+        tree, parked = self._trees.get(adapters), None
+        for length, holders in () if tree is None else tree.matches(tokens, len(tokens) - 1):
+            if length < (SHORTEST if parked is None else parked[1] - NEAR):
+                break
             for number in sorted(holders):
-                if self._usable(number, length):
+                if not self._usable(number, length):
+                    continue
+                if number not in self._kept or self._kept[number].state is None:
                     return number, length
-        return None
+                parked = parked or (number, length)
+        return parked
 
     def _find_exact(self, tokens: Sequence[int], adapters: Selection) -> tuple[int, int] | None:
         """Return who has kept most of the beginning of TOKENS that is exact, and how many of them may be taken."""
@@ -168,9 +181,10 @@ class PrefixCache:
             return last == length - 1
         return first <= max(0, length - handle.n_swa + 1)
 
-    def computed(self, sequence: int, tokens: Sequence[int], adapters: Selection) -> None:
-        """Note that SEQUENCE has computed TOKENS, so that others can begin with them."""
+    def computed(self, sequence: int, tokens: Sequence[int], adapters: Selection, *, exact: int = 0) -> None:
+        """Note that SEQUENCE has computed TOKENS, so that others can begin with them; the first EXACT are exact."""
         if self.enabled:
+            self._exact_of[sequence] = exact
             self._trees.setdefault(adapters, PrefixTree()).put(sequence, tokens)
 
     # ---- a request ends
@@ -214,6 +228,7 @@ class PrefixCache:
 
     def lost(self, number: int) -> None:
         """Note that NUMBER has nothing computed any more."""
+        self._exact_of.pop(number, None)
         for tree in self._trees.values():
             tree.remove(number)
 

@@ -40,6 +40,7 @@ class Handle:
         self._abort = AbortFlag(self.lib)
         self.context: Any = None
         self.batches = 0  # that were computed
+        self._rows: dict[int, Any] = {}  # of logits, by their address
         self.sequences = self.scratch = max(plan.sequences - 1, plan.streams)
         self.n_outputs = max(plan.outputs, self.sequences + 1)
         self.weights = Weights(artifact, plan)
@@ -110,11 +111,16 @@ class Handle:
 
     def logits(self, index: int) -> Any:
         """Return the logits after the token at INDEX of the last batch as a writable (n_vocab,) float32 array, valid until the next."""
-        import numpy as np
+        address = ctypes.addressof(self.lib.llama_get_logits_ith(self.context, index).contents)
+        row = self._rows.get(address)
+        if row is None:
+            import numpy as np
 
-        pointer = self.lib.llama_get_logits_ith(self.context, index)
-        row = (ctypes.c_float * self.n_vocab).from_address(ctypes.addressof(pointer.contents))
-        return np.frombuffer(memoryview(row), np.float32)
+            if len(self._rows) >= self.n_outputs:  # libllama has moved them
+                self._rows.clear()
+            view = (ctypes.c_float * self.n_vocab).from_address(address)
+            row = self._rows[address] = np.frombuffer(memoryview(view), np.float32)
+        return row
 
     # ---- sequences in the KV cache
 

@@ -33,8 +33,9 @@ class Sampler:
             for token in prompt[-PENALTY_WINDOW:]:
                 lib.llama_sampler_accept(self._chain, token)
         # numpy finds the greatest number in a tenth of the time; importing it is not worth that where nobody has.
-        plain = config.temperature == 0 and not config.logit_bias and config.repeat_penalty == 1.0
-        self._argmax = handle.logits if plain and "numpy" in sys.modules else None
+        plain = config.temperature == 0 and config.repeat_penalty == 1.0
+        self._logits = handle.logits if plain and "numpy" in sys.modules else None
+        self._biased, self._biases = list(config.logit_bias), list(config.logit_bias.values())
         if config.temperature == 0:
             self._add(lib.llama_sampler_init_greedy())
             return
@@ -52,8 +53,11 @@ class Sampler:
 
     def sample(self, index: int = -1) -> int:
         """Draw the next token from the logits at INDEX of the last batch, and remember it."""
-        if self._argmax is not None:
-            return int(self._argmax(index).argmax())
+        if self._logits is not None:
+            row = self._logits(index)
+            if self._biased:
+                row[self._biased] += self._biases
+            return int(row.argmax())
         return int(self._lib.llama_sampler_sample(self._chain, self._context, index))
 
     def free(self) -> None:

@@ -265,9 +265,7 @@ class Scheduler:
         if sequence is None:
             return
         if keep and request.config.prefix_cache:
-            prompt = request.prompt_tokens
-            exact = min(request.exact, request.done, prompt)
-            tokens = request.tokens[: request.done]
+            exact, tokens = self._exact_part(request), request.tokens[: request.done]
             self._cache.keep(sequence, tokens, request.adapters, exact=exact, alone=request.alone)
         else:
             self._cache.drop(sequence)
@@ -288,8 +286,8 @@ class Scheduler:
         found = self._cache.begin(request.tokens, request.adapters, reuse=config.prefix_cache, alone=alone)
         if found is None:
             return False
-        request.sequence, request.done = found
-        request.alone, request.exact = alone, request.done if alone else 0
+        request.sequence, request.done, request.exact = found
+        request.alone = alone
         request.cached = max(request.cached, min(request.done, request.prompt_tokens))
         with self._gate:
             self._waiting.remove(request)
@@ -418,7 +416,11 @@ class Scheduler:
     def _note(self, request: Request) -> None:
         """Let others begin with what REQUEST has computed."""
         if request.config.prefix_cache and request.sequence is not None:
-            self._cache.computed(request.sequence, request.tokens[: request.done], request.adapters)
+            exact = self._exact_part(request)
+            self._cache.computed(request.sequence, request.tokens[: request.done], request.adapters, exact=exact)
+
+    def _exact_part(self, request: Request) -> int:
+        return min(request.exact, request.done, request.prompt_tokens)
 
     def _draw(self, request: Request, part: Part) -> str | None:
         """Draw the next token, and one more for each guess that was right. Return why the answer ends if it does."""
