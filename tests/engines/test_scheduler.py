@@ -14,6 +14,7 @@ import pytest
 from edgeai.engines.llamacpp import LlamaCppEngine
 from edgeai.engines.opening import open_engine, planned
 from edgeai.errors import Busy, ContextExceeded, UsageError
+from edgeai.evaluation.streams import end_tokens
 from edgeai.model import Model
 from edgeai.plan import LoadOptions
 from edgeai.types import Completion
@@ -181,9 +182,16 @@ def test_a_kept_prompt_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path)
 def test_what_was_read_before_others_came_stays_exact_for_all_of_them(smollm2_path: Path) -> None:
     options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logprobs": 5}
     prompt = f"{SYSTEM}\nWhy is the sky blue?"
-    with Model(open_engine(smollm2_path, ctx=512, streams=3, prefix_bytes=5 << 20)) as model:  # room for one of the three
+    endless: dict[str, Any] = {"temperature": 0, "logit_bias": dict.fromkeys(end_tokens(smollm2_path), -100.0)}
+    with Model(open_engine(smollm2_path, ctx=512, streams=3, prefix_bytes=6 << 20)) as model:  # room for one of the two
         length = len(model.tokenize(SYSTEM))
-        together(model, [f"{SYSTEM}\n{word}" for word in ("Hi", "What is a tuple?", "Name a river.")], max_tokens=4)
+        with model.stream(f"{SYSTEM}\nHi", **endless) as first:
+            next(first)
+            second = model.stream(f"{SYSTEM}\nWhat is a tuple?", **endless)
+            next(second)
+        while engine_of(model).stats().running > 1:
+            time.sleep(0.01)
+        second.close()
         again = model.complete(prompt, **options)
         fresh = model.complete(prompt, **options, prefix_cache=False)
     assert again.usage.cached_tokens >= length - 1
