@@ -1,6 +1,6 @@
 """Several requests at once: edgeai's engine against llama-server, same prompts, same lengths, greedy, in turns.
 
-    python bench/streams.py [--model smollm2-q4_0] [--streams 8] [--rounds 9] [--quick]
+    python bench/streams.py [--models smollm2-q4_0 …] [--streams 8] [--rounds 5] [--quick]
 
 `distinct`: prompts of 64 tokens that share nothing, 64 tokens of answer. `shared`: one system prompt of 600 tokens,
 new in each round, before questions of 24 tokens, 32 tokens of answer; `shared_primed`: another new one, after a single
@@ -120,12 +120,19 @@ def against(sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Measure and save."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="smollm2-q4_0")
+    parser.add_argument("--models", nargs="+", default=models.NAMES)
     parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round, to see that it works")
     arguments = parser.parse_args()
-    path, count = models.model(arguments.model), arguments.streams
+    for name in arguments.models:
+        path, count = models.model(name), arguments.streams
+        results = measure(path, count, 1 if arguments.quick else arguments.rounds)
+        save(f"streams_{path.stem}_{count}", results, keep=not arguments.quick)
+
+
+def measure(path: Path, count: int, rounds: int) -> dict[str, Any]:
+    """Return the figures of all sides with the model file PATH and COUNT callers."""
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(
             edgeai.load(str(path), ctx=CONTEXT, streams=count, prefix_bytes=KEPT_BYTES, device="cpu")
@@ -136,15 +143,14 @@ def main() -> None:
         for side, more in (("llama-server", ()), ("llama-server -kvu", ("-kvu",))):
             server = stack.enter_context(llama_server(path, *flags, *batch, *more))
             sides[side] = their_side(server)
-        found = compare(sides, Prompts(model, count), 1 if arguments.quick else arguments.rounds)
-    results = {
+        found = compare(sides, Prompts(model, count), rounds)
+    return {
         "model": path.name,
         "streams": count,
         "prefix_bytes": KEPT_BYTES,
         "peer_flags": " ".join([*flags, *batch]),
         **found,
     }
-    save(f"streams_{path.stem}_{count}", results, keep=not arguments.quick)
 
 
 if __name__ == "__main__":
