@@ -11,6 +11,10 @@ from edgeai.types import Chunk
 __all__ = ["Channel", "ChunkStream", "StopFilter", "Utf8Decoder"]
 
 
+_ENDED = EOFError("the stream has ended")
+"""Stands in a channel where nothing more comes; never raised."""
+
+
 class Channel:
     """A queue from the thread that makes chunks to whoever reads them: by waiting, or by being told (an event loop)."""
 
@@ -35,16 +39,28 @@ class Channel:
         """Have TELL called after every put and `begin` from now on, in the putting thread; it must return at once and raise nothing."""
         self._tell = tell
 
+    def end(self) -> None:
+        """Let everyone who waits, now or later, know that nothing more comes."""
+        self._items.put(_ENDED)
+
     def get(self) -> Chunk | BaseException:
-        """Return the next item, waiting for it."""
-        return self._items.get()
+        """Return the next item, waiting for it. Raises StopIteration after `end`."""
+        item = self._items.get()
+        if item is _ENDED:
+            self.end()  # for the next one
+            raise StopIteration
+        return item
 
     def poll(self) -> Chunk | BaseException | None:
         """Return the next item, or None where there is none yet."""
         try:
-            return self._items.get_nowait()
+            item = self._items.get_nowait()
         except queue.Empty:
             return None
+        if item is _ENDED:
+            self.end()
+            return None
+        return item
 
 
 class ChunkStream:
@@ -78,10 +94,15 @@ class ChunkStream:
 
     def _take(self, item: Chunk | BaseException) -> Chunk:
         if isinstance(item, BaseException):
-            self._ended = True
+            self._end()
             raise item
-        self._ended = item.finish_reason is not None
+        if item.finish_reason is not None:
+            self._end()
         return item
+
+    def _end(self) -> None:
+        self._ended = True
+        self.channel.end()  # another thread may be waiting for more
 
     def cancel(self) -> None:
         """Ask for the end: what is already made can still be read, up to a last chunk that says `cancelled`."""

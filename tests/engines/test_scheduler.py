@@ -206,6 +206,20 @@ def test_a_beginning_in_cells_is_shared_rather_than_a_little_more_of_a_parked_on
         assert small.complete(f"{WORDS}: a string", max_tokens=1).usage.cached_tokens == begin
 
 
+@pytest.mark.parametrize("length", [40, 200])
+def test_models_with_a_window_continue_what_was_kept_to_the_bit(length: int, tmp_path: Path) -> None:
+    path = write_f32(make_variant(tmp_path, VARIANTS["gemma3"]), tmp_path / "x.gguf")
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logprobs": 5}
+    with Model(open_engine(path, ctx=512, streams=2, threads=2)) as model:
+        begin = (" ".join([WORDS] * 40))[: length * 4]
+        for end in (" and", " or a list", " when"):
+            fresh = model.complete(begin + end, **options, prefix_cache=False)
+            model.complete(begin + " the", max_tokens=24)
+            again = model.complete(begin + end, **options)
+            assert again.usage.cached_tokens >= len(model.tokenize(begin)) - 2
+            assert again.logprobs == fresh.logprobs
+
+
 def test_the_next_turn_finds_the_last_answer_exact_without_reading_it_again(smollm2_path: Path) -> None:
     turn: list[Any] = [{"role": "user", "content": "Why is the sky blue?"}]
     options: dict[str, Any] = {"max_tokens": 120, "temperature": 0, "logprobs": 5}

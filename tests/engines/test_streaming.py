@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import queue
+import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeai.engines.fake import FakeEngine
-from edgeai.engines.streaming import ChunkStream, StopFilter, Utf8Decoder
+from edgeai.engines.streaming import Channel, ChunkStream, StopFilter, Utf8Decoder
+from edgeai.errors import ClosedError
 from edgeai.types import Chunk, GenerationConfig
 
 
@@ -58,7 +61,7 @@ def test_a_forgotten_stream_cancels_its_work() -> None:
 
 
 def test_an_error_ends_the_stream() -> None:
-    chunks: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
+    chunks = Channel()
     chunks.put(Chunk(text="a"))
     chunks.put(ValueError("broken"))
     stream = ChunkStream(chunks, lambda: None)
@@ -70,3 +73,22 @@ def test_an_error_ends_the_stream() -> None:
         seen.append("error")
     assert seen == ["a", "error"]
     assert list(stream) == []
+
+
+@pytest.mark.parametrize("last", [Chunk(finish_reason="stop"), ClosedError("gone")])
+def test_the_end_reaches_every_thread_that_reads(last: Chunk | ClosedError) -> None:
+    stream = ChunkStream(Channel(), lambda: None)
+    ends: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            ends.put(f"{len(list(stream))} chunks")
+        except ClosedError as error:
+            ends.put(str(error))
+
+    readers = [threading.Thread(target=read, daemon=True) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    stream.channel.put(last)
+    found = sorted(ends.get(timeout=10) for _ in readers)
+    assert found == ["0 chunks", "0 chunks", "1 chunks" if isinstance(last, Chunk) else "gone"]

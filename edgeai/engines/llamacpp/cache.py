@@ -3,7 +3,8 @@
 What a request has computed stays in the cache when it ends. When another request begins that has no use for it, it is parked: its state
 goes to main memory and its cells are free again, since attention looks at every cell that is in use, whoever's it is (4000 tokens of
 others made a step of SmolLM2 1.7 times as long). Parked states are put back by copying, a hundredth of the time of computing them.
-Models with sliding windows are not parked: libllama's state of a sequence has the last window only, and could not be shortened.
+Models with sliding windows are not parked: libllama's state of a sequence has the last window only, and could not be shortened. What
+they have computed stays in its cells until a request that is alone begins with something else.
 """
 
 from __future__ import annotations
@@ -103,13 +104,14 @@ class PrefixCache:
         if not self._free and not self._park_one():
             return None
         sequence = self._free.pop()
-        find = self._find_exact if alone and self._exact and not self._handle.stateful else self._find
+        exactly = alone and self._exact and not self._handle.recurrent
+        find = self._find_exact if exactly else self._find
         found = find(tokens, adapters) if reuse and self.enabled else None
         length = 0 if found is None else self._take_over(sequence, *found)
         exact = 0 if found is None else min(self._exact_part(found[0]), length)
         if length:
             self.computed(sequence, tokens[:length], adapters, exact=exact)
-        if not self._handle.n_swa:
+        if exactly or not self._handle.n_swa:
             self.park(but=None if found is None or self._holds_more(*found) else found[0])
         return sequence, length, exact
 
@@ -168,13 +170,14 @@ class PrefixCache:
             for number in holders:
                 if (kept := self._kept.get(number)) is not None:
                     length = min(shared, kept.exact)
-                    best = max(best, (length, -number))
+                    if self._usable(number, length):
+                        best = max(best, (length, -number))
         return (-best[1], best[0]) if best[0] >= SHORTEST else None
 
     def _usable(self, number: int, length: int) -> bool:
         """Whether the first LENGTH tokens of NUMBER can be continued: not all models keep what that takes."""
         handle, kept = self._handle, self._kept.get(number)
-        if not handle.stateful:
+        if not (handle.recurrent or handle.n_swa):
             return True
         first, last = handle.span(number) if kept is None or kept.state is None else kept.span
         if handle.recurrent:  # the state is that after the last token, and no other
@@ -198,14 +201,14 @@ class PrefixCache:
         The first EXACT of them are as a request that is alone reads them. ALONE: so was the rest, one by one. ASKED: a caller wants
         them kept.
         """
-        stateful = self._handle.stateful
+        recurrent = self._handle.recurrent
         large = len(tokens) * self._token_bytes > self._budget
-        if not self.enabled or large or len(tokens) < SHORTEST or (stateful and self._exact and not asked):
+        if not self.enabled or large or len(tokens) < SHORTEST or (recurrent and self._exact and not asked):
             self.drop(sequence)
             return
         self.computed(sequence, tokens, adapters)
         self._kept[sequence] = _Kept(tuple(tokens), adapters, exact, alone)
-        if not stateful:
+        if not (recurrent or self._handle.n_swa):
             for other in self._trees[adapters].covered(sequence):
                 if other in self._kept and self._kept[other].exact <= exact:
                     self._release(other)
@@ -236,10 +239,12 @@ class PrefixCache:
 
     def unsettled(self) -> tuple[int, list[int], int, Selection] | None:
         """Return the sequence of the last request that has ended, its tokens, from where they are not exact, its adapters."""
-        if not self._kept or not self._exact or self._handle.stateful:
+        if not self._kept or not self._exact or self._handle.recurrent:
             return None
         sequence, kept = next(reversed(self._kept.items()))
         if kept.state is not None or not kept.alone or len(kept.tokens) - kept.exact < LEAST:
+            return None
+        if not self._usable(sequence, kept.exact):
             return None
         return sequence, list(kept.tokens), kept.exact, kept.adapters
 

@@ -74,7 +74,7 @@ class Composer:
         # Where more wait for their first token than for their next one, those are served.
         short = sum(request.pending <= self.batch.capacity for request in reading)
         hurry = not answering or short > len(answering)
-        allowance = self.batch.capacity if hurry else self._pace.allowance()
+        allowance = self.batch.capacity if hurry else self._pace.allowance(self.batch.size)
         allowance = min(allowance, self.batch.capacity - self.batch.size)
         shares = share_out([request.pending for request in reading], allowance)
         for request, count in zip(reading, shares, strict=True):
@@ -88,7 +88,7 @@ class Composer:
         """Give the batch of a request that is alone the shape that such batches have."""
         request, handle = part.request, self._handle
         count = padding(part.count)
-        if handle.stateful or count > min(handle.cells - len(request.tokens), self.batch.capacity - self.batch.size):
+        if handle.recurrent or count > min(handle.cells - len(request.tokens), self.batch.capacity - self.batch.size):
             request.alone = False
             return
         assert request.sequence is not None  # noqa: S101 - running requests have one

@@ -14,7 +14,7 @@ an answer depends on them anyway: `deterministic` is for those to whom that matt
 
 from __future__ import annotations
 
-__all__ = ["padding"]
+__all__ = ["TILE", "padding"]
 
 TILE = 64
 """Rows from which on attention is computed in tiles."""

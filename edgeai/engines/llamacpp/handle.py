@@ -40,6 +40,7 @@ class Handle:
         self._abort = AbortFlag(self.lib)
         self.context: Any = None
         self.batches = 0  # that were computed
+        self.choosing_s = 0.0  # spent on finding the greatest logits without numpy
         self._rows: dict[int, Any] = {}  # of logits, by their address
         self.sequences = self.scratch = max(plan.sequences - 1, plan.streams)
         self.n_outputs = max(plan.outputs, self.sequences + 1)
@@ -65,8 +66,6 @@ class Handle:
         # Also with `swa_full`: cells beyond the window are overwritten when the search for free ones comes by.
         self.n_swa = int(lib.llama_model_n_swa(self.model))
         self.recurrent = bool(lib.llama_model_is_recurrent(self.model) or lib.llama_model_is_hybrid(self.model))
-        # The cache of such a model cannot be cut anywhere, and what comes after a token changes what is kept of it.
-        self.stateful = self.recurrent or self.n_swa > 0
         self.placement = self.weights.placement
         self.plan = replace(plan, notices=(*plan.notices, *self.weights.notices))
 

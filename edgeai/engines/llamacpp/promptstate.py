@@ -14,6 +14,7 @@ from edgeai.artifact import Artifact
 from edgeai.childprocess import read_memo, write_memo
 from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.batch import decode
+from edgeai.engines.llamacpp.cache import SHORTEST
 from edgeai.engines.llamacpp.exact import padding
 from edgeai.engines.llamacpp.handle import Handle, NoRoom
 from edgeai.engines.llamacpp.promptfile import PromptFile, Subject
@@ -80,8 +81,11 @@ class SaveJob:
     _read: int = 0
 
     def __post_init__(self) -> None:
-        if not self.ids:
-            raise UsageError("the prompt is empty", hint="give at least one character")
+        if len(self.ids) < SHORTEST:
+            raise UsageError(
+                f"a prompt of {len(self.ids)} tokens is computed anew sooner than it is read",
+                hint=f"save prompts of {SHORTEST} tokens and more",
+            )
 
     def step(self, handle: Handle) -> bool:
         """Compute the next batch. Return True when there is no more to do."""
@@ -168,7 +172,7 @@ def read(handle: Handle, ids: Sequence[int], start: int) -> None:
     import numpy as np
 
     count = len(ids)
-    more = 0 if handle.stateful else min(padding(count), handle.n_batch - count, handle.cells - start - count)
+    more = 0 if handle.recurrent else min(padding(count), handle.n_batch - count, handle.cells - start - count)
     total = count + max(0, more)
     outputs = np.arange(total) == count - 1
     positions = np.arange(start, start + total)

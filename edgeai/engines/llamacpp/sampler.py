@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from edgeai.types import GenerationConfig
 
 __all__ = ["Sampler"]
 
+IMPORT_S = 0.05
+"""Seconds spent on libllama's way of finding the greatest number before numpy is imported, which takes about as long."""
 PENALTY_WINDOW = 64  # tokens; llama.cpp's default for repeat_last_n, common/common.h
 
 
@@ -22,7 +25,7 @@ class Sampler:
 
     def __init__(self, handle: Handle, config: GenerationConfig, seed: int, prompt: Sequence[int] = ()) -> None:
         self._lib: Any = handle.lib
-        self._context = handle.context
+        self._handle, self._context = handle, handle.context
         lib = self._lib
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         if config.logit_bias:
@@ -32,10 +35,9 @@ class Sampler:
             self._add(lib.llama_sampler_init_penalties(handle.n_vocab, PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0))
             for token in prompt[-PENALTY_WINDOW:]:
                 lib.llama_sampler_accept(self._chain, token)
-        # numpy finds the greatest number in a tenth of the time; importing it is not worth that where nobody has.
-        plain = config.temperature == 0 and config.repeat_penalty == 1.0
-        self._logits = handle.logits if plain and "numpy" in sys.modules else None
-        self._biased, self._biases = list(config.logit_bias), list(config.logit_bias.values())
+        self._greatest = config.temperature == 0 and config.repeat_penalty == 1.0
+        self._biases = config.logit_bias
+        self._biased: tuple[Any, Any] | None = None  # tokens, and what is added to their logits
         if config.temperature == 0:
             self._add(lib.llama_sampler_init_greedy())
             return
@@ -53,12 +55,23 @@ class Sampler:
 
     def sample(self, index: int = -1) -> int:
         """Draw the next token from the logits at INDEX of the last batch, and remember it."""
-        if self._logits is not None:
-            row = self._logits(index)
-            if self._biased:
-                row[self._biased] += self._biases
-            return int(row.argmax())
-        return int(self._lib.llama_sampler_sample(self._chain, self._context, index))
+        if self._greatest and ("numpy" in sys.modules or self._handle.choosing_s > IMPORT_S):
+            return self._choose(self._handle.logits(index))
+        began = time.perf_counter()
+        token = int(self._lib.llama_sampler_sample(self._chain, self._context, index))
+        if self._greatest:
+            self._handle.choosing_s += time.perf_counter() - began
+        return token
+
+    def _choose(self, row: Any) -> int:
+        """Return the token of the greatest of the logits ROW, an array that is changed by the biases."""
+        if self._biases:
+            if self._biased is None:
+                import numpy as np
+
+                self._biased = np.array([*self._biases]), np.array([*self._biases.values()], np.float32)
+            row[self._biased[0]] += self._biased[1]
+        return int(row.argmax())
 
     def free(self) -> None:
         """Free the chain."""
