@@ -179,6 +179,18 @@ def test_a_kept_prompt_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path)
                 assert again.logprobs == fresh.logprobs  # to the bit
 
 
+def test_a_prompt_that_was_parked_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path) -> None:
+    options: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "logprobs": 5}
+    long, other = f"{SYSTEM}\nWhy is the sky blue?", "Another text altogether, which is not long."
+    with Model(open_engine(smollm2_path, ctx=512, streams=2)) as model:
+        fresh = [model.complete(prompt, **options, prefix_cache=False) for prompt in (long, f"{SYSTEM}\nHi", other)]
+        model.complete(long, **options)
+        model.complete(other, **options)  # takes the cells, so the first is parked
+        again = [model.complete(prompt, **options) for prompt in (long, f"{SYSTEM}\nHi", other)]
+    assert all(answer.usage.cached_tokens >= 8 for answer in again)
+    assert [answer.logprobs for answer in again] == [answer.logprobs for answer in fresh]
+
+
 def test_what_was_read_before_others_came_stays_exact_for_all_of_them(smollm2_path: Path) -> None:
     options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logprobs": 5}
     prompt = f"{SYSTEM}\nWhy is the sky blue?"

@@ -61,6 +61,7 @@ class PrefixCache:
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._trees: dict[Selection, PrefixTree] = {}
         self._exact_of: dict[int, int] = {}  # of running requests
+        self._in_place: set[int] = set()  # sequences whose exact tokens are in the cells from the first on
         self._exact = handle.plan.prefix_reuse == "exact"
 
     @property
@@ -105,15 +106,27 @@ class PrefixCache:
             return None
         sequence = self._free.pop()
         exactly = alone and self._exact and not self._handle.recurrent
+        if exactly:
+            self._make_way(tokens, adapters, reuse=reuse)
         find = self._find_exact if exactly else self._find
         found = find(tokens, adapters) if reuse and self.enabled else None
         length = 0 if found is None else self._take_over(sequence, *found)
         exact = 0 if found is None else min(self._exact_part(found[0]), length)
+        if exactly or (found is not None and found[0] in self._in_place):
+            self._in_place.add(sequence)
         if length:
             self.computed(sequence, tokens[:length], adapters, exact=exact)
         if exactly or not self._handle.n_swa:
             self.park(but=None if found is None or self._holds_more(*found) else found[0])
         return sequence, length, exact
+
+    def _make_way(self, tokens: Sequence[int], adapters: Selection, *, reuse: bool) -> None:
+        """Free all cells but those of what a request of TOKENS that is alone will begin with, so that it has the cells from the first on."""
+        found = self._find_exact(tokens, adapters) if reuse and self.enabled else None
+        source = None if found is None else found[0]
+        if source is not None:
+            self._kept.move_to_end(source)
+        self.park(but=source if source in self._in_place else None)
 
     def _exact_part(self, number: int) -> int:
         """Return how many of the first tokens of NUMBER are exact."""
@@ -214,13 +227,18 @@ class PrefixCache:
                     self._release(other)
         self._keep_to_budget()
 
-    def adopt(self, source: int, tokens: Sequence[int], adapters: Selection = ()) -> bool:
-        """Keep TOKENS, which sequence SOURCE has, as if a request had computed them; false where nothing may be kept."""
+    def adopt(self, source: int, tokens: Sequence[int], *, in_place: bool) -> bool:
+        """Keep TOKENS, which sequence SOURCE has, as if a request had computed them; false where nothing may be kept.
+
+        IN_PLACE: they have the cells from the first on.
+        """
         if len(tokens) * self._token_bytes > self._budget or not (self._free or self._park_one()):
             return False
         sequence = self._free.pop()
         self._handle.share(source, sequence, len(tokens))
-        self.keep(sequence, tokens, adapters, exact=len(tokens), asked=True)
+        if in_place:
+            self._in_place.add(sequence)
+        self.keep(sequence, tokens, (), exact=len(tokens), asked=True)
         return True
 
     def drop(self, sequence: int) -> None:
@@ -232,6 +250,7 @@ class PrefixCache:
     def lost(self, number: int) -> None:
         """Note that NUMBER has nothing computed any more."""
         self._exact_of.pop(number, None)
+        self._in_place.discard(number)
         for tree in self._trees.values():
             tree.remove(number)
 
@@ -253,10 +272,13 @@ class PrefixCache:
         kept = self._kept.get(sequence)
         if kept is None:
             return
-        self.lost(sequence)
         if exact < SHORTEST:
             self._release(sequence)
             return
+        in_place = sequence in self._in_place
+        self.lost(sequence)
+        if in_place:
+            self._in_place.add(sequence)
         self._kept[sequence] = replace(kept, tokens=kept.tokens[:exact], exact=exact)
         self.computed(sequence, kept.tokens[:exact], kept.adapters)
 

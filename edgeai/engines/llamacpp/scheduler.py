@@ -136,7 +136,7 @@ class Scheduler:
 
     def adopt(self, tokens: Sequence[int]) -> bool:
         """Keep TOKENS, which the scratch sequence has, for later requests; false where nothing may be kept. For a job's step alone."""
-        return self._cache.adopt(self.handle.scratch, tokens)
+        return self._cache.adopt(self.handle.scratch, tokens, in_place=not self._running)
 
     def cancel(self, request: Request) -> None:
         """End REQUEST, running or waiting, within the batch that is being computed; at once if the batch is for it alone."""
