@@ -17,12 +17,12 @@ __all__ = [
     "DeviceChoice",
     "KVType",
     "LoadOptions",
-    "PrefixReuse",
+    "Numerics",
 ]
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
-PrefixReuse = Literal["exact", "fast"]
+Numerics = Literal["exact", "fast"]
 
 KVType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 """The types that libllama keeps a KV cache in (common/arg.cpp, kv_cache_types)."""
@@ -44,9 +44,9 @@ class LoadOptions:
     `ctx`: the longest prompt and answer together, in tokens. `needed`: an upper bound of the tokens that will ever be in the context, for
     callers that know it: without `ctx` the context is then no larger than that. `threads` decode, `threads_batch` read prompts.
     `streams`: requests computed side by side. `queue`: how many may wait before Busy. `prefix_bytes`: how much main memory may keep
-    prompts for later requests, 0 for none. `prefix_reuse`: "exact" reuses what does not change the answer of a request that is alone,
-    "fast" whatever is there, answers included, up to rounding. `deterministic`: an answer does not depend on what else runs, at the
-    price of speed.
+    prompts for later requests, 0 for none. `numerics`: under "exact" nothing that is only done for speed changes the answer of a request
+    that is alone: kept prompts are reused, and guesses made, only where all numbers stay the same; "fast" does both wherever it can, and
+    rounding then changes greedy answers. `deterministic`: an answer does not depend on what else runs, at the price of speed.
     `adapters`: name → LoRA adapter file. `draft`: a small model of the same vocabulary for speculation.
     `isolated`: in a supervised child process, so that no crash of native code ends this one.
     """
@@ -61,7 +61,7 @@ class LoadOptions:
     streams: int | None = None
     queue: int = DEFAULT_QUEUE
     prefix_bytes: int | None = None
-    prefix_reuse: PrefixReuse = "exact"
+    numerics: Numerics = "exact"
     deterministic: bool = False
     adapters: Mapping[str, Path] = field(default_factory=dict)
     draft: Path | None = None
@@ -86,7 +86,7 @@ class LoadOptions:
                 not (self.deterministic and self.prefix_bytes),
                 "0 under deterministic, where each sequence is apart",
             ),
-            ("prefix_reuse", self.prefix_reuse in get_args(PrefixReuse), "one of " + ", ".join(get_args(PrefixReuse))),
+            ("numerics", self.numerics in get_args(Numerics), "one of " + ", ".join(get_args(Numerics))),
             ("prefix_bytes", self.prefix_bytes is None or self.prefix_bytes >= 0, "0 or more"),
         )
         for name, ok, rule in limits:

@@ -26,7 +26,7 @@ from edgeai.options import (
     DeviceChoice,
     KVType,
     LoadOptions,
-    PrefixReuse,
+    Numerics,
 )
 from edgeai.placement import CPU, Placement
 from edgeai.room import rooms
@@ -81,7 +81,7 @@ class Plan:
     sequences: int = 1
     kv_cells: int = 0
     prefix_bytes: int = 0
-    prefix_reuse: PrefixReuse = "exact"
+    numerics: Numerics = "exact"
     queue: int = DEFAULT_QUEUE
     deterministic: bool = False
     swa_full: bool = False
@@ -224,7 +224,7 @@ def _plan(
         sequences=room.sequences + 1,
         kv_cells=room.cells,
         prefix_bytes=room.prefix_bytes,
-        prefix_reuse=options.prefix_reuse,
+        numerics=options.numerics,
         swa_full=room.swa_full,
         outputs=room.outputs,
         kv_type=room.kv_type,

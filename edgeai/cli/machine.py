@@ -10,12 +10,13 @@ from typing import Any, get_args
 import click
 
 from edgeai.errors import UsageError
-from edgeai.options import KVType
+from edgeai.options import KVType, Numerics
 
 __all__ = ["MACHINE_OPTIONS", "load_options"]
 
 MACHINE_OPTIONS = (
-    "device", "gpu_layers", "ctx", "kv_type", "threads", "threads_batch", "lora", "draft", "deterministic", "isolated", "pull"
+    "device", "gpu_layers", "ctx", "kv_type", "threads", "threads_batch", "lora", "draft", "numerics",
+    "deterministic", "isolated", "pull",
 )  # fmt: skip
 """The options of `load_options` in the order of the help, and `pull`, which the command has itself."""
 
@@ -34,14 +35,19 @@ def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--threads", type=int, help="CPU threads.")
     @click.option("--threads-batch", type=int, help="CPU threads that read the prompt.  [default: --threads]")
     @click.option("--lora", multiple=True, metavar="PATH[=SCALE]", help="Add a LoRA adapter in GGUF; may be repeated.")
-    @click.option("--draft", metavar="MODEL", help="Let this small model guess ahead; the answer stays the same.")
+    @click.option("--draft", metavar="MODEL", help="Let this small model guess ahead; see --numerics.")
+    @click.option(
+        "--numerics",
+        type=click.Choice(get_args(Numerics)),
+        help="fast lets speed-ups round differently, which changes some greedy answers.  [default: exact]",
+    )
     @click.option("--deterministic", is_flag=True, help="The answer depends on nothing else that runs; slower.")
     @click.option("--isolated", is_flag=True, help="Run the model in a process of its own, which may crash.")
     @functools.wraps(command)
     def wrapped(
         *args: Any, lora: tuple[str, ...], draft: str | None, deterministic: bool, isolated: bool, **kwargs: Any
     ) -> Any:
-        names = ("device", "gpu_layers", "ctx", "kv_type", "threads", "threads_batch")
+        names = ("device", "gpu_layers", "ctx", "kv_type", "threads", "threads_batch", "numerics")
         load = {name: value for name in names if (value := kwargs.pop(name)) is not None}
         load |= {name: True for name, given in (("deterministic", deterministic), ("isolated", isolated)) if given}
         if draft is not None:

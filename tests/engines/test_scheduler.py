@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from edgeai.engines.llamacpp import LlamaCppEngine
+from edgeai.engines.llamacpp import LlamaCppEngine, guess_check
 from edgeai.engines.opening import open_engine, planned
 from edgeai.errors import Busy, ContextExceeded, UsageError
 from edgeai.evaluation.streams import end_tokens
@@ -154,7 +155,7 @@ def test_a_prompt_that_was_parked_is_continued_as_if_it_had_stayed(variant: str,
     path = write_f32(make_variant(tmp_path, VARIANTS[variant]), tmp_path / "x.gguf")
     options: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
     first, longer = " ".join(WORDS.split()[:10]), " ".join(WORDS.split()[:14])
-    with Model(open_engine(path, ctx=128, streams=1, threads=1, prefix_bytes=1 << 20, prefix_reuse="fast")) as model:
+    with Model(open_engine(path, ctx=128, streams=1, threads=1, prefix_bytes=1 << 20, numerics="fast")) as model:
         fresh = model.complete(longer, **options, prefix_cache=False)
         model.complete(first, max_tokens=1)
         model.complete("another thing altogether", max_tokens=1)  # takes the cells, so the first is parked
@@ -374,17 +375,51 @@ def test_a_prompt_beyond_the_context_is_refused_before_any_work(small: Model) ->
 # ---- speculation
 
 
-def test_looked_up_guesses_do_not_change_a_greedy_answer(small: Model) -> None:
-    prompt = " ".join(["one two three four five six seven"] * 3)
-    plain = small.complete(prompt, max_tokens=40, temperature=0, prefix_cache=False)
-    guessed = small.complete(prompt, max_tokens=40, temperature=0, speculation="lookup", prefix_cache=False)
-    assert guessed.text == plain.text
-    assert guessed.usage.completion_tokens == plain.usage.completion_tokens
+REPEATED = (
+    "def add(first, second):\n    return first + second\n\ndef subtract(first, second):\n    return first - second\n\n"
+)
+
+
+def test_guesses_change_no_number_of_a_greedy_answer(smollm2_path: Path) -> None:
+    options: dict[str, Any] = {"max_tokens": 80, "temperature": 0, "logprobs": 5, "prefix_cache": False}
+    with Model(open_engine(smollm2_path, ctx=512, streams=1)) as model:
+        plain = model.complete(REPEATED, **options)
+        guessed = model.complete(REPEATED, **options, speculation="lookup")
+    assert guessed.logprobs == plain.logprobs
     assert guessed.timings.drafted >= guessed.timings.accepted > 0
 
 
+def test_nothing_is_guessed_where_that_would_change_answers_unless_it_is_allowed(smollm2_path: Path) -> None:
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 0, "speculation": "lookup"}
+    with Model(open_engine(smollm2_path, ctx=512, streams=1)) as model:
+        done = model.complete(REPEATED * 12, **options)  # more tokens than attention takes in one piece
+    with Model(open_engine(smollm2_path, ctx=512, streams=1, numerics="fast")) as model:
+        fast = model.complete(REPEATED * 12, **options)
+    assert (done.timings.drafted, [notice.code for notice in done.warnings]) == (0, ["no-speculation"])
+    assert (fast.timings.accepted > 0, fast.warnings) == (True, ())
+
+
+def test_a_sampled_answer_may_always_be_guessed_at(small: Model) -> None:
+    done = small.complete(REPEATED, max_tokens=60, temperature=0.2, seed=1, speculation="lookup")
+    assert done.timings.drafted > 0
+
+
+def test_guesses_are_as_many_as_are_computed_like_one_by_one(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounded(_: object, ids: list[int], start: int) -> list[Any]:
+        rows = [np.full(4, start + at, np.float32) for at in range(len(ids))]
+        if len(ids) in {4, 5, 6}:  # as a product of matrices in groups of four rows may round
+            rows[-1][2] = np.nextafter(rows[-1][2], np.float32(np.inf))
+        return rows
+
+    monkeypatch.setattr(guess_check, "logits", rounded)
+    check = guess_check.GuessCheck(8)
+    while not check.step(engine_of(small)._handle):
+        pass
+    assert check.result.get_nowait() == 2
+
+
 def test_a_draft_model_that_is_the_model_is_nearly_always_right(tiny_gguf: Path) -> None:
-    with Model(open_engine(tiny_gguf, ctx=256, streams=2, threads=1, draft=tiny_gguf)) as model:
+    with Model(open_engine(tiny_gguf, ctx=256, streams=2, threads=1, draft=tiny_gguf, numerics="fast")) as model:
         plain = model.complete(WORDS, max_tokens=30, temperature=0, prefix_cache=False)
         drafted = model.complete(WORDS, max_tokens=30, temperature=0, speculation="draft", prefix_cache=False)
         assert drafted.text == plain.text

@@ -47,7 +47,9 @@ def ends(stream: Iterator[Any]) -> list[str]:
 
 
 def test_guesses_of_a_request_that_gave_its_cells_back_are_forgotten(tiny_gguf: Path) -> None:
-    with tight(tiny_gguf, options={"ctx": 256, "streams": 4, "prefix_bytes": 0}, kv_cells=256) as model:
+    with tight(
+        tiny_gguf, options={"ctx": 256, "streams": 4, "prefix_bytes": 0, "numerics": "fast"}, kv_cells=256
+    ) as model:
         prompts = [f"{word} {WORDS} {WORDS}" for word in ("red", "green", "blue", "white")]
         options: dict[str, Any] = {"max_tokens": 100, "temperature": 0}
         alone = [model.complete(prompt, **options).text for prompt in prompts]
@@ -81,7 +83,7 @@ def test_scores_give_their_cells_to_a_request_that_needs_them_and_are_the_same(t
 
 
 def test_a_draft_model_without_room_guesses_nothing_and_gives_its_sequences_back(tiny_gguf: Path) -> None:
-    with tight(tiny_gguf, options={"ctx": 256, "streams": 4}, draft_cells=256) as model:
+    with tight(tiny_gguf, options={"ctx": 256, "streams": 4, "numerics": "fast"}, draft_cells=256) as model:
         prompts = [f"{word} {WORDS} {WORDS}" for word in ("red", "green", "blue", "white")]
         done = together(model, prompts, max_tokens=80, temperature=0, speculation="draft")
         assert {answer.finish_reason for answer in done} == {"length"}
@@ -92,7 +94,7 @@ def test_a_draft_model_without_room_guesses_nothing_and_gives_its_sequences_back
 def test_failed_requests_give_the_sequences_of_the_draft_model_back(
     tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tight(tiny_gguf, options={"ctx": 256, "streams": 2}, draft_cells=512) as model:
+    with tight(tiny_gguf, options={"ctx": 256, "streams": 2, "numerics": "fast"}, draft_cells=512) as model:
         with monkeypatch.context() as patched:
             patched.setattr(request.Answer, "_clock", _broken_at_the_third_token)
             for _ in range(8):
@@ -104,7 +106,7 @@ def test_failed_requests_give_the_sequences_of_the_draft_model_back(
 def test_a_failure_of_the_thread_gives_the_sequences_of_the_draft_model_back(
     tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"ctx": 256, "streams": 3, "prefix_bytes": 0}
+    options = {"ctx": 256, "streams": 3, "prefix_bytes": 0, "numerics": "fast"}
     with tight(tiny_gguf, options=options, draft_cells=1024, kv_cells=256) as model:
         engine, prompts = engine_of(model), [f"{word} {WORDS} {WORDS}" for word in ("red", "green", "blue")]
         make_room = engine._core._make_room
@@ -123,7 +125,7 @@ def test_a_failure_of_the_thread_gives_the_sequences_of_the_draft_model_back(
 
 
 def test_a_long_prompt_is_read_by_a_draft_model_a_batch_at_a_time(tiny_gguf: Path) -> None:
-    with tight(tiny_gguf, options={"ctx": 256, "streams": 1}, draft_cells=256, batch=256) as model:
+    with tight(tiny_gguf, options={"ctx": 256, "streams": 1, "numerics": "fast"}, draft_cells=256, batch=256) as model:
         draft = engine_of(model)._draft
         assert draft is not None
         guesser, tokens = draft.guesser(), model.tokenize(" ".join([WORDS] * 16))[:200]

@@ -62,7 +62,7 @@ class PrefixCache:
         self._trees: dict[Selection, PrefixTree] = {}
         self._exact_of: dict[int, int] = {}  # of running requests
         self._in_place: set[int] = set()  # sequences whose exact tokens are in the cells from the first on
-        self._exact = handle.plan.prefix_reuse == "exact"
+        self._exact = handle.plan.numerics == "exact"
 
     @property
     def enabled(self) -> bool:
@@ -121,7 +121,7 @@ class PrefixCache:
         return sequence, length, exact
 
     def _make_way(self, tokens: Sequence[int], adapters: Selection, *, reuse: bool) -> None:
-        """Free all cells but those of what a request of TOKENS that is alone will begin with, so that it has the cells from the first on."""
+        """Free all cells but those that a request of TOKENS that is alone begins with, so that it has them from the first on."""
         found = self._find_exact(tokens, adapters) if reuse and self.enabled else None
         source = None if found is None else found[0]
         if source is not None:

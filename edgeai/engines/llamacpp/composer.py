@@ -120,7 +120,7 @@ class Composer:
             pace = self._paces.setdefault(id(request), Pace(GUESSES))
             spare = self.batch.capacity - self.batch.size - 2 * answering
             outputs = self._handle.n_outputs // answering - 1
-            most = min(pace.count, spare, outputs, answer.room - 1)
+            most = min(pace.count, spare, outputs, answer.room - 1, request.most_guesses)
             try:
                 guesses = request.guesser.guess(request.tokens, most) if most > 0 else []
             except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread

@@ -13,7 +13,8 @@ from edgeai.artifact import Artifact
 from edgeai.engines.constraint import Forced, TokenMask
 from edgeai.engines.llamacpp.drafting import DraftModel
 from edgeai.engines.llamacpp.grammar import grammars_of
-from edgeai.engines.llamacpp.handle import Handle
+from edgeai.engines.llamacpp.guess_check import WHOLE, GuessCheck
+from edgeai.engines.llamacpp.handle import GUESSES, Handle
 from edgeai.engines.llamacpp.jobs import ResultJob
 from edgeai.engines.llamacpp.promptfile import PromptFile, read_prompt_file, write_prompt_file
 from edgeai.engines.llamacpp.promptstate import LoadJob, SaveJob, reusable_ids, subject_of
@@ -33,6 +34,11 @@ __all__ = ["LlamaCppEngine"]
 
 T = TypeVar("T")
 
+CHANGED = (
+    f"no speculation: here it would change greedy answers, since several tokens at once round differently than one by one (with this type "
+    f"of weights, on a GPU, or after {WHOLE} tokens); numerics='fast' (--numerics fast) allows that"
+)
+
 
 class LlamaCppEngine:
     """A GGUF model in this process. See engines.base.Engine for what the methods promise.
@@ -49,6 +55,7 @@ class LlamaCppEngine:
     ) -> None:
         began = time.perf_counter()
         self.artifact = artifact
+        self._most_exact: int | None = None  # guesses; known when the first are asked for
         if plan.streams > 1:  # a single answer is there before numpy would be
             import numpy  # noqa: F401 - Sampler uses it where it is
         handle = Handle(artifact, plan)
@@ -102,9 +109,13 @@ class LlamaCppEngine:
             selection, mask = self._handle.adapters.selection(config.adapters), self._mask(config)
             self._vocab.check(list(config.logit_bias))
             guesser, notices = self._guesser(config, mask)
+            exact_guesses = self._exact_guesses(config, len(fitted.ids)) if guesser is not None else None
+        if exact_guesses == 0:
+            guesser, notices = None, (*notices, Notice(code="no-speculation", message=CHANGED))
         request = Request(
-            fitted=fitted, config=config, submitted=submitted, adapters=selection, mask=mask, guesser=guesser
-        )
+            fitted=fitted, config=config, submitted=submitted, adapters=selection, mask=mask, guesser=guesser,
+            exact_guesses=exact_guesses,
+        )  # fmt: skip
         if fitted.notices or notices:
             request.channel.put(Chunk(notices=(*fitted.notices, *notices)))
         # Before it is queued: a Ctrl-C from here on drops the stream, which cancels.
@@ -131,6 +142,16 @@ class LlamaCppEngine:
         if config.speculation == "lookup" or self._draft is None:
             return Lookup(), ()
         return self._draft.guesser(), ()
+
+    def _exact_guesses(self, config: GenerationConfig, prompt_tokens: int) -> int | None:
+        """Return how many guesses at once leave an answer of CONFIG the same; None where that does not matter."""
+        if self.plan.numerics == "fast" or config.temperature != 0 or config.speculation == "off":
+            return None
+        if self.plan.gpu_layers or prompt_tokens >= WHOLE:
+            return 0
+        if self._most_exact is None:
+            self._most_exact = self._result(GuessCheck(GUESSES))
+        return self._most_exact
 
     @property
     def batches(self) -> int:

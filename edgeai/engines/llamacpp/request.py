@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from edgeai.engines.constraint import TokenMask, incomplete
 from edgeai.engines.llamacpp.adapters import Selection
-from edgeai.engines.llamacpp.handle import Handle
+from edgeai.engines.llamacpp.guess_check import WHOLE
+from edgeai.engines.llamacpp.handle import GUESSES, Handle
 from edgeai.engines.llamacpp.logprobs import token_logprob
 from edgeai.engines.llamacpp.sampler import Sampler
 from edgeai.engines.llamacpp.speculate import Guesser
@@ -44,6 +45,7 @@ class Request:
     adapters: Selection = ()
     mask: TokenMask | None = None
     guesser: Guesser | None = None
+    exact_guesses: int | None = None
     channel: Channel = field(default_factory=Channel)
     cancelled: bool = False
     tokens: list[int] = field(init=False)
@@ -70,6 +72,11 @@ class Request:
     def pending(self) -> int:
         """How many of its tokens are not in the cache; one, when it waits for nothing but its next token."""
         return len(self.tokens) - self.done
+
+    @property
+    def most_guesses(self) -> int:
+        """How many guesses may be checked now; `exact_guesses` at once where they must not change the answer."""
+        return GUESSES if self.exact_guesses is None else min(self.exact_guesses, WHOLE - len(self.tokens))
 
     @property
     def reads(self) -> bool:
