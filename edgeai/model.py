@@ -43,17 +43,24 @@ def load(model: str | os.PathLike[str], **options: Any) -> Model:
     from edgeai.store import Store
 
     check_names(options, [field.name for field in fields(LoadOptions)])
-    store, ref = Store.open(), os.fspath(model)
+    store, ref = Store.open(), _reference(model)
     if options.get("draft") is not None:
-        options["draft"] = store.find(os.fspath(options["draft"]))
+        options["draft"] = store.find(_reference(options["draft"]))
     if options.get("adapters"):
         if not isinstance(options["adapters"], Mapping):
             raise UsageError(
                 f"adapters {options['adapters']!r} are not possible", hint="adapters={'name': 'file.gguf'}"
             )
-        options["adapters"] = {name: store.find(os.fspath(file)) for name, file in options["adapters"].items()}
+        options["adapters"] = {name: store.find(_reference(file)) for name, file in options["adapters"].items()}
     engine = open_engine(store.find(ref), **options)
     return Model(engine, sampling=store.sampling(ref))
+
+
+def _reference(model: Any) -> str:
+    """Return the path or name MODEL as text. Raises UsageError for what is neither."""
+    if not isinstance(model, str | os.PathLike):
+        raise UsageError(f"{model!r:.60} is no model", hint="give a path or the name of a pulled model")
+    return os.fsdecode(model)
 
 
 def check_names(options: Iterable[str], known: Sequence[str]) -> None:
@@ -178,6 +185,8 @@ class Model(Methods):
         """Return one vector of length 1 for each of TEXTS, (texts, dim) float32. Raises UsageError for a language model."""
         if isinstance(texts, str):
             raise UsageError("embed takes a list of texts, and this is one text", hint="embed([text])")
+        if not isinstance(texts, Iterable):
+            raise UsageError(f"{texts!r:.60} is no list of texts", hint="embed([text])")
         return self.open_engine().embed(texts)
 
     def rank(self, query: str, documents: Sequence[str]) -> list[float]:

@@ -31,6 +31,8 @@ __all__ = [
     "TokenLogprob",
     "Usage",
     "check_numbers",
+    "check_text",
+    "is_whole",
     "no_progress",
 ]
 
@@ -79,15 +81,22 @@ def check_numbers(values: Any, *, whole: Iterable[str], real: Iterable[str] = ()
 
     None may stand where it is the default; numbers of numpy are numbers.
     """
-    for names, is_one, rule in ((whole, _is_whole, "a whole number"), (real, _is_number, "a number")):
+    for names, is_one, rule in ((whole, is_whole, "a whole number"), (real, _is_number, "a number")):
         for name in names:
             value = getattr(values, name)
             if not (is_one(value) or (value is None and type(values).__dataclass_fields__[name].default is None)):
                 raise UsageError(f"{name} {value!r} is not possible", hint=f"{name} must be {rule}")
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether VALUE is a whole number, of Python or numpy; a bool is none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_text(text: Any) -> None:
+    """Raise UsageError for TEXT that is none."""
+    if not isinstance(text, str):
+        raise UsageError(f"{text!r:.60} is not a text", hint="give a str")
 
 
 def _is_number(value: Any) -> bool:
@@ -174,14 +183,16 @@ class GenerationConfig:
             (
                 "logit_bias",
                 isinstance(self.logit_bias, Mapping)
-                and all(_is_whole(id_) and _is_number(bias) for id_, bias in self.logit_bias.items()),
+                and all(is_whole(id_) and _is_number(bias) for id_, bias in self.logit_bias.items()),
                 "a dict of token ids and numbers, like {5: -100}",
             ),
             (
                 "adapters",
-                all(_is_adapter(item) for item in self.adapters),
+                isinstance(self.adapters, tuple | list) and all(_is_adapter(item) for item in self.adapters),
                 "pairs of a name and a scale, like ('law', 1.0)",
             ),
+            ("constraint", isinstance(self.constraint, Constraint | None), "a Constraint; schema= takes a JSON schema"),
+            ("prefix_cache", isinstance(self.prefix_cache, bool), "True or False"),
         )
         for name, ok, rule in kinds:
             if not ok:

@@ -8,11 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import edgeai
 from edgeai.artifact import open_artifact
 from edgeai.device import probe
 from edgeai.engines.base import Engine
@@ -133,6 +136,31 @@ def test_an_answer_that_fills_the_context_says_so(smollm2: Model) -> None:
 def test_an_empty_prompt_is_a_usage_error(smollm2: Model, prompt: str) -> None:
     with pytest.raises(UsageError):
         smollm2.complete(prompt)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: model.complete("x", adapters=5),
+        lambda model: model.complete("x", constraint="abc"),
+        lambda model: model.complete("x", prefix_cache="no"),
+        lambda model: model.complete("x", logit_bias=dict.fromkeys(range(model.engine._handle.n_vocab), -100)),
+        lambda model: model.tokenize(None),
+        lambda model: model.detokenize("abc"),
+        lambda model: model.detokenize(None),
+        lambda model: model.detokenize([1.5]),
+        lambda model: model.score(None),
+        lambda model: model.score([True, False]),
+        lambda model: model.embed(None),
+        lambda _: edgeai.load(5),
+        lambda _: edgeai.load("none", draft=5),
+        lambda _: edgeai.load("none", adapters={"a": None}),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_an_error_that_says_so(call: Callable[[Model], Any], tiny: Model) -> None:
+    with pytest.raises(UsageError) as caught:
+        call(tiny)
+    assert caught.value.hint
 
 
 def test_cancel_stops_prefill_and_the_engine_goes_on(smollm2_path: Path) -> None:

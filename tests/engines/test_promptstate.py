@@ -149,6 +149,11 @@ def test_a_number_that_is_none_is_refused(handle: Handle) -> None:
         load(handle, replace(prompt, state=bytes(state)))
 
 
+def test_what_never_ends_is_no_prompt_file() -> None:
+    with pytest.raises(InvalidModel, match="not a file"):
+        read_prompt_file(Path("/dev/zero"), SUBJECT, vocab=10, most_tokens=10)
+
+
 def test_a_prompt_that_fills_the_context_is_refused(plain: Handle) -> None:
     with pytest.raises(ContextExceeded, match="128 tokens and the context holds 128"):
         SaveJob([1] * 128).step(plain)

@@ -84,9 +84,7 @@ class LlamaCppEngine:
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of IDS. Raises UsageError for an id outside the vocabulary."""
-        size = self._handle.n_vocab
-        if wrong := [token for token in ids if not 0 <= token < size]:
-            raise UsageError(f"token id {wrong[0]} is not in the vocabulary", hint=f"ids go from 0 to {size - 1}")
+        self._vocab.check(ids)
         with self._core.in_use():
             return self._vocab.detokenize(ids)
 
@@ -108,6 +106,8 @@ class LlamaCppEngine:
         with core.in_use():
             selection, mask = self._handle.adapters.selection(config.adapters), self._mask(config)
             self._vocab.check(list(config.logit_bias))
+            if len(config.logit_bias) == self._handle.n_vocab and max(config.logit_bias.values()) <= -100:
+                raise UsageError("logit_bias bans every token", hint="leave at least one that may come")
             guesser, notices = self._guesser(config, mask)
             exact_guesses = self._exact_guesses(config, len(fitted.ids)) if guesser is not None else None
         if exact_guesses == 0:
@@ -172,8 +172,9 @@ class LlamaCppEngine:
 
         What is longer than the context is read in windows that overlap by half (see scoring.windows). Raises UsageError for no tokens.
         """
+        if not isinstance(text, str):
+            self._vocab.check(text)
         ids = self.prompt_ids(text) if isinstance(text, str) else list(text)
-        self._vocab.check(ids)
         with self._core.in_use():
             selection = self._handle.adapters.selection(adapters)
         return self._result(ScoreJob(ids, window=self._handle.n_ctx, bos=self.artifact.bos, adapters=selection))

@@ -93,7 +93,11 @@ def read_prompt_file(path: Path, subject: Subject, *, vocab: int, most_tokens: i
     """
     where = repr(str(path))
     try:
-        data = path.read_bytes()
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise InvalidModel(f"the prompt {where} is not a file", hint=AGAIN)
+        with path.open("rb") as file:
+            data = file.read(len(MAGIC))
+            data += file.read() if data == MAGIC else b""  # a file of another kind may be larger than the memory
     except OSError as error:
         raise InvalidModel(f"the prompt {where} cannot be read: {error.strerror or error}", hint=AGAIN) from error
     header, state = _parts(data, where)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from converters.normalize import NORMALIZERS, normalize
 from edgeai.chat import Segment
 from edgeai.errors import InvalidModel, UsageError
+from edgeai.types import check_text, is_whole
 
 __all__ = ["Vocab"]
 
@@ -55,6 +56,7 @@ class Vocab:
         self, text: str, *, add_special: bool = False, parse_special: bool = False, first: bool = True
     ) -> list[int]:
         """Return the ids of TEXT, with the model's BOS/EOS if `add_special`. FIRST: no token stands before it in a prompt."""
+        check_text(text)
         try:
             data = normalize(text, self._normalizer, first=first).encode()
         except UnicodeEncodeError as error:
@@ -127,9 +129,15 @@ class Vocab:
         return [int(lib.llama_vocab_sep(vocab))] if both else []
 
     def check(self, ids: Iterable[int]) -> None:
-        """Raise UsageError for an id that is not in the vocabulary."""
-        if wrong := [token for token in ids if not 0 <= token < self._size]:
-            raise UsageError(f"token id {wrong[0]} is not in the vocabulary", hint=f"ids go from 0 to {self._size - 1}")
+        """Raise UsageError for an id that is not in the vocabulary, and for what is no list of ids."""
+        try:
+            wrong = [id_ for id_ in ids if not (is_whole(id_) and 0 <= id_ < self._size)]
+        except TypeError as error:
+            raise UsageError(f"{ids!r:.60} is no list of token ids", hint="tokenize makes one of a text") from error
+        if wrong:
+            raise UsageError(
+                f"token id {wrong[0]!r:.60} is not in the vocabulary", hint=f"ids go from 0 to {self._size - 1}"
+            )
 
     def is_end(self, token: int) -> bool:
         """Whether TOKEN ends a generation: EOS, end of turn, end of message …"""
