@@ -283,15 +283,28 @@ def _ctrl_c_at_the_end() -> Iterator[None]:
         usual(signal.SIGINT, None)
 
 
+_log_lock = threading.Lock()
+_log_users = 0
+_log_of_others: tuple[Any, Any] | None = None
+
+
 def _log_kept_here() -> Iterator[None]:
+    global _log_users, _log_of_others
     lib = library()
-    callback, data = lib.llama_log_callback(), ctypes.c_void_p()
-    lib.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
-    lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    with _log_lock:  # the first to come sets it and the last to go puts it back: threads load side by side
+        if _log_users == 0:
+            callback, data = lib.llama_log_callback(), ctypes.c_void_p()
+            lib.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+            _log_of_others = callback, data
+            lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+        _log_users += 1
     try:
         yield
     finally:
-        lib.llama_log_set(callback, data)
+        with _log_lock:
+            _log_users -= 1
+            if _log_users == 0 and _log_of_others is not None:
+                lib.llama_log_set(*_log_of_others)
 
 
 def last_log(lines: int = 8, *, errors_only: bool = False) -> list[str]:
