@@ -27,7 +27,8 @@ class Fits(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """Something that fits: the options to CHANGE (fields of LoadOptions), or another quant of the model; `text` for people."""
+    """Something that fits: the options to CHANGE (fields of LoadOptions), or another quant of the model; `text` for people,
+    with options as hints have them (errors.py)."""
 
     text: str
     needs_bytes: int
@@ -75,15 +76,15 @@ Kind = Callable[[dict[str, Any], int], Iterator[Proposal]]
 def _contexts(_options: dict[str, Any], context: int) -> Iterator[Proposal]:
     for ctx in CONTEXTS:
         if ctx < context:
-            yield f"--ctx {ctx}", {"ctx": ctx}, None
+            yield f"`ctx={ctx}`", {"ctx": ctx}, None
 
 
 def _kv_types(options: dict[str, Any], context: int) -> Iterator[Proposal]:
     if options.get("kv_type") in (None, "f32", "f16", "bf16"):
-        yield "--kv-type q8_0", {"kv_type": "q8_0"}, None
+        yield "`kv_type=q8_0`", {"kv_type": "q8_0"}, None
         for ctx in CONTEXTS:
             if ctx < context:
-                yield f"--kv-type q8_0 --ctx {ctx}", {"kv_type": "q8_0", "ctx": ctx}, None
+                yield f"`kv_type=q8_0` `ctx={ctx}`", {"kv_type": "q8_0", "ctx": ctx}, None
 
 
 def _quants(_options: dict[str, Any], context: int) -> Iterator[Proposal]:
@@ -91,32 +92,32 @@ def _quants(_options: dict[str, Any], context: int) -> Iterator[Proposal]:
         yield "", {}, name
     for name in QUANTS:
         if context > 2048:
-            yield "--ctx 2048", {"ctx": 2048}, name
+            yield "`ctx=2048`", {"ctx": 2048}, name
 
 
 def _streams(options: dict[str, Any], _context: int) -> Iterator[Proposal]:
     if (options.get("streams") or 0) > 1:
-        yield "--streams 1", {"streams": 1}, None
+        yield "`streams=1`", {"streams": 1}, None
 
 
 def _prefixes(options: dict[str, Any], _context: int) -> Iterator[Proposal]:
     if options.get("prefix_bytes"):
-        yield "--prefix-bytes 0", {"prefix_bytes": 0}, None
+        yield "`prefix_bytes=0`", {"prefix_bytes": 0}, None
 
 
 def _devices(options: dict[str, Any], _context: int) -> Iterator[Proposal]:
     if options.get("gpu_layers"):
-        yield "as many layers on the GPU as fit (without --gpu-layers)", {"gpu_layers": None}, None
+        yield "as many layers on the GPU as fit (without `gpu_layers`)", {"gpu_layers": None}, None
     if options.get("device") == "cuda":
-        yield "--device cpu", {"device": "cpu", "gpu_layers": None}, None
+        yield "`device=cpu`", {"device": "cpu", "gpu_layers": None}, None
 
 
 def _both(options: dict[str, Any], context: int) -> Iterator[Proposal]:
-    fewer = " --streams 1" if (options.get("streams") or 0) > 1 else ""
+    fewer = " `streams=1`" if (options.get("streams") or 0) > 1 else ""
     for name in (None, "q4_k_m", "q2_k"):
         for ctx in CONTEXTS:
             if ctx < min(context, 513):
-                yield f"--ctx {ctx} --kv-type q8_0{fewer}", {"ctx": ctx, "kv_type": "q8_0", "streams": 1}, name
+                yield f"`ctx={ctx}` `kv_type=q8_0`{fewer}", {"ctx": ctx, "kv_type": "q8_0", "streams": 1}, name
 
 
 def _text(label: str, quant: str | None, file: Artifact) -> str:

@@ -20,6 +20,8 @@ EdgeAIError                 1
 ├── NetworkError            8   a download or an endpoint failed
 ├── ProofFailed             9   the converted file is not the model
 └── Interrupted           130   Ctrl-C
+
+A hint names options as Python has them, in backticks: `ctx=4096`. The command line shows them as its own: --ctx 4096.
 """
 
 from converters.errors import (

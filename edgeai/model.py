@@ -63,6 +63,13 @@ def _reference(model: Any) -> str:
     return os.fsdecode(model)
 
 
+def _file(path: Any) -> Path:
+    """Return PATH as a Path. Raises UsageError for what is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"{path!r:.60} is no path", hint="give the path of a file")
+    return Path(os.fsdecode(path))
+
+
 def check_names(options: Iterable[str], known: Sequence[str]) -> None:
     """Raise UsageError for the first of OPTIONS that is not KNOWN, with the one that it may have been meant for."""
     for name in options:
@@ -199,7 +206,7 @@ class Model(Methods):
         A system message alone is the usual one: another process then loads it, and the first token of each conversation with it comes at
         once. Raises ContextExceeded, OutputError.
         """
-        return self.open_engine().save_prompt(prompt, Path(path))
+        return self.open_engine().save_prompt(prompt, _file(path))
 
     def load_prompt(self, path: str | os.PathLike[str]) -> int:
         """Have later requests begin with the prompt that was saved to PATH, where they do; return its tokens.
@@ -207,7 +214,7 @@ class Model(Methods):
         `usage.cached_tokens` of an answer says what was reused. Raises InvalidModel for a file that is damaged or was made with another
         model, chat template, KV type or native library; the model goes on without it.
         """
-        return self.open_engine().load_prompt(Path(path))
+        return self.open_engine().load_prompt(_file(path))
 
     def open_engine(self) -> Engine:
         """Return the engine. Raises ClosedError after `close`."""

@@ -74,6 +74,9 @@ class LoadOptions:
         )
         limits: tuple[tuple[str, bool, str], ...] = (
             ("ctx", self.ctx is None or self.ctx >= 8, "at least 8"),
+            ("needed", self.needed is None or self.needed >= 1, "at least 1"),
+            ("deterministic", isinstance(self.deterministic, bool), "True or False"),
+            ("isolated", isinstance(self.isolated, bool), "True or False"),
             ("threads", self.threads is None or 1 <= self.threads <= 512, "between 1 and 512"),
             ("threads_batch", self.threads_batch is None or 1 <= self.threads_batch <= 512, "between 1 and 512"),
             ("device", self.device in get_args(DeviceChoice), "one of " + ", ".join(get_args(DeviceChoice))),

@@ -128,14 +128,18 @@ def make_plan(
     if isinstance(found, Plan):
         return found
     others = _alternatives(artifact, machine, options, found.room.context)
-    raise _refusal(artifact, machine, found, others)
+    raise _refusal(artifact, machine, found, others, least=options.ctx is None)
 
 
 def other_plans(
-    artifact: Artifact, device: Device, options: LoadOptions, context: int, *, below: int | None = None
-) -> tuple[Alternative, ...]:
-    """Return up to three changes of a plan with CONTEXT that fit, each checked; those that need less than BELOW bytes."""
-    machine = Machine(device=device, correction={}, beside=0, most={})
+    artifact: Artifact, device: Device, options: LoadOptions, context: int, *, below: int | None = None,
+    correction: Mapping[str, float] | None = None,
+) -> tuple[Alternative, ...]:  # fmt: skip
+    """Return up to three changes of a plan with CONTEXT that fit, each checked; those that need less than BELOW bytes.
+
+    CORRECTION is that of the plan.
+    """
+    machine = Machine(device=device, correction=correction or {}, beside=0, most={})
     return _alternatives(artifact, machine, options, context, below=below)
 
 
@@ -302,9 +306,12 @@ def _alternatives(
     return alternatives(artifact, given, context, fits)
 
 
-def _refusal(artifact: Artifact, machine: Machine, short: Shortage, others: tuple[Alternative, ...]) -> EdgeAIError:
+def _refusal(
+    artifact: Artifact, machine: Machine, short: Shortage, others: tuple[Alternative, ...], *, least: bool
+) -> EdgeAIError:
     where = "" if short.place == CPU else f" on {_gpus_in_words(machine.device)}, less a reserve,"
-    what = f"{artifact.name!r} at context {short.room.context} needs {short.needs / 1e9:.2f} GB"
+    context = f"{'even ' if least else ''}at context {short.room.context}"
+    what = f"{artifact.name!r} {context} needs {short.needs / 1e9:.2f} GB"
     proposals = "; ".join(f"{other.text} ({other.needs_bytes / 1e9:.2f} GB)" for other in others)
     return DoesNotFit(
         f"{what} and{where} {short.free / 1e9:.2f} GB are free",

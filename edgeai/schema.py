@@ -79,14 +79,17 @@ def read_form(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConstraintError(f"{str(path)!r} cannot be read: {reason}") from error
+        raise ConstraintError(
+            f"{str(path)!r} cannot be read: {reason}", hint="check the path, and that it is a text file"
+        ) from error
 
 
 def _schema_of(value: Any) -> Any:
     if isinstance(value, Path):
         value = read_form(value)
     if isinstance(value, str):
-        value = _parsed(value) if value.lstrip().startswith(("{", '["', "[{")) else schema_of_shorthand(value)
+        looks_like_json = value.lstrip().startswith(("{", '["', "[{")) or value.strip() in {"true", "false"}
+        value = _parsed(value) if looks_like_json else schema_of_shorthand(value)
     if isinstance(value, Mapping):
         return _unwrapped(value)
     if isinstance(value, bool):
@@ -143,7 +146,9 @@ def _dumps(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConstraintError(f"the schema is not JSON: {error}") from error
+        raise ConstraintError(
+            f"the schema is not JSON: {error}", hint="it has numbers, texts, lists, dicts, booleans and None"
+        ) from error
 
 
 def _texts(choices: Sequence[str]) -> list[str]:
@@ -154,5 +159,5 @@ def _texts(choices: Sequence[str]) -> list[str]:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ConstraintError(f"{name} must be a text, not {type(value).__name__}")
+        raise ConstraintError(f"{name} must be a text, not {type(value).__name__}", hint="give a str")
     return value

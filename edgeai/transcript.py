@@ -6,7 +6,7 @@ import json
 from typing import Protocol
 
 from edgeai.engines.base import Engine
-from edgeai.errors import IncompleteOutput
+from edgeai.errors import IncompleteOutput, UsageError
 from edgeai.types import Chunk, Completion, Constraint, FinishReason, GenerationConfig, Notice
 
 __all__ = ["Transcript", "check_whole"]
@@ -46,10 +46,10 @@ class Transcript:
         return chunk
 
     def completion(self) -> Completion:
-        """Return the answer as far as it came. Raises ValueError where the last chunk has not been read."""
+        """Return the answer as far as it came. Raises UsageError where the last chunk has not been read."""
         last = self._seen[-1] if self._seen else Chunk()
         if last.finish_reason is None or last.usage is None or last.timings is None:
-            raise ValueError("the stream has not ended: read it, or cancel() and read what is left")
+            raise UsageError("the stream has not ended", hint="read it to its end, or cancel() and read what is left")
         engine, model = self._model.engine, self._model
         logprobs = tuple(token for chunk in self._seen for token in chunk.logprobs)
         return Completion(
@@ -80,14 +80,21 @@ def check_whole(done: Completion, form: Constraint | None) -> None:
     if cut is None and not has_form(done.text, form):
         cut = f"the answer ended before it was whole, after {done.usage.completion_tokens} tokens"
     if cut is not None:
-        raise IncompleteOutput(cut, text=done.text, hint=_CUT_BY.get(done.finish_reason))
+        raise IncompleteOutput(cut, text=done.text, hint=_hint(done.finish_reason, form))
 
 
-_CUT_BY: dict[FinishReason, str] = {
-    "length": "allow more tokens (max_tokens) or a longer context, or bound lists and texts in the schema: maxItems, maxLength",
-    "timeout": "allow more time (max_seconds)",
-    "stop": "a stop text ended it: leave it out",
-}
+def _hint(reason: FinishReason, form: Constraint) -> str | None:
+    """Return what would let an answer of FORM, which ended for REASON, become whole."""
+    bound = {
+        "json_schema": ", or bound lists and texts in the schema: maxItems, maxLength",
+        "regex": ", or bound what repeats in the regex: {1,40} for +",
+        "lark": ", or bound what repeats in the grammar",
+    }
+    return {
+        "length": f"allow more tokens (`max_tokens`) or a longer context (`ctx`){bound.get(form.kind, '')}",
+        "timeout": "allow more time (`max_seconds`)",
+        "stop": "a stop text ended it: leave it out",
+    }.get(reason)
 
 
 def has_form(text: str, form: Constraint) -> bool:

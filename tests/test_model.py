@@ -214,10 +214,17 @@ def test_leaving_the_block_stops_the_work() -> None:
     assert engine.cancelled == 1
 
 
+@pytest.mark.parametrize("name", ["save_prompt", "load_prompt"])
+def test_a_prompt_is_kept_in_a_file_and_nothing_else(name: str) -> None:
+    arguments = ("x", None) if name == "save_prompt" else (None,)
+    with pytest.raises(UsageError, match="None is no path"):
+        getattr(Model(FakeEngine("one")), name)(*arguments)
+
+
 def test_a_stream_that_has_not_ended_is_no_completion() -> None:
     stream = Model(FakeEngine("one two")).stream("x")
     next(stream)
-    with pytest.raises(ValueError, match="not ended"):
+    with pytest.raises(UsageError, match="not ended"):
         stream.completion()
 
 

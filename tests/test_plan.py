@@ -294,7 +294,7 @@ def test_what_does_not_fit_is_refused_with_three_things_that_do() -> None:
 def test_no_context_beyond_training_is_proposed() -> None:
     with pytest.raises(DoesNotFit) as caught:
         plan(LLAMA, machine(), ctx=1_000_000)
-    assert (caught.value.hint or "").startswith("these fit: --ctx 8192 ")
+    assert (caught.value.hint or "").startswith("these fit: `ctx=8192` ")
 
 
 def test_a_gpu_that_was_asked_for_and_is_too_small_leads_to_the_cpu() -> None:
@@ -307,7 +307,7 @@ def test_fewer_streams_are_proposed_where_they_are_what_is_too_much() -> None:
     need = plan(RECURRENT, machine(), streams=1, ctx=512).memory_bytes
     with pytest.raises(DoesNotFit) as caught:
         plan(RECURRENT, machine(free=need + 2_000_000), streams=128, ctx=512)
-    assert "--streams 1" in (caught.value.hint or "")
+    assert "`streams=1`" in (caught.value.hint or "")
 
 
 def test_what_never_fits_names_no_option() -> None:
@@ -336,7 +336,9 @@ def test_heads_that_are_no_whole_blocks_refuse_a_quantized_cache(tmp_path: Path)
         plan(artifact, machine(), kv_type="q8_0")
 
 
-@pytest.mark.parametrize("options", [{"ctx": 0}, {"ctx": -5}, {"threads": 0}, {"threads": 100_000}])
+@pytest.mark.parametrize(
+    "options", [{"ctx": 0}, {"ctx": -5}, {"threads": 0}, {"threads": 100_000}, {"needed": 0}, {"isolated": 1}]
+)
 def test_impossible_values_are_usage_errors(options: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         plan(LLAMA, machine(), **options)
@@ -386,6 +388,6 @@ def test_a_model_of_a_short_context_is_offered_its_own_and_nothing_twice() -> No
     with pytest.raises(DoesNotFit) as caught:
         make_plan(short, machine(), LoadOptions(ctx=10**8))
     offers = (caught.value.hint or "").removeprefix("these fit: ").split("; ")
-    assert offers[0].startswith("--ctx 256 ")
+    assert offers[0].startswith("`ctx=256` ")
     assert len({frozenset(offer.split()) for offer in offers}) == len(offers) == 3
-    assert "--ctx 512" not in (caught.value.hint or "")
+    assert "ctx=512" not in (caught.value.hint or "")

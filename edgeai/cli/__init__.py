@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from edgeai import __version__
-from edgeai.errors import EdgeAIError, Interrupted, UsageError
+from edgeai.errors import EdgeAIError, Interrupted, OutputError, UsageError
 from edgeai.interrupts import take_ctrl_c
 
 __all__ = ["cli", "main"]
@@ -56,7 +56,7 @@ class Verbs(click.Group):
         except EdgeAIError as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            show_error(error)
+            show_error(error, self.get_command(ctx, ctx.invoked_subcommand or ""))
             ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):  # click makes an Abort of a Ctrl-C at a question
             show_error(Interrupted())
@@ -67,17 +67,20 @@ class Verbs(click.Group):
             ctx.exit(0)
 
 
-def show_error(error: EdgeAIError) -> None:
-    """Print ERROR and its hint on stderr; where even that cannot be written, the exit code must do."""
+def show_error(error: EdgeAIError, command: click.Command | None = None) -> None:
+    """Print ERROR and its hint, in the words of COMMAND, on stderr; where even that cannot be written, the exit code must do."""
     with contextlib.suppress(OSError):
-        _show_error(error)
+        _show_error(error, command)
 
 
-def _show_error(error: EdgeAIError) -> None:
+def _show_error(error: EdgeAIError, command: click.Command | None) -> None:
     # Ctrl-C is no error to the one who pressed it.
     click.echo(error.message if isinstance(error, Interrupted) else f"error: {error.message}", err=True)
     if error.hint:
-        click.echo(f"\nhint: {error.hint}", err=True)
+        from edgeai.cli.output import as_options
+
+        hint = error.hint if command is None else as_options(error.hint, command)
+        click.echo(f"\nhint: {hint}", err=True)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -112,6 +115,9 @@ def main() -> None:
     try:
         cli.main(prog_name="edgeai")
     except OSError as error:  # what the system refuses in the middle of printing: a full disk behind stdout
-        show_error(EdgeAIError(f"the output cannot be written: {error.strerror or error}"))
+        failed = OutputError(
+            f"standard output cannot be written: {error.strerror or error}", hint="free space where it goes"
+        )
+        show_error(failed)
         sys.stdout = None  # or Python would try to write what is left, and say so
-        sys.exit(EdgeAIError.exit_code)
+        sys.exit(failed.exit_code)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import click
 
-from edgeai.cli.output import Output
+from edgeai.cli.output import Output, check_stdout
 from edgeai.errors import Interrupted
 from edgeai.interrupts import raise_ctrl_c
 from edgeai.model import Model, Stream
@@ -38,6 +38,8 @@ def print_stream(stream: Stream, out: Output, *, show: bool) -> Completion:
     A warning that comes before the answer (of a prompt that was cut) is given before it; later ones are for `report`.
     """
     last = ""
+    if show:
+        check_stdout()
     with ctrl_c_calls(stream.cancel):
         for chunk in stream:
             if not last and chunk.finish_reason is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from edgeai.cli.output import Output, human_bytes, output_options
+from edgeai.cli.output import Output, as_options, human_bytes, output_options
 from edgeai.errors import InvalidModel, UsageError
 from edgeai.options import KVType
 
@@ -90,8 +90,9 @@ def fit_command(
     correction = {} if fake else read_correction(home() / "cache", artifact, device)
     plan = make_plan(artifact, device, options, correction=correction)
     others = other_plans(
-        artifact, device, replace(options, ctx=plan.context), plan.context, below=plan.needed_bytes * 95 // 100
-    )
+        artifact, device, replace(options, ctx=plan.context), plan.context, below=plan.needed_bytes * 95 // 100,
+        correction=correction,
+    )  # fmt: skip
     footprint = None
     if measure:
         from edgeai.evaluation.footprint import measure as measured
@@ -204,9 +205,9 @@ def _table(artifact: Artifact, device: Device, plan: Plan) -> list[str]:
         note = f"{human_bytes(plan.twice_bytes)} of it are pages of the file that nothing reads again: they need not be free"
         lines.append(f"    {note}")
     if plan.prefix_bytes:
-        lines.append(
-            f"    and up to {human_bytes(plan.prefix_bytes)} for prompts that are kept: {human_bytes(plan.needed_bytes)} must be free"
-        )
+        lines.append(f"    and up to {human_bytes(plan.prefix_bytes)} for prompts that are kept for later requests")
+    if plan.needed_bytes != plan.memory_bytes:
+        lines.append(f"    so {human_bytes(plan.needed_bytes)} must be free")
     return lines
 
 
@@ -222,9 +223,14 @@ def _words(plan: Plan, others: tuple[Alternative, ...]) -> list[str]:
     ]
     lines += [f"    {reason}" for reason in plan.why]
     if others:
-        lines += ["", "  with less"]
-        lines += [f"    {other.text:44}{human_bytes(other.needs_bytes):>10}" for other in others]
+        lines += ["", "  with less", f"    {'':44}{'must be free':>12}"]
+        lines += [f"    {shown(other):44}{human_bytes(other.needs_bytes):>12}" for other in others]
     return lines
+
+
+def shown(other: Alternative) -> str:
+    """Return the text of an alternative with the options of this command."""
+    return as_options(other.text, click.get_current_context().command)
 
 
 def _measured(footprint: Footprint | None) -> list[str]:
@@ -253,6 +259,6 @@ def _to_json(
         "fits": plan.fits,
         "parts": _parts(plan, device),
         "plan": plan.to_dict(),
-        "alternatives": [other.to_dict() for other in others],
+        "alternatives": [other.to_dict() | {"text": shown(other)} for other in others],
         "measured": footprint.to_dict() if footprint else None,
     }

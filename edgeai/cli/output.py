@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -12,10 +13,10 @@ from typing import Any, Literal, TextIO
 
 import click
 
-from edgeai.errors import EdgeAIError
+from edgeai.errors import EdgeAIError, OutputError
 from edgeai.types import Notice
 
-__all__ = ["Output", "human_bytes", "is_terminal", "output_options"]
+__all__ = ["Output", "as_options", "human_bytes", "is_terminal", "output_options"]
 
 
 class Degraded(EdgeAIError):
@@ -39,11 +40,13 @@ class Output:
     def answer(self, text: str) -> None:
         """Print the answer of a command on stdout."""
         self.end_progress()
+        check_stdout()
         click.echo(text, color=True)  # without it click takes escape sequences out of piped text
 
     def json(self, value: Any) -> None:
         """Print VALUE as one JSON document on stdout."""
         self.end_progress()
+        check_stdout()
         click.echo(json.dumps(value, ensure_ascii=False, indent=2 if is_terminal(sys.stdout) else None))
 
     def note(self, text: str) -> None:
@@ -138,6 +141,24 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
             out.end_progress()
 
     return wrapped
+
+
+def check_stdout() -> None:
+    """Raise OutputError where there is no standard output (`>&-`): an answer would be lost without a word."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed", hint="send it to a file or a pipe, or to /dev/null")
+
+
+def as_options(text: str, command: click.Command) -> str:
+    """Return TEXT with the options in backticks as COMMAND has them: `kv_type=q8_0` is --kv-type q8_0. Others stay as they are."""
+    names = {param.name: param.opts[0] for param in command.params if isinstance(param, click.Option)}
+
+    def shown(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            return match[0]
+        return names[match[1]] + (f" {match[2]}" if match[2] else "")
+
+    return re.sub(r"`(\w+)(?:=([^`]*))?`", shown, text)
 
 
 def is_terminal(stream: TextIO | None) -> bool:

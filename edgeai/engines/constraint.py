@@ -50,7 +50,9 @@ def grammar_of(constraint: Constraint) -> str:
     try:
         source.encode()
     except UnicodeEncodeError as error:
-        raise ConstraintError(f"the {_NAMES[constraint.kind]} is not valid Unicode: {error.reason}") from error
+        raise ConstraintError(
+            f"the {_NAMES[constraint.kind]} is not valid Unicode: {error.reason}", hint="write it in whole characters"
+        ) from error
     if constraint.kind == "json_schema":
         schema = enforceable(read_json(source, "the schema"))
         try:
@@ -58,7 +60,7 @@ def grammar_of(constraint: Constraint) -> str:
         except ValueError as error:  # nested too deeply
             raise _error(constraint, str(error)) from error
     if not source:
-        raise ConstraintError(f"the {_NAMES[constraint.kind]} is empty")
+        raise ConstraintError(f"the {_NAMES[constraint.kind]} is empty", hint="leave it out for an answer of any form")
     if constraint.kind == "choices":
         return str(LLMatcher.grammar_from_lark(_lark_of_choices(source)))
     if constraint.kind == "regex":
@@ -123,7 +125,9 @@ def _checked_lark(source: str) -> str:
             try:
                 schema, done = json.JSONDecoder().raw_decode(source, done)
             except (ValueError, RecursionError) as error:
-                raise ConstraintError(f"%json is not followed by valid JSON: {error}") from error
+                raise ConstraintError(
+                    f"%json is not followed by valid JSON: {error}", hint="write the schema behind it: %json {…}"
+                ) from error
             parts.append(json.dumps(enforceable(schema) | {"x-guidance": JSON_OPTIONS}))
     return "".join([*parts, source[done:]])
 
@@ -158,6 +162,7 @@ def _error(constraint: Constraint, message: str) -> ConstraintError:
 
 
 _HINTS = {
+    "json_schema": "see json-schema.org for the keyword; a pattern is a regex without look-around and backreferences",
     "regex": "the syntax is that of Rust's regex crate: no look-around, no backreferences",
     "lark": "the syntax is llguidance's Lark: rules are lowercase, terminals uppercase, and it begins at the rule start",
 }
@@ -181,7 +186,10 @@ class Grammars:
         try:
             return self._build()
         except ValueError as error:
-            raise ConstraintError(f"this model's vocabulary cannot hold an answer to a form: {error}") from error
+            raise ConstraintError(
+                f"this model's vocabulary cannot hold an answer to a form: {error}",
+                hint="use a model of another family",
+            ) from error
 
     def compile(self, constraint: Constraint) -> TokenMask:
         """Return what holds one answer to CONSTRAINT. Raises ConstraintError for what cannot be enforced with this vocabulary."""

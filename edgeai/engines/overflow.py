@@ -64,9 +64,13 @@ def fit_prompt(
             raise _too_long(len(ids), context, trained, prompt)
         return Fitted(prompt=prompt, ids=ids)
     cut = _Cut(ids, room, context, tokens)
-    if config.overflow == "truncate-middle":
-        return cut.middle(prompt)
-    return cut.beginning(prompt) if isinstance(prompt, str) else cut.turns(prompt)
+    ways = {"truncate-middle": cut.middle, "rolling": cut.oldest}
+    found = ways.pop(config.overflow)(prompt)
+    if isinstance(found, Fitted):
+        return found
+    others = [f"`overflow={name}`" for name, way in ways.items() if isinstance(way(prompt), Fitted)]
+    rest = others[0] if others else "shorten what is not cut"
+    raise ContextExceeded(found, hint=f"use a larger `ctx`, or {rest}")
 
 
 def room_for_prompt(config: GenerationConfig, context: int) -> int:
@@ -77,15 +81,18 @@ def room_for_prompt(config: GenerationConfig, context: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A prompt of `ids` that must be cut to `room` tokens."""
+    """A prompt of `ids` that must be cut to `room` tokens. Its methods return what fits, or why nothing does."""
 
     ids: list[int]
     room: int
     context: int
     tokens: Tokens
 
-    def turns(self, messages: Sequence[Message]) -> Fitted:
-        """Leave out as many of the oldest turns as needed; the newest one stays, in the room of the answer if need be."""
+    def oldest(self, prompt: Prompt) -> Fitted | str:
+        """Keep the end of a text; leave out the oldest turns. The newest stays, in the room of the answer if need be."""
+        if isinstance(prompt, str):
+            return self._shorten(prompt, [prompt], lambda texts: texts[0], "its beginning", head=0.0)
+        messages = prompt
         system = [index for index, message in enumerate(messages) if message["role"] == "system"]
         turns = _turns(messages)
 
@@ -103,19 +110,14 @@ class _Cut:
         kept = without(high)
         ids = self.tokens.encode(kept) if high else self.ids
         if len(ids) >= self.context:
-            raise ContextExceeded(
+            return (
                 f"the newest message, with the system message, has {len(ids)} tokens and the context holds {self.context},"
-                " the answer included",
-                hint="use a larger --ctx, or --overflow truncate-middle, which shortens long messages",
+                " the answer included"
             )
         left_out = len(messages) - len(kept)
         return self._fitted(kept, ids, f"the {left_out} oldest messages" if left_out > 1 else "the oldest message")
 
-    def beginning(self, text: str) -> Fitted:
-        """Keep the end of TEXT."""
-        return self._shorten(text, [text], lambda texts: texts[0], "its beginning", head=0.0)
-
-    def middle(self, prompt: Prompt) -> Fitted:
+    def middle(self, prompt: Prompt) -> Fitted | str:
         """Keep beginning and end of the longest messages, or of a text."""
         if isinstance(prompt, str):
             return self._shorten(prompt, [prompt], lambda texts: texts[0], "its middle", head=0.5)
@@ -139,7 +141,7 @@ class _Cut:
         what: str,
         *,
         head: float,
-    ) -> Fitted:
+    ) -> Fitted | str:
         """Cut the longest of TEXTS, of which WHOLE is made, to the largest length with which what REBUILD makes of them fits."""
         parts = [self.tokens.tokenize(text) for text in texts]
         over = len(self.ids) - self.room
@@ -154,10 +156,8 @@ class _Cut:
             over += len(ids) - self.room
         if len(self.ids) < self.context:
             return Fitted(prompt=whole, ids=self.ids)
-        raise ContextExceeded(
-            f"the prompt has {len(self.ids)} tokens, the context leaves {self.room} for it, and cutting messages does not help",
-            hint="use a larger --ctx, or --overflow rolling, which leaves out whole messages",
-        )
+        uncut = "cutting it does not help" if isinstance(whole, str) else "cutting messages does not help"
+        return f"the prompt has {len(self.ids)} tokens, the context leaves {self.room} for it, and {uncut}"
 
     def _keep(self, text: str, ids: Sequence[int], count: int, head: float) -> str:
         """Return COUNT of the tokens IDS of TEXT as text: the share HEAD of them from its beginning, the others from its end."""
@@ -215,9 +215,9 @@ def _too_long(tokens: int, context: int, trained: int | None, prompt: Prompt) ->
     cut = "truncate-middle" if isinstance(prompt, str) or len(_turns(prompt)) < 2 else "rolling"
     if trained is None or trained > tokens:
         wish = max(tokens + 1024, 2 * context)
-        hint = f"use --ctx {min(trained or wish, wish)}, or --overflow {cut}"
+        hint = f"use `ctx={min(trained or wish, wish)}`, or `overflow={cut}`"
     else:
-        hint = f"the model was trained for {trained} tokens: shorten the prompt, or use --overflow {cut}"
+        hint = f"the model was trained for {trained} tokens: shorten the prompt, or use `overflow={cut}`"
     return ContextExceeded(
         f"the prompt has {tokens} tokens and the context holds {context}, the answer included", hint=hint
     )

@@ -22,6 +22,7 @@ from edgeai.engines.llamacpp.handle import Handle
 from edgeai.errors import UsageError
 from edgeai.evaluation.energy import Meter
 from edgeai.plan import Plan
+from edgeai.types import Progress, no_progress
 
 __all__ = ["Case", "Measured", "Native", "all_of", "interruptible", "matrix"]
 
@@ -123,19 +124,21 @@ class Native:
         """The bytes of its weights, as llama-bench counts them."""
         return int(self._lib.llama_model_size(self._handle.model))
 
-    def measure(self, case: Case, repeat: int, meter: Meter) -> Measured:
+    def measure(self, case: Case, repeat: int, meter: Meter, progress: Progress = no_progress) -> Measured:
         """Run CASE once to warm up and REPEAT times for the clock. Raises Aborted after `abort`, EngineCrashed."""
+        progress(case.name, 0, repeat)
         self._lib.llama_set_n_threads(self._handle.context, case.threads, case.threads)
         self._at_depth(0)
         self._run(case if case.kind == "pp" else replace(case, size=1))
         found, spent = [], 0.0
-        for _ in range(repeat):
+        for run in range(repeat):
             self._at_depth(case.depth)
             before, began = meter.joules(), time.perf_counter()
             self._run(case)
             found.append(case.size / (time.perf_counter() - began))
             after = meter.joules()
             spent += (after or 0.0) - (before or 0.0)
+            progress(case.name, run + 1, repeat)
         per_token = spent / (case.size * repeat) if meter.counters else None
         return Measured(case=case, tok_s=tuple(found), joules_per_token=per_token)
 
@@ -233,7 +236,9 @@ def interruptible(work: Callable[[], T], stop: Callable[[], Any]) -> T:
     return results[0]
 
 
-def all_of(native: Native, cases: Iterable[Case], repeat: int, meter: Meter) -> Iterator[Measured]:
+def all_of(
+    native: Native, cases: Iterable[Case], repeat: int, meter: Meter, progress: Progress = no_progress
+) -> Iterator[Measured]:
     """Yield each case as it is measured. A Ctrl-C ends the native work at once and is raised."""
     for case in cases:
-        yield interruptible(lambda case=case: native.measure(case, repeat, meter), native.abort)  # type: ignore[misc]
+        yield interruptible(lambda case=case: native.measure(case, repeat, meter, progress), native.abort)  # type: ignore[misc]

@@ -85,7 +85,7 @@ def _ask(artifact: Artifact, plan: Plan, given: Mapping[str, Any]) -> dict[str, 
     if child.returncode < 0 and -child.returncode not in CRASHES:
         raise DoesNotFit(
             f"loading {artifact.name!r} in a child process ended: it {ending(child)}, as the system ends what takes too much memory",
-            hint="use a smaller --ctx, or free memory",
+            hint="use a smaller `ctx`, or free memory",
         )
     raise EngineCrashed(f"measuring {artifact.name!r} failed: the child process {ending(child)}", hint="edgeai doctor")
 

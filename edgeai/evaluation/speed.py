@@ -100,7 +100,7 @@ def measure(path: Path, wanted: Wanted, *, notify: Notify, progress: Progress) -
         for streams in wanted.streams:
             yield from _streams(artifact, wanted, streams, notify, progress)
     else:
-        yield from _native(path, wanted, notify)
+        yield from _native(path, wanted, notify, progress)
 
 
 def tune_here(path: Path, wanted: Wanted, *, notify: Notify, progress: Progress) -> Tuning:
@@ -122,7 +122,7 @@ def tune_here(path: Path, wanted: Wanted, *, notify: Notify, progress: Progress)
 # ---- a language model, as llama-bench measures it
 
 
-def _native(path: Path, wanted: Wanted, notify: Notify) -> Iterator[Figure]:
+def _native(path: Path, wanted: Wanted, notify: Notify, progress: Progress) -> Iterator[Figure]:
     prompts = wanted.prompts if wanted.prompts is not None else (DEFAULT_PROMPT,)
     answers = wanted.answers if wanted.answers is not None else (DEFAULT_ANSWER,)
     matrix(
@@ -141,7 +141,7 @@ def _native(path: Path, wanted: Wanted, notify: Notify) -> Iterator[Figure]:
     with Native(artifact, plan) as native:
         notify(native.plan.notices)
         meter = find_meter(gpus=1 if native.backend == "cuda" else 0)
-        for found in all_of(native, cases, wanted.repeat, meter):
+        for found in all_of(native, cases, wanted.repeat, meter, progress):
             yield _figure(artifact, native, found, meter)
 
 

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgeai.cli import cli
+from edgeai.cli.output import human_bytes
 from edgeai.paths import home
 from tests.loopback import serve
 
@@ -56,6 +57,15 @@ def test_what_does_not_fit_ends_with_5_and_says_what_would(smollm2_path: Path) -
     assert "--ctx 2048" in result.stderr
     proposed = fit(str(smollm2_path), "--ram", "200MB", "--ctx", "2048")
     assert proposed.exit_code == 0, proposed.stderr
+
+
+def test_what_must_be_free_is_said_of_the_plan_as_of_what_takes_less(smollm2_path: Path) -> None:
+    options = (str(smollm2_path), "--streams", "4")
+    needed = fit_json(*options)["plan"]
+    needed = needed["memory_bytes"] - needed["twice_bytes"] + needed["prefix_bytes"]
+    text = fit(*options).stdout
+    assert f"so {human_bytes(needed)} must be free" in text
+    assert "`" not in text
 
 
 def test_less_is_less(smollm2_path: Path) -> None:

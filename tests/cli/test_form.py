@@ -57,6 +57,13 @@ def test_a_cut_answer_in_json_says_so_and_is_exit_4(tiny_gguf: Path) -> None:
     assert "incomplete-output" in [notice["code"] for notice in found["warnings"]]
 
 
+def test_the_hint_of_a_cut_answer_is_of_its_form_and_of_the_command_line(tiny_gguf: Path) -> None:
+    result = run(tiny_gguf, "--regex", "[a-z]+", "-n", "3", "--logit-bias", "0=-100")
+    assert "regex" in result.stderr
+    assert "schema" not in result.stderr
+    assert "--max-tokens" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -66,6 +73,10 @@ def test_a_cut_answer_in_json_says_so_and_is_exit_4(tiny_gguf: Path) -> None:
         (["--schema", "{"], "JSON"),
         (["--schema", ""], "no field"),
         (["--schema", "a", "--regex", "b"], "exclude"),
+        (["--schema", '{"type": "objekt"}'], "objekt"),
+        (["--schema", '{"type": "string", "pattern": "["}'], "pattern"),
+        (["--schema", "true"], "says nothing"),
+        (["--regex", ""], "empty"),
         (["--regex", "(?=a)"], "look-around"),
         (["--grammar", "/no/where.lark"], "/no/where.lark"),
         (["--choice", ""], "choice"),
@@ -75,6 +86,7 @@ def test_a_form_that_cannot_be_is_refused_before_the_model_is_looked_at(options:
     result = run("/no/such/model.gguf", *options)
     assert result.exit_code == 2
     assert named in result.stderr
+    assert "\nhint: " in result.stderr
     assert result.stdout == ""
 
 

@@ -293,9 +293,20 @@ def test_an_output_that_cannot_be_written_is_one_error(tiny_gguf: Path, argument
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert done.returncode == 1
-    assert "error: the output cannot be written" in done.stderr
+    assert done.returncode == 2
+    assert "error: standard output cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_an_answer_is_not_lost_in_a_closed_output(tiny_gguf: Path, more: list[str]) -> None:
+    command = [sys.executable, "-m", "edgeai", "run", str(tiny_gguf), "hi", "--raw", *more]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "error: standard output is closed" in done.stderr
 
 
 def test_kill_int_stops_a_background_job_too(smollm2_path: Path) -> None:

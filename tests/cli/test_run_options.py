@@ -130,6 +130,7 @@ def test_what_is_impossible_ends_before_the_model_loads(
 def test_a_prompt_that_is_too_long_names_the_option_that_cuts_it(engine: Recorder, model: str) -> None:
     result = run(model, "word " * 100)
     assert (result.exit_code, "--overflow truncate-middle" in result.stderr) == (4, True)
+    assert "`" not in result.stderr
 
 
 def test_a_prompt_that_is_cut_says_so_before_the_answer_and_in_json(engine: Recorder, model: str) -> None:

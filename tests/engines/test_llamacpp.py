@@ -122,7 +122,7 @@ def test_prompt_longer_than_the_context_is_refused_with_both_numbers(smollm2: Mo
     with pytest.raises(ContextExceeded, match=r"601 tokens.* 512") as caught:
         smollm2.complete(" word" * 601)
     assert caught.value.exit_code == 4
-    assert caught.value.hint == "use --ctx 1625, or --overflow truncate-middle"
+    assert caught.value.hint == "use `ctx=1625`, or `overflow=truncate-middle`"
 
 
 def test_an_answer_that_fills_the_context_says_so(smollm2: Model) -> None:

@@ -19,7 +19,7 @@ from edgeai.shape import shape_of
 from tests.sparse import decoder, imagine
 from tests.test_plan import BIG, GB, LLAMA, machine
 
-TOO_MUCH = DoesNotFit("unable to allocate CPU buffer", hint="use a smaller --ctx")
+TOO_MUCH = DoesNotFit("unable to allocate CPU buffer", hint="use a smaller `ctx`")
 
 
 @pytest.fixture

@@ -70,16 +70,16 @@ def test_what_fits_is_not_touched(overflow: Overflow) -> None:
 def test_error_names_both_numbers_and_the_flags_that_help() -> None:
     with pytest.raises(ContextExceeded, match=r"200 tokens.* 100") as caught:
         fit("x" * 600, "error")
-    assert caught.value.hint == "use --ctx 1000, or --overflow truncate-middle"
+    assert caught.value.hint == "use `ctx=1000`, or `overflow=truncate-middle`"
     with pytest.raises(ContextExceeded) as caught:
         fit(talk("x" * 300, "y" * 300, "z"), "error")
-    assert "--overflow rolling" in (caught.value.hint or "")
+    assert "`overflow=rolling`" in (caught.value.hint or "")
 
 
 def test_error_asks_for_no_context_that_the_model_was_not_trained_for() -> None:
     with pytest.raises(ContextExceeded) as caught:
         fit("x" * 600, "error", trained=150)
-    assert "--ctx" not in (caught.value.hint or "")
+    assert "ctx" not in (caught.value.hint or "")
 
 
 def test_an_empty_prompt_is_a_usage_error() -> None:
@@ -132,6 +132,13 @@ def test_the_middle_is_cut_out_of_the_longest_message_only() -> None:
 def test_no_system_message_is_cut_in_the_middle() -> None:
     with pytest.raises(ContextExceeded, match="cutting messages does not help"):
         fit(talk("hello", system="S" * 400), "truncate-middle")
+
+
+@pytest.mark.parametrize("overflow", ["rolling", "truncate-middle"])
+def test_no_other_way_of_cutting_is_proposed_that_would_not_help(overflow: Overflow) -> None:
+    with pytest.raises(ContextExceeded) as caught:
+        fit(talk("hello", system="S" * 400), overflow)
+    assert caught.value.hint == "use a larger `ctx`, or shorten what is not cut"
 
 
 def test_a_text_without_a_use_for_a_cut_is_refused_as_too_many_short_messages_are() -> None:

@@ -41,11 +41,11 @@ def context_error(artifact: Artifact, plan: Plan, log: Sequence[LogLine]) -> Edg
     reason = _reason(log)
     if _NO_MEMORY.search(reason):
         return DoesNotFit(
-            f"no memory for {artifact.name!r} at context {plan.context}: {reason}", hint="use a smaller --ctx"
+            f"no memory for {artifact.name!r} at context {plan.context}: {reason}", hint="use a smaller `ctx`"
         )
     if _KV_TYPE.search(reason):
         return UsageError(
-            f"{artifact.name!r} cannot have a KV cache of type {plan.kv_type!r}: {reason}", hint="use --kv-type f16"
+            f"{artifact.name!r} cannot have a KV cache of type {plan.kv_type!r}: {reason}", hint="use `kv_type=f16`"
         )
     return EngineCrashed(f"no context of {plan.context} for {artifact.name!r}: {reason}", hint="edgeai doctor")
 
@@ -66,7 +66,7 @@ def decode_error(code: int) -> EdgeAIError:
     said = "; ".join(native.last_log(3, errors_only=True)) or "it says no more"
     if code == -2:
         return DoesNotFit(
-            f"memory ran out in the middle of an answer: {said}", hint="use a smaller --ctx or fewer streams"
+            f"memory ran out in the middle of an answer: {said}", hint="use a smaller `ctx`, or fewer streams"
         )
     meaning = _DECODE.get(code, "it failed")
     return EngineCrashed(f"the native library cannot go on: {meaning} (code {code}): {said}", hint="edgeai doctor")

@@ -227,5 +227,5 @@ def _check_positions(artifact: Artifact, plan: Plan, header: GGUFHeader) -> None
     if rows is not None and plan.context > rows:
         raise UsageError(
             f"{artifact.name} has positions for {rows} tokens, and the context is {plan.context}",
-            hint=f"use --ctx {rows} or less",
+            hint=f"use `ctx={rows}` or less",
         )

@@ -114,7 +114,7 @@ def read_prompt_file(path: Path, subject: Subject, *, vocab: int, most_tokens: i
     if not 0 < len(tokens) <= most_tokens:
         raise InvalidModel(
             f"the prompt {where} has {len(tokens)} tokens, and {most_tokens} fit",
-            hint="load the model with a larger ctx",
+            hint="load the model with a larger `ctx`",
         )
     return PromptFile(subject=found, tokens=tuple(tokens), state=state)
 

@@ -92,7 +92,7 @@ class SaveJob:
         if len(self.ids) >= handle.n_ctx:
             raise ContextExceeded(
                 f"the prompt has {len(self.ids)} tokens and the context holds {handle.n_ctx}, the answer included",
-                hint="load the model with a larger ctx",
+                hint="load the model with a larger `ctx`",
             )
         if self._read < len(self.ids) and not self.cancelled:
             if not self._read:
@@ -148,11 +148,15 @@ class LoadJob:
             if put != len(state):
                 raise NoRoom  # all else has been checked
             if not self.keep(tokens):
-                set_aside = 0 if handle.plan.deterministic else handle.plan.prefix_bytes
+                if handle.plan.deterministic:
+                    raise UsageError(
+                        "a deterministic model begins each answer anew", hint="load the model without `deterministic`"
+                    )
+                set_aside = handle.plan.prefix_bytes
                 raise UsageError(
                     f"a prompt of {len(tokens)} tokens takes {len(state) / 1e6:.1f} MB, and {set_aside / 1e6:.1f} MB are set aside "
                     "for the prompts of later requests",
-                    hint=f"load the model with prefix_bytes={len(state) * 2}, and not deterministic",
+                    hint=f"load the model with `prefix_bytes={len(state) * 2}`",
                 )
         finally:
             handle.forget(handle.scratch)

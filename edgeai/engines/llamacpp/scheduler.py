@@ -370,7 +370,7 @@ class Scheduler:
             if self._job_gives_way():
                 return
             cells = self._plan.kv_cells
-            error = ContextExceeded(f"the KV cache of {cells} tokens is too small", hint="use a larger --ctx")
+            error = ContextExceeded(f"the KV cache of {cells} tokens is too small", hint="use a larger `ctx`")
             self._fail(self._running[0], error)
             return
         youngest = self._running[-1]
@@ -462,7 +462,7 @@ class Scheduler:
                 self._cache.park()
                 return
             finished = True
-            job.fail(ContextExceeded("the KV cache is too small", hint="use a larger --ctx"))
+            job.fail(ContextExceeded("the KV cache is too small", hint="use a larger `ctx`"))
         except Aborted:
             return
         except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
