@@ -300,7 +300,7 @@ def test_no_context_beyond_training_is_proposed() -> None:
 def test_a_gpu_that_was_asked_for_and_is_too_small_leads_to_the_cpu() -> None:
     with pytest.raises(DoesNotFit) as caught:
         plan(BIG, machine(0.3 * GB, free=64 * GB), "cuda")
-    assert "--device cpu" in (caught.value.hint or "")
+    assert "`device=cpu`" in (caught.value.hint or "")
 
 
 def test_fewer_streams_are_proposed_where_they_are_what_is_too_much() -> None:

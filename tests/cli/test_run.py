@@ -147,13 +147,13 @@ def test_no_stdin_and_no_prompt_is_a_usage_error(tiny_gguf: Path) -> None:
     assert (done.returncode, "the prompt is empty" in done.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("redirection", [">&-", "<&-", "2>&-", ">&- 2>&- <&-"])
-def test_closed_streams_are_no_traceback(tiny_gguf: Path, tmp_path: Path, redirection: str) -> None:
+@pytest.mark.parametrize(("redirection", "code"), [(">&-", 2), ("<&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 2)])
+def test_closed_streams_are_no_traceback(tiny_gguf: Path, redirection: str, code: int) -> None:
     command = shlex.join(
         [sys.executable, "-m", "edgeai", "run", str(tiny_gguf), "hi", "--raw", "--max-tokens", "2", "--json"]
     )
     done = subprocess.run(["/bin/sh", "-c", f"{command} {redirection}"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
+    assert done.returncode == code
     assert "Traceback" not in done.stderr
 
 
