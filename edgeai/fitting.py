@@ -16,8 +16,6 @@ __all__ = ["Placed", "Shortage", "budget_of", "place"]
 
 GPU_RESERVE = 256 << 20
 """Bytes of each GPU that are left alone, or a 25th of what is free if that is more: kernels, cuBLAS, and what the screen needs."""
-PLENTIFUL = 32
-"""More room than is needed is taken where the KV cache then is at most this part of what is free."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +67,15 @@ def _try(
         if offloaded is None:
             return None
         split, found = offloaded.split, offloaded.estimate
-    if budget.ram_short(found) > 0 or (room.comfort and not _plentiful(found, budget)):
+    if budget.ram_short(found) > 0 or (room.comfort and not _plentiful(found, budget, room.comfort)):
         return None
     return Placed(room=room, best=best, split=split, estimate=found)
 
 
-def _plentiful(found: Estimate, budget: Budget) -> bool:
-    """Whether the KV cache takes little enough of every device that it need not be shared more tightly."""
+def _plentiful(found: Estimate, budget: Budget, part: float) -> bool:
+    """Whether the KV cache takes at most PART of every device, so that it need not be shared more tightly."""
     room = {CPU: budget.ram, **budget.gpus}
-    return all(share.kv_bytes <= room[share.device] / PLENTIFUL for share in found.placement.shares)
+    return all(share.kv_bytes <= room[share.device] * part for share in found.placement.shares)
 
 
 def _settings(shape: ModelShape, room: Room, device: Device, budget: Budget) -> Settings:

@@ -56,11 +56,11 @@ class Plan:
     beside it), times the `correction` that was measured; see memory.py for what is counted. `twice_bytes` of it need not
     be free: pages of the file whose weights were copied into another order.
 
-    `context` bounds one request; `kv_cells` tokens fit into the KV cache, which all requests share. `prefix_bytes` of main memory may keep
+    `context` bounds one request; `kv_cells` tokens fit into the KV cache. All requests share it where it is `unified`; otherwise each
+    sequence has `context` cells of its own, and `kv_cells` are all of them together. `prefix_bytes` of main memory may keep
     prompts of requests that have ended; they are not in `memory_bytes`, since there are none at first, but in `needed_bytes`.
-    `sequences` is how many requests there can be in the cache at once, and one for work between them (scores, states). Under
-    `deterministic` each sequence has cells of its own, and `kv_cells` are all of them together. `outputs` are the positions of one
-    batch that can have logits.
+    `sequences` is how many requests there can be in the cache at once, and one for work between them (scores, states). `outputs` are the
+    positions of one batch that can have logits.
 
     `devices` are the GPUs that get layers, by libggml's names, all CUDA devices when there are none;
     `tensor_split` says in which proportion, by free memory when it is empty. `adapters` are (name, path).
@@ -80,6 +80,7 @@ class Plan:
     streams: int = 1
     sequences: int = 1
     kv_cells: int = 0
+    unified: bool = True
     prefix_bytes: int = 0
     numerics: Numerics = "exact"
     queue: int = DEFAULT_QUEUE
@@ -227,6 +228,7 @@ def _plan(
         streams=room.streams,
         sequences=room.sequences + 1,
         kv_cells=room.cells,
+        unified=room.unified,
         prefix_bytes=room.prefix_bytes,
         numerics=options.numerics,
         swa_full=room.swa_full,
@@ -250,7 +252,8 @@ def _plan(
 def _reasons(placed: Placed, budget: Budget) -> list[str]:
     room = placed.room
     shared = f"{room.streams} stream{'s' * (room.streams > 1)}"
-    found = [f"the KV cache holds {room.cells} tokens in {room.kv_type} for {shared}"]
+    for_each = "" if room.unified else f", {room.context} for each of them and for other work"
+    found = [f"the KV cache holds {room.cells} tokens in {room.kv_type} for {shared}{for_each}"]
     if room.prefix_bytes:
         found.append(f"prompts are kept for later requests in up to {room.prefix_bytes / 1e6:.0f} MB of main memory")
     if placed.split:

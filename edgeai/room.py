@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from edgeai.artifact import Artifact
 from edgeai.memory import Settings, estimate, kv_bytes_per_cell
@@ -17,6 +18,8 @@ LEAST_CONTEXT = 512
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, llama-cparams.h
 KEPT_BYTES = 128 << 20
 """What prompts of requests that have ended may take of main memory when nothing is asked for, at most."""
+PLENTIFUL, ASKED_FOR = 1 / 32, 1 / 8
+"""Parts of the free memory that a KV cache with room to spare may take: as it is, and where streams and context were both asked for."""
 LEAST_OUTPUTS, GUESSES = 64, 8
 """Positions of a batch that can have logits, at least: scoring takes so many at a time, and each stream may check so many guesses."""
 TEXTS, FEWEST_TOKENS, MOST_TOKENS, OUTPUT_BYTES = 64, 128, 1024, 64_000_000
@@ -27,7 +30,8 @@ TEXTS, FEWEST_TOKENS, MOST_TOKENS, OUTPUT_BYTES = 64, 128, 1024, 64_000_000
 class Room:
     """What the buffers of a context are for. `sequences` are for requests; work between the requests has one more.
 
-    `unified`: all sequences share the cells. `comfort`: more than is needed, to be had where memory is plentiful.
+    `unified`: all sequences share the cells; else each has `context` cells of its own. `comfort`: more than is needed, to be had where
+    the KV cache is then at most this part of what is free; 0 for what is needed.
     """
 
     context: int
@@ -41,7 +45,7 @@ class Room:
     unified: bool = True
     pooled: bool = False
     swa_full: bool = False
-    comfort: bool = False
+    comfort: float = 0.0
 
     def settings(self, *, flash: bool, features: frozenset[str]) -> Settings:
         """Return what the memory of this room is counted from."""
@@ -72,9 +76,10 @@ def default_context(artifact: Artifact, needed: int | None) -> int:
 def rooms(artifact: Artifact, shape: ModelShape, options: LoadOptions) -> Iterator[Room]:
     """Yield the rooms that OPTIONS allow, the best first. What is fixed there is the same in all of them.
 
-    A caller that asks for several streams serves several people: each gets a context of its own where that takes little of the memory, and
-    windows are kept whole, so that any prompt can be kept for later. One that asks for nothing gets one context, shared by all streams;
-    or as many streams as take little, where answers must not depend on each other and so share nothing.
+    A caller that asks for several streams serves several people: each gets cells of its own where that takes little of the memory, or at
+    least as many in the cells of all, and windows are kept whole, so that any prompt can be kept for later. One that asks for nothing
+    gets one context, shared by all streams; or as many streams as take little, where answers must not depend on each other and so share
+    nothing.
     """
     context = options.ctx or default_context(artifact, options.needed)
     one = _single(artifact, options) or options.deterministic
@@ -82,9 +87,9 @@ def rooms(artifact: Artifact, shape: ModelShape, options: LoadOptions) -> Iterat
     whole = _room(artifact, shape, options, context, streams)
     if options.deterministic and options.streams is None and not _single(artifact, options):
         for more in (DEFAULT_STREAMS, DEFAULT_STREAMS // 2, DEFAULT_STREAMS // 4):
-            yield replace(_room(artifact, shape, options, context, more), comfort=True)
+            yield replace(_room(artifact, shape, options, context, more), comfort=PLENTIFUL)
     if (options.streams or 0) > 1 and not options.deterministic:
-        yield from _comforts(shape, whole)
+        yield from _comforts(shape, whole, ASKED_FOR if options.ctx else PLENTIFUL)
     yield whole
     if options.prefix_bytes is None and whole.prefix_bytes:  # kept prompts are the first to go
         options = replace(options, prefix_bytes=0)
@@ -102,8 +107,16 @@ def _single(artifact: Artifact, options: LoadOptions) -> bool:
     return options.needed is not None or artifact.embedding
 
 
-def _comforts(shape: ModelShape, room: Room) -> Iterator[Room]:
-    full = replace(room, swa_full=shape.windowed and room.prefix_bytes > 0, comfort=True)
+def _comforts(shape: ModelShape, room: Room, part: float) -> Iterator[Room]:
+    """Yield rooms with more than ROOM has, the best first, of which the best may take PART of the free memory.
+
+    Attention passes over the cells of all who share them: eight requests of 20 to 250 tokens that share nothing get a quarter more tokens
+    a second in cells of their own. What they do share is then copied, a hundredth of the time of computing it. A window could not be
+    copied (libllama's state of a sequence has the last one only), and takes few cells anyway.
+    """
+    if not (shape.windowed or shape.recurrent):
+        yield replace(room, **_apart(room.context, room.streams), comfort=part)
+    full = replace(room, swa_full=shape.windowed and room.prefix_bytes > 0, comfort=PLENTIFUL)
     times = room.streams
     while times > 1:
         yield replace(full, cells=room.cells + room.context * (times - 1))
@@ -120,20 +133,24 @@ def _room(artifact: Artifact, shape: ModelShape, options: LoadOptions, context: 
     kept = (1 if shape.recurrent else streams) if prefix else 0
     sequences = min(MAX_SEQUENCES - 1, TEXTS - 1 if artifact.embedding else streams + kept)
     batch = _pooled_batch(shape, context) if artifact.embedding else min(BATCH, context)
-    # Attention adds in the order of cells: where an answer must not depend on others, each sequence has cells of its own.
-    apart = options.deterministic and not artifact.embedding
-    return Room(
+    room = Room(
         context=context,
         streams=streams,
         sequences=sequences,
-        cells=context * (sequences + 1) if apart else max(context, batch if artifact.embedding else 0),
+        cells=max(context, batch if artifact.embedding else 0),
         prefix_bytes=prefix,
         outputs=batch if artifact.embedding else _outputs(shape, batch, streams, sequences),
         batch=batch,
         kv_type=kv_type,
-        unified=not apart,
         pooled=artifact.embedding,
     )
+    # Attention adds in the order of cells: where an answer must not depend on others, each sequence has cells of its own.
+    return replace(room, **_apart(context, sequences)) if options.deterministic and not artifact.embedding else room
+
+
+def _apart(context: int, sequences: int) -> dict[str, Any]:
+    """Return the fields of a room in which each of SEQUENCES, and the one for other work, has CONTEXT cells of its own."""
+    return {"unified": False, "sequences": sequences, "cells": context * (sequences + 1)}
 
 
 def _pooled_batch(shape: ModelShape, context: int) -> int:

@@ -5,6 +5,9 @@ goes to main memory and its cells are free again, since attention looks at every
 others made a step of SmolLM2 1.7 times as long). Parked states are put back by copying, a hundredth of the time of computing them.
 Models with sliding windows are not parked: libllama's state of a sequence has the last window only, and could not be shortened. What
 they have computed stays in its cells until a request that is alone begins with something else.
+
+Where each sequence has cells of its own (Plan.unified), others' cells cost nothing: what ended requests have computed stays in theirs until
+the sequence is needed, a conversation goes on where it is, and what else is shared is copied.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.handle import Handle
-from edgeai.engines.llamacpp.prefix import PrefixTree
+from edgeai.engines.llamacpp.prefix import PrefixTree, common
 from edgeai.errors import EngineCrashed
 
 __all__ = ["PrefixCache"]
@@ -25,6 +28,8 @@ SHORTEST = 8
 """Fewer shared tokens than this are computed again rather than looked after."""
 NEAR = 32
 """As many tokens may be computed again for a beginning that is in cells rather than in main memory."""
+COPIED = 128
+"""A sequence is copied as a whole: not for fewer of its tokens than this part of them, which are computed about as fast."""
 LEAST = 16
 """Fewer tokens of an answer than this are not worth reading again."""
 
@@ -63,6 +68,7 @@ class PrefixCache:
         self._exact_of: dict[int, int] = {}  # of running requests
         self._in_place: set[int] = set()  # sequences whose exact tokens are in the cells from the first on
         self._exact = handle.plan.numerics == "exact"
+        self._unified = handle.plan.unified
 
     @property
     def enabled(self) -> bool:
@@ -102,22 +108,49 @@ class PrefixCache:
         None when no sequence is free. At least one token is left to compute, since an answer begins with the logits of the last one.
         A request that is ALONE takes only what does not change its answer.
         """
+        exactly = alone and self._exact and not self._handle.recurrent
+        find = self._find_exact if exactly else self._find
+        if not self._unified and reuse and (going_on := self._go_on(tokens, adapters, find(tokens, adapters))):
+            return going_on
         if not self._free and not self._park_one():
             return None
-        sequence = self._free.pop()
-        exactly = alone and self._exact and not self._handle.recurrent
-        if exactly:
+        sequence = self._take_free()
+        if exactly and self._unified:
             self._make_way(tokens, adapters, reuse=reuse)
-        find = self._find_exact if exactly else self._find
         found = find(tokens, adapters) if reuse and self.enabled else None
         length = 0 if found is None else self._take_over(sequence, *found)
         exact = 0 if found is None else min(self._exact_part(found[0]), length)
-        if exactly or (found is not None and found[0] in self._in_place):
+        if exactly or not self._unified or (found is not None and found[0] in self._in_place):
             self._in_place.add(sequence)
         if length:
             self.computed(sequence, tokens[:length], adapters, exact=exact)
-        if exactly or not self._handle.n_swa:
+        if self._unified and (exactly or not self._handle.n_swa):
             self.park(but=None if found is None or self._holds_more(*found) else found[0])
+        return sequence, length, exact
+
+    def _take_free(self) -> int:
+        """Return a free sequence: the least, since libllama computes together only sequences whose numbers follow each other."""
+        sequence = min(self._free)
+        self._free.remove(sequence)
+        return sequence
+
+    def _go_on(
+        self, tokens: Sequence[int], adapters: Selection, found: tuple[int, int] | None
+    ) -> tuple[int, int, int] | None:
+        """Return what `begin` does with the sequence of the ended request that FOUND names, if TOKENS go on where it ended."""
+        kept = None if found is None else self._kept.get(found[0])
+        if found is None or kept is None or kept.state is not None:
+            return None
+        sequence, length = found
+        if common(kept.tokens, tokens) <= len(kept.tokens) - LEAST:
+            return None
+        del self._kept[sequence]
+        self.lost(sequence)
+        self._in_place.add(sequence)
+        exact = min(kept.exact, length)
+        if not self._handle.trim(sequence, length):
+            length = exact = 0
+        self.computed(sequence, tokens[:length], adapters, exact=exact)
         return sequence, length, exact
 
     def _make_way(self, tokens: Sequence[int], adapters: Selection, *, reuse: bool) -> None:
@@ -144,8 +177,7 @@ class PrefixCache:
         if kept is not None:
             self._kept.move_to_end(source)
         if kept is None or kept.state is None:
-            self._handle.share(source, sequence, length)
-            return length
+            return length if self._handle.share(source, sequence, length) else 0
         if not self._handle.restore(sequence, kept.state):
             return 0
         if length < len(kept.tokens) and not self._handle.trim(sequence, length):
@@ -190,6 +222,8 @@ class PrefixCache:
     def _usable(self, number: int, length: int) -> bool:
         """Whether the first LENGTH tokens of NUMBER can be continued: not all models keep what that takes."""
         handle, kept = self._handle, self._kept.get(number)
+        if not self._unified and (kept is None or kept.state is None):
+            return length * COPIED > handle.span(number)[1]
         if not (handle.recurrent or handle.n_swa):
             return True
         first, last = handle.span(number) if kept is None or kept.state is None else kept.span
@@ -234,9 +268,11 @@ class PrefixCache:
         """
         if len(tokens) * self._token_bytes > self._budget or not (self._free or self._park_one()):
             return False
-        sequence = self._free.pop()
-        self._handle.share(source, sequence, len(tokens))
-        if in_place:
+        sequence = self._take_free()
+        if not self._handle.share(source, sequence, len(tokens)):
+            self._free.append(sequence)
+            return False
+        if in_place or not self._unified:
             self._in_place.add(sequence)
         self.keep(sequence, tokens, (), exact=len(tokens), asked=True)
         return True

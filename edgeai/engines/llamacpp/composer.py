@@ -14,6 +14,9 @@ from edgeai.engines.llamacpp.speculate import Pace
 
 __all__ = ["Composer", "Part"]
 
+BRIDGED = 2
+"""Sequences of nobody that are computed so that those on both sides of them are computed together."""
+
 
 @dataclass(slots=True)
 class Part:
@@ -39,6 +42,9 @@ class Composer:
         self._paces: dict[int, Pace] = {}
         self._turn: Selection = ()
         self._read_last = False
+        self._idle: list[
+            tuple[int, int]
+        ] = []  # sequences of nobody that are in the batch, and the tokens that they had
 
     def learn(self, parts: Sequence[Part], seconds: float) -> None:
         """Take note that the batch of PARTS took SECONDS."""
@@ -61,6 +67,7 @@ class Composer:
         """Fill the batch with what is next of RUNNING requests, the oldest first. FAIL is told of one whose guessing has failed."""
         group = self._group(running)
         self.batch.clear()
+        self._idle = []
         answering = [request for request in group if not request.reads]
         reading = [request for request in group if request.reads]
         if self._handle.plan.deterministic:  # each alone, as it would be without the others
@@ -69,20 +76,50 @@ class Composer:
             )
         if len(answering) > (most := places(self.batch.capacity, reading=bool(reading))):
             answering = sorted(answering, key=_last_served)[:most]
-        found = (self._answer_part(request, len(answering), fail) for request in answering)
-        parts = [part for part in found if part is not None]
+        apart = not self._handle.plan.unified
+        if apart:
+            answering = sorted(answering, key=_sequence)
+        parts = []
+        for before, request in zip((None, *answering), answering, strict=False):
+            if apart and before is not None:
+                self._bridge(before, request, running)
+            if (part := self._answer_part(request, len(answering), fail)) is not None:
+                parts.append(part)
         # Where more wait for their first token than for their next one, those are served.
         short = sum(request.pending <= self.batch.capacity for request in reading)
         hurry = not answering or short > len(answering)
-        allowance = self.batch.capacity if hurry else self._pace.allowance(self.batch.size)
+        # Apart, one token of a prompt is computed with the answers, and the others after them.
+        allowance = self._pace.allowance(0) + 1 if apart else self._pace.allowance(self.batch.size)
+        allowance = self.batch.capacity if hurry else allowance
         allowance = min(allowance, self.batch.capacity - self.batch.size)
         shares = share_out([request.pending for request in reading], allowance)
-        for request, count in zip(reading, shares, strict=True):
-            if count:
-                parts.append(self._add(request, count))
+        shared = [(request, count) for request, count in zip(reading, shares, strict=True) if count]
+        parts += [
+            self._add(*pair) for pair in (sorted(shared, key=lambda pair: _sequence(pair[0])) if apart else shared)
+        ]
         if len(running) == len(reading) == 1 and reading[0].alone:
             self._pad(parts[0])
         return parts
+
+    def _bridge(self, before: Request, after: Request, running: Sequence[Request]) -> None:
+        """Put a token of nobody into the few sequences between two requests, if no other request has them.
+
+        Where each sequence has cells of its own, libllama computes together only those whose numbers follow each other.
+        """
+        first, last = _sequence(before) + 1, _sequence(after)
+        if last - first > BRIDGED or any(first <= (request.sequence or 0) < last for request in running):
+            return
+        spans = [(sequence, self._handle.span(sequence)[1] + 1) for sequence in range(first, last)]
+        if any(count >= self._handle.n_ctx for _, count in spans):
+            return
+        for sequence, count in spans:
+            self.batch.add([0], count, sequence, 0)
+        self._idle += spans
+
+    def clear_idle(self) -> None:
+        """Forget the tokens of nobody, once the batch is computed."""
+        for sequence, count in self._idle:
+            self._handle.trim(sequence, count)
 
     def _pad(self, part: Part) -> None:
         """Give the batch of a request that is alone the shape that such batches have."""
@@ -137,6 +174,11 @@ class Composer:
         outputs = 1 + len(guesses) if last else 0
         index = self.batch.add([*tokens, *guesses], request.done, request.sequence, outputs)
         return Part(request, count + len(guesses), index if last else None, len(guesses))
+
+
+def _sequence(request: Request) -> int:
+    assert request.sequence is not None  # noqa: S101 - running requests have one
+    return request.sequence
 
 
 def _last_served(request: Request) -> float:

@@ -42,6 +42,7 @@ class Handle:
         self.batches = 0  # that were computed
         self.choosing_s = 0.0  # spent on finding the greatest logits without numpy
         self._rows: dict[int, Any] = {}  # of logits, by their address
+        self._copied: tuple[int, bytes] | None = None  # the sequence that was shared last, and its state
         self.sequences = self.scratch = max(plan.sequences - 1, plan.streams)
         self.n_outputs = max(plan.outputs, self.sequences + 1)
         self.weights = Weights(artifact, plan)
@@ -59,7 +60,7 @@ class Handle:
         self.memory = lib.llama_get_memory(self.context)
         # The library rounds the context up to a multiple of 256; what was promised is what was planned.
         self.n_ctx = min(plan.context, int(lib.llama_n_ctx_seq(self.context)))
-        self.cells = self.n_ctx if plan.deterministic else max(plan.kv_cells, plan.context)
+        self.cells = max(plan.kv_cells, plan.context) if plan.unified else self.n_ctx
         self.n_batch = int(lib.llama_n_batch(self.context))
         self.n_embd = int(lib.llama_model_n_embd(self.model))
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
@@ -78,10 +79,8 @@ class Handle:
         params.n_outputs_max = self.n_outputs
         params.n_seq_max = self.sequences + 1
         params.swa_full = plan.swa_full
-        # Attention adds in the order of cells. Where an answer must not depend on what else runs, each sequence has cells of its own.
-        params.kv_unified = not plan.deterministic
-        cells = max(plan.kv_cells, plan.context)
-        params.n_ctx = plan.context * params.n_seq_max if plan.deterministic else cells
+        params.kv_unified = plan.unified
+        params.n_ctx = max(plan.kv_cells, plan.context) if plan.unified else plan.context * params.n_seq_max
         return self.weights.open_context(params)
 
     # ---- decoding
@@ -96,6 +95,7 @@ class Handle:
 
     def decode(self, batch: Batch) -> None:
         """Compute BATCH. Raises Aborted and NoRoom, after which nothing of it is in the cache, DoesNotFit, EngineCrashed."""
+        self._copied = None
         self.check(int(self.lib.llama_decode(self.context, batch.native)))
 
     def check(self, code: int) -> None:
@@ -123,12 +123,22 @@ class Handle:
 
     # ---- sequences in the KV cache
 
-    def share(self, source: int, target: int, count: int) -> None:
-        """Let sequence TARGET, which is empty, have the first COUNT tokens of SOURCE; nothing is copied but marks."""
-        self.lib.llama_memory_seq_cp(self.memory, source, target, 0, count)
+    def share(self, source: int, target: int, count: int) -> bool:
+        """Let sequence TARGET, which is empty, have the first COUNT tokens of SOURCE; false, and it has nothing, where that fails.
+
+        In a unified cache nothing is copied but marks. Otherwise the cells are, by way of main memory: llama_memory_seq_cp copies all of
+        a sequence's cells, used or not, and only with the next batch.
+        """
+        if self.plan.unified:
+            self.lib.llama_memory_seq_cp(self.memory, source, target, 0, count)
+            return True
+        if self._copied is None or self._copied[0] != source:
+            self._copied = (source, self.state(source))
+        return self.restore(target, self._copied[1]) and self.trim(target, count)
 
     def trim(self, sequence: int, count: int) -> bool:
         """Forget all of SEQUENCE but its first COUNT tokens; false where the model's state cannot go back, and all is forgotten."""
+        self._forget_copy(sequence)
         if self.lib.llama_memory_seq_rm(self.memory, sequence, count, -1):
             return True
         self.forget(sequence)
@@ -136,7 +146,12 @@ class Handle:
 
     def forget(self, sequence: int) -> None:
         """Forget SEQUENCE."""
+        self._forget_copy(sequence)
         self.lib.llama_memory_seq_rm(self.memory, sequence, -1, -1)
+
+    def _forget_copy(self, sequence: int) -> None:
+        if self._copied is not None and self._copied[0] == sequence:
+            self._copied = None
 
     def span(self, sequence: int) -> tuple[int, int]:
         """Return the first and the last position of SEQUENCE that are in the cache, (-1, -1) for none."""
@@ -157,6 +172,7 @@ class Handle:
 
     def restore(self, sequence: int, state: bytes) -> bool:
         """Put STATE, which came from `state`, back as SEQUENCE; false, and nothing is there, where no cells are free."""
+        self._forget_copy(sequence)
         buffer = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
         taken = int(self.lib.llama_state_seq_set_data_ext(self.context, buffer, len(state), sequence, 0))
         if taken != len(state):

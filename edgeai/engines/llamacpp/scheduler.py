@@ -320,6 +320,7 @@ class Scheduler:
         if not self._decode(parts):
             self._composer.interrupted()
             return
+        self._composer.clear_idle()
         alone = len(self._running) == 1 and not self._jobs
         for part in parts:
             part.request.alone &= alone
@@ -452,7 +453,7 @@ class Scheduler:
             job = self._jobs[0] if self._jobs else None
         if job is None or self._given_way:
             return
-        if not self._running and not self.handle.n_swa:
+        if self._plan.unified and not self._running and not self.handle.n_swa:
             self._cache.park()  # what a job computes is the same wherever others have been
         try:
             self.handle.adapters.select(self.handle.context, job.adapters)
