@@ -298,7 +298,7 @@ def _compute_bytes(shape: ModelShape, settings: Settings) -> int:
         attention += shape.heads * (full_cells(settings)[0] if shape.cache else settings.batch)
     row = max(dense, experts if shape.experts else 0, attention) + ROWS * shape.width + _cells(settings, shape)
     states = max((layer.state for layer in shape.layers), default=0) * settings.sequences
-    logits = settings.outputs * (shape.vocab + 2 * shape.width)
+    logits = settings.outputs * (shape.vocab + 2 * shape.width) if shape.cache else 0  # encoders have none
     return 4 * max(settings.batch * row + states, logits)
 
 

@@ -44,9 +44,11 @@ class LoadOptions:
     `ctx`: the longest prompt and answer together, in tokens. `needed`: an upper bound of the tokens that will ever be in the context, for
     callers that know it: without `ctx` the context is then no larger than that. `threads` decode, `threads_batch` read prompts.
     `streams`: requests computed side by side. `queue`: how many may wait before Busy. `prefix_bytes`: how much main memory may keep
-    prompts for later requests, 0 for none. `numerics`: under "exact" nothing that is only done for speed changes the answer of a request
-    that is alone: kept prompts are reused, and guesses made, only where all numbers stay the same; "fast" does both wherever it can, and
-    rounding then changes greedy answers. `deterministic`: an answer does not depend on what else runs, at the price of speed.
+    prompts for later requests, 0 for none. `kv_unified`: all streams share the cells of one KV cache, also where memory is plentiful and
+    each would get cells of its own; faster where most requests begin with the same long text, slower where they share little.
+    `numerics`: under "exact" nothing that is only done for speed changes the answer of a request that is alone: kept prompts are reused,
+    and guesses made, only where all numbers stay the same; "fast" does both wherever it can, and rounding then changes greedy answers.
+    `deterministic`: an answer does not depend on what else runs, at the price of speed.
     `adapters`: name → LoRA adapter file. `draft`: a small model of the same vocabulary for speculation.
     `isolated`: in a supervised child process, so that no crash of native code ends this one.
     """
@@ -61,6 +63,7 @@ class LoadOptions:
     streams: int | None = None
     queue: int = DEFAULT_QUEUE
     prefix_bytes: int | None = None
+    kv_unified: bool = False
     numerics: Numerics = "exact"
     deterministic: bool = False
     adapters: Mapping[str, Path] = field(default_factory=dict)
@@ -76,6 +79,11 @@ class LoadOptions:
             ("ctx", self.ctx is None or self.ctx >= 8, "at least 8"),
             ("needed", self.needed is None or self.needed >= 1, "at least 1"),
             ("deterministic", isinstance(self.deterministic, bool), "True or False"),
+            (
+                "kv_unified",
+                isinstance(self.kv_unified, bool) and not (self.kv_unified and self.deterministic),
+                "True or False, and False under deterministic",
+            ),
             ("isolated", isinstance(self.isolated, bool), "True or False"),
             ("threads", self.threads is None or 1 <= self.threads <= 512, "between 1 and 512"),
             ("threads_batch", self.threads_batch is None or 1 <= self.threads_batch <= 512, "between 1 and 512"),

@@ -89,7 +89,7 @@ def rooms(artifact: Artifact, shape: ModelShape, options: LoadOptions) -> Iterat
         for more in (DEFAULT_STREAMS, DEFAULT_STREAMS // 2, DEFAULT_STREAMS // 4):
             yield replace(_room(artifact, shape, options, context, more), comfort=PLENTIFUL)
     if (options.streams or 0) > 1 and not options.deterministic:
-        yield from _comforts(shape, whole, ASKED_FOR if options.ctx else PLENTIFUL)
+        yield from _comforts(shape, whole, options)
     yield whole
     if options.prefix_bytes is None and whole.prefix_bytes:  # kept prompts are the first to go
         options = replace(options, prefix_bytes=0)
@@ -107,14 +107,15 @@ def _single(artifact: Artifact, options: LoadOptions) -> bool:
     return options.needed is not None or artifact.embedding
 
 
-def _comforts(shape: ModelShape, room: Room, part: float) -> Iterator[Room]:
-    """Yield rooms with more than ROOM has, the best first, of which the best may take PART of the free memory.
+def _comforts(shape: ModelShape, room: Room, options: LoadOptions) -> Iterator[Room]:
+    """Yield rooms with more than ROOM has, the best first.
 
     Attention passes over the cells of all who share them: eight requests of 20 to 250 tokens that share nothing get a quarter more tokens
     a second in cells of their own. What they do share is then copied, a hundredth of the time of computing it. A window could not be
     copied (libllama's state of a sequence has the last one only), and takes few cells anyway.
     """
-    if not (shape.windowed or shape.recurrent):
+    if not (options.kv_unified or shape.windowed or shape.recurrent):
+        part = ASKED_FOR if options.ctx else PLENTIFUL
         yield replace(room, **_apart(room.context, room.streams), comfort=part)
     full = replace(room, swa_full=shape.windowed and room.prefix_bytes > 0, comfort=PLENTIFUL)
     times = room.streams
@@ -139,7 +140,9 @@ def _room(artifact: Artifact, shape: ModelShape, options: LoadOptions, context: 
         sequences=sequences,
         cells=max(context, batch if artifact.embedding else 0),
         prefix_bytes=prefix,
-        outputs=batch if artifact.embedding else _outputs(shape, batch, streams, sequences),
+        outputs=max(context, _pooled_tokens(shape))
+        if artifact.embedding
+        else _outputs(shape, batch, streams, sequences),
         batch=batch,
         kv_type=kv_type,
         pooled=artifact.embedding,
@@ -155,8 +158,11 @@ def _apart(context: int, sequences: int) -> dict[str, Any]:
 
 def _pooled_batch(shape: ModelShape, context: int) -> int:
     """Return the tokens that are embedded together: a whole text at least, for it is seen without a causal mask."""
-    tokens = max(FEWEST_TOKENS, min(MOST_TOKENS, OUTPUT_BYTES // (4 * max(1, shape.vocab))))
-    return -(-max(context, tokens) // TEXTS) * TEXTS
+    return -(-max(context, _pooled_tokens(shape)) // TEXTS) * TEXTS
+
+
+def _pooled_tokens(shape: ModelShape) -> int:
+    return max(FEWEST_TOKENS, min(MOST_TOKENS, OUTPUT_BYTES // (4 * max(1, shape.vocab))))
 
 
 def _prefix_bytes(artifact: Artifact, options: LoadOptions, kv_bytes: int) -> int:

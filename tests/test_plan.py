@@ -201,10 +201,22 @@ def test_a_single_answer_takes_one_stream_and_no_kept_prompts() -> None:
 
 
 def test_streams_that_were_asked_for_get_contexts_of_their_own_where_memory_is_plentiful() -> None:
-    cells = [plan(LLAMA, machine(free=free), streams=8).kv_cells for free in (100 * GB, 20 * GB, 1 * GB)]
-    assert cells[0] == 8 * 8192
-    assert 8192 < cells[1] < 8 * 8192
-    assert cells[2] == 8192
+    plans = [plan(LLAMA, machine(free=free), streams=8) for free in (100 * GB, 20 * GB, 1 * GB)]
+    assert (plans[0].unified, plans[0].kv_cells, plans[0].sequences) == (False, 9 * 8192, 9)
+    assert (plans[1].unified, 8192 < plans[1].kv_cells < 8 * 8192) == (True, True)
+    assert (plans[2].unified, plans[2].kv_cells) == (True, 8192)
+
+
+def test_streams_and_a_context_that_were_both_asked_for_may_take_more() -> None:
+    free = 40 * GB
+    assert plan(LLAMA, machine(free=free), streams=8).unified
+    assert not plan(LLAMA, machine(free=free), streams=8, ctx=8192).unified
+
+
+def test_streams_share_their_cells_where_that_is_asked_for_or_what_they_share_cannot_be_copied() -> None:
+    made = plan(LLAMA, machine(free=100 * GB), streams=8, kv_unified=True)
+    assert (made.unified, made.kv_cells) == (True, 8 * 8192)
+    assert all(plan(model, machine(free=100 * GB), streams=4).unified for model in (WINDOWS, RECURRENT))
 
 
 def test_windows_are_kept_whole_only_for_a_server_with_memory_to_spare() -> None:

@@ -69,7 +69,7 @@ def measure(artifact: Artifact, device: Device, options: LoadOptions, given: Map
     """
     plan = make_plan(artifact, device, options)  # without the correction: what is remembered is of the arithmetic alone
     found = _ask(artifact, plan, given)
-    rows = list(_rows(plan, found))
+    rows = list(_rows(artifact, plan, found))
     whole = {row.device: row.measured / row.predicted for row in rows if row.what == "all" and row.predicted}
     remember_correction(home() / "cache", artifact, device, whole)
     return Footprint(rows=tuple(rows))
@@ -90,13 +90,14 @@ def _ask(artifact: Artifact, plan: Plan, given: Mapping[str, Any]) -> dict[str, 
     raise EngineCrashed(f"measuring {artifact.name!r} failed: the child process {ending(child)}", hint="edgeai doctor")
 
 
-def _rows(plan: Plan, found: Mapping[str, Any]) -> list[Row]:
+def _rows(artifact: Artifact, plan: Plan, found: Mapping[str, Any]) -> list[Row]:
     gpus = sum(share.total_bytes for share in plan.placement.gpus)
     rows = [Row(device=CPU, what="all", predicted=plan.memory_bytes - gpus, measured=found["resident"])]
     for share in plan.placement.gpus:
         if taken := found["gpus"].get(share.device):
             rows.append(Row(device=share.device, what="all", predicted=share.total_bytes, measured=taken))
-    reported = {item["device"]: item for item in found["shares"]}
+    # Of an embedding model libllama says what it has before the first text, and it takes room for the logits of each token with these.
+    reported = {} if artifact.embedding else {item["device"]: item for item in found["shares"]}
     for share in plan.placement.shares:
         if (item := reported.get(share.device)) is not None:
             predicted = share.total_bytes
@@ -149,8 +150,10 @@ def _work(engine: Any) -> None:
     from edgeai.types import GenerationConfig
 
     plan = engine.plan
-    if engine.artifact.embedding:
-        engine.embed([" the" * max(1, plan.context // 2)] * 2)
+    if engine.artifact.embedding:  # as many tokens as are computed together: a text of the whole context, or several
+        special = max(0, len(engine.tokenize(" the" * 8, add_special=True)) - 8)
+        many = -(-plan.outputs // 64)
+        engine.embed([" the" * max(1, min(plan.context, plan.outputs // many) - special)] * many)
         return
     room = max(1, min(plan.batch, plan.context - 8))
     ids = engine.tokenize(" a" * room)[:room]

@@ -167,9 +167,10 @@ def test_a_prompt_that_was_parked_is_continued_as_if_it_had_stayed(variant: str,
 SYSTEM = "You are a careful assistant who answers in short sentences and names the sources. " * 9
 
 
-def test_a_kept_prompt_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path) -> None:
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_kept_prompt_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path, kv_unified: bool) -> None:
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "logprobs": 5}
-    with Model(open_engine(smollm2_path, ctx=512, streams=2)) as model:
+    with Model(open_engine(smollm2_path, ctx=512, streams=2, kv_unified=kv_unified)) as model:
         for question in ("Why is the sky blue?", "Hi", "Name three rivers of Europe and the seas that they flow into."):
             for system in (SYSTEM, SYSTEM[:90]):  # long ones are computed in another way than short ones
                 prompt = f"{system}\n{question}"
@@ -180,10 +181,11 @@ def test_a_kept_prompt_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path)
                 assert again.logprobs == fresh.logprobs  # to the bit
 
 
-def test_a_prompt_that_was_parked_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path) -> None:
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_prompt_that_was_parked_gives_the_same_numbers_as_a_fresh_one(smollm2_path: Path, kv_unified: bool) -> None:
     options: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "logprobs": 5}
     long, other = f"{SYSTEM}\nWhy is the sky blue?", "Another text altogether, which is not long."
-    with Model(open_engine(smollm2_path, ctx=512, streams=2)) as model:
+    with Model(open_engine(smollm2_path, ctx=512, streams=2, kv_unified=kv_unified)) as model:
         fresh = [model.complete(prompt, **options, prefix_cache=False) for prompt in (long, f"{SYSTEM}\nHi", other)]
         model.complete(long, **options)
         model.complete(other, **options)  # takes the cells, so the first is parked
@@ -192,11 +194,13 @@ def test_a_prompt_that_was_parked_gives_the_same_numbers_as_a_fresh_one(smollm2_
     assert [answer.logprobs for answer in again] == [answer.logprobs for answer in fresh]
 
 
-def test_what_was_read_before_others_came_stays_exact_for_all_of_them(smollm2_path: Path) -> None:
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_what_was_read_before_others_came_stays_exact_for_all_of_them(smollm2_path: Path, kv_unified: bool) -> None:
     options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logprobs": 5}
     prompt = f"{SYSTEM}\nWhy is the sky blue?"
     endless: dict[str, Any] = {"temperature": 0, "logit_bias": dict.fromkeys(end_tokens(smollm2_path), -100.0)}
-    with Model(open_engine(smollm2_path, ctx=512, streams=3, prefix_bytes=6 << 20)) as model:  # room for one of the two
+    room_for_one = {"prefix_bytes": 6 << 20, "kv_unified": kv_unified}
+    with Model(open_engine(smollm2_path, ctx=512, streams=3, **room_for_one)) as model:
         length = len(model.tokenize(SYSTEM))
         with model.stream(f"{SYSTEM}\nHi", **endless) as first:
             next(first)
@@ -258,7 +262,7 @@ def test_nothing_is_kept_without_a_budget(tiny_gguf: Path) -> None:
 
 
 def test_when_the_cache_is_full_the_youngest_waits_and_all_finish(tiny_gguf: Path) -> None:
-    artifact, plan = planned(tiny_gguf, LoadOptions(ctx=256, streams=3, threads=1, prefix_bytes=0))
+    artifact, plan = planned(tiny_gguf, LoadOptions(ctx=256, streams=3, threads=1, prefix_bytes=0, kv_unified=True))
     with Model(LlamaCppEngine(artifact, replace(plan, kv_cells=256))) as model:
         prompts = [f"{word} {WORDS}" for word in ("red", "green", "blue")]
         alone = [model.complete(prompt, max_tokens=120, temperature=0).usage for prompt in prompts]

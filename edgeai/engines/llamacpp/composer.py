@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgeai.engines.llamacpp.adapters import Selection
-from edgeai.engines.llamacpp.composing import PromptPace, places, share_out
+from edgeai.engines.llamacpp.composing import PromptPace, in_turns, places, share_out
 from edgeai.engines.llamacpp.exact import padding
 from edgeai.engines.llamacpp.handle import GUESSES, Batch, Handle
 from edgeai.engines.llamacpp.request import Request
@@ -41,7 +41,7 @@ class Composer:
         self._pace = PromptPace(handle.n_batch)
         self._paces: dict[int, Pace] = {}
         self._turn: Selection = ()
-        self._read_last = False
+        self._read_last = self._shortest = False
         self._idle: list[
             tuple[int, int]
         ] = []  # sequences of nobody that are in the batch, and the tokens that they had
@@ -85,21 +85,31 @@ class Composer:
                 self._bridge(before, request, running)
             if (part := self._answer_part(request, len(answering), fail)) is not None:
                 parts.append(part)
-        # Where more wait for their first token than for their next one, those are served.
-        short = sum(request.pending <= self.batch.capacity for request in reading)
-        hurry = not answering or short > len(answering)
-        # Apart, one token of a prompt is computed with the answers, and the others after them.
-        allowance = self._pace.allowance(0) + 1 if apart else self._pace.allowance(self.batch.size)
-        allowance = self.batch.capacity if hurry else allowance
-        allowance = min(allowance, self.batch.capacity - self.batch.size)
-        shares = share_out([request.pending for request in reading], allowance)
-        shared = [(request, count) for request, count in zip(reading, shares, strict=True) if count]
-        parts += [
-            self._add(*pair) for pair in (sorted(shared, key=lambda pair: _sequence(pair[0])) if apart else shared)
-        ]
+        shares = self._shares(reading, answering)
+        parts += [self._add(request, count) for request, count in shares if count]
         if len(running) == len(reading) == 1 and reading[0].alone:
             self._pad(parts[0])
         return parts
+
+    def _shares(self, reading: Sequence[Request], answering: Sequence[Request]) -> list[tuple[Request, int]]:
+        """Return how many tokens of the prompt of each of READING go into the batch beside ANSWERING."""
+        pending = [request.pending for request in reading]
+        left = self.batch.capacity - self.batch.size
+        # Where more wait for their first token than for their next one, those are served.
+        short = sum(count <= self.batch.capacity for count in pending)
+        hurry = not answering or short > len(answering)
+        if self._handle.plan.unified:
+            allowance = left if hurry else min(left, self._pace.allowance(self.batch.size))
+            return list(zip(reading, share_out(pending, allowance), strict=True))
+        allowance = left if hurry else min(left, self._pace.allowance(0))
+        self._shortest = not self._shortest
+        shares = in_turns(pending, allowance, shortest=self._shortest) if answering else share_out(pending, allowance)
+        # The first token of a prompt whose sequence follows on those of answers is computed with these: it is not one of the tile.
+        before = {_sequence(request) + 1 for request in answering}
+        for at, request in enumerate(reading):
+            if 0 < shares[at] < pending[at] and sum(shares) < left and _sequence(request) in before:
+                shares[at] += 1
+        return sorted(zip(reading, shares, strict=True), key=lambda share: _sequence(share[0]))
 
     def _bridge(self, before: Request, after: Request, running: Sequence[Request]) -> None:
         """Put a token of nobody into the few sequences between two requests, if no other request has them.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edgeai.engines.llamacpp.exact import TILE
 
-__all__ = ["STALL_S", "PromptPace", "places", "share_out"]
+__all__ = ["STALL_S", "PromptPace", "in_turns", "places", "share_out"]
 
 STALL_S = 0.1
 """Seconds that prompts of others may hold up a running answer between two of its tokens."""
@@ -74,4 +74,19 @@ def share_out(pending: Sequence[int], allowance: int) -> list[int]:
         shares[index] = min(pending[index], left)
         left -= shares[index]
     shares[0] += min(pending[0] - shares[0], left)
+    return shares
+
+
+def in_turns(pending: Sequence[int], allowance: int, *, shortest: bool) -> list[int]:
+    """Return the same where a prompt is computed by itself, and slowly in small parts: one gets all it can take, then the next.
+
+    The oldest is first, or the SHORTEST; who asks takes turns between the two, for the reasons that `share_out` has.
+    """
+    shares, left = [0] * len(pending), allowance
+    if not pending:
+        return shares
+    by_length = sorted(range(1, len(pending)), key=lambda at: (pending[at], at))
+    for index in (*by_length, 0) if shortest else (0, *by_length):
+        shares[index] = min(pending[index], left)
+        left -= shares[index]
     return shares
