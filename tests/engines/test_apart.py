@@ -81,7 +81,8 @@ def test_a_sequence_between_two_that_run_is_computed_with_them_and_keeps_its_own
 
     monkeypatch.setattr(Composer, "clear_idle", noted)
     endless: dict[str, Any] = {"temperature": 0, "logit_bias": dict.fromkeys(end_tokens(tiny_gguf), -100.0)}
-    with Model(open_engine(tiny_gguf, ctx=512, streams=3, threads=1, numerics="fast")) as model:
+    room = {"ctx": 512, "streams": 3, "prefix_bytes": 1 << 24, "numerics": "fast"}
+    with Model(open_engine(tiny_gguf, **room, threads=1)) as model:
         fresh = model.complete(f"{WORDS} between", **EXACT, prefix_cache=False)
         left = model.stream("one", max_tokens=300, **endless)
         next(left)

@@ -192,11 +192,13 @@ class PrefixCache:
     def _find(self, tokens: Sequence[int], adapters: Selection) -> tuple[int, int] | None:
         """Return who has the longest beginning of TOKENS, and its length; of several, one that need not be copied.
 
-        What is in cells is shared, what is parked takes cells of its own, which every later batch looks at: NEAR tokens are not worth that.
+        What is in a unified cache is shared, what is parked takes cells of its own, which every later batch looks at: NEAR tokens are not
+        worth that.
         """
         tree, parked = self._trees.get(adapters), None
+        near = NEAR if self._unified else 0
         for length, holders in () if tree is None else tree.matches(tokens, len(tokens) - 1):
-            if length < (SHORTEST if parked is None else parked[1] - NEAR):
+            if length < (SHORTEST if parked is None else parked[1] - near):
                 break
             for number in sorted(holders):
                 if not self._usable(number, length):
