@@ -41,8 +41,8 @@ def read_all(streams: list[Stream]) -> list[str]:
 
 def test_what_several_share_is_computed_once_and_their_answers_are_those_of_one(apart: Model) -> None:
     prompts = [f"{WORDS} {WORDS}: {word}" for word in ("None", "a list", "when", "for all")]
-    alone = [apart.complete(prompt, max_tokens=8, temperature=0, prefix_cache=False).text for prompt in prompts]
-    streams = [apart.stream(prompt, max_tokens=8, temperature=0) for prompt in prompts]
+    alone = [apart.complete(prompt, max_tokens=60, temperature=0, prefix_cache=False).text for prompt in prompts]
+    streams = [apart.stream(prompt, max_tokens=60, temperature=0) for prompt in prompts]
     assert read_all(streams) == alone
     shared = len(apart.tokenize(f"{WORDS} {WORDS}:"))
     cached = sorted(stream.completion().usage.cached_tokens for stream in streams)
@@ -99,7 +99,7 @@ def test_a_sequence_between_two_that_run_is_computed_with_them_and_keeps_its_own
         again = model.complete(f"{WORDS} between", **EXACT)
     assert 1 in bridged
     assert again.usage.cached_tokens >= 8
-    assert [token.token for token in again.logprobs or ()] == [token.token for token in fresh.logprobs or ()]
+    assert again.text == fresh.text
 
 
 def test_beside_an_answer_one_prompt_at_a_time_is_read(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
