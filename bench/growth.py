@@ -1,5 +1,5 @@
-"""How edgeai grows: with the context (512 to 8k) beside llama-bench, with the number of callers (1 to 32) beside
-llama-server.
+"""How edgeai grows: with the context (512 to 8k) beside llama-bench, with the number of callers (1 to 32) and with the
+length of what eight callers ask beside llama-server.
 
 python bench/growth.py [--model smollm2-q4_0] [--rounds 3] [--quick]
 """
@@ -7,23 +7,27 @@ python bench/growth.py [--model smollm2-q4_0] [--rounds 3] [--quick]
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import peers
 from llama_server import llama_server
 from measure import save
-from streams import ANSWER, CONTEXT, KEPT_BYTES, PROMPT, Prompts, our_side, their_side
+from streams import ANSWER, CONTEXT, KEPT_BYTES, PROMPT, our_side, their_side
 
 import edgeai
 import models
+from edgeai.evaluation.streams import distinct_texts
 
 DEPTHS = (0, 512, 1024, 2048, 4096, 8064)
 STREAMS = (1, 2, 4, 8, 16, 32)
+PROMPTS, CALLERS = (64, 256, 768), 8
 
 
 def rss_bytes(pid: int) -> int:
@@ -64,29 +68,33 @@ def _threads(path: Path) -> int:
     return threads_of(path)[0]
 
 
-def by_streams(path: Path, counts: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
-    """Return tok/s, waits and memory for each number of callers on both sides."""
+def by_streams(path: Path, sizes: Sequence[tuple[int, int]], rounds: int) -> list[dict[str, Any]]:
+    """Return tok/s, waits and memory for each number of callers with prompts of so many tokens on both sides."""
     import os
 
     rows = []
-    for count in counts:
+    for count, length in sizes:
         with edgeai.load(str(path), ctx=CONTEXT, streams=count, prefix_bytes=KEPT_BYTES, device="cpu") as model:
             flags = ("-np", str(count), "-c", str(CONTEXT * count), "-t", str(model.plan.threads), "-ngl", "0")
             with llama_server(path, *flags) as server:
-                prompts = Prompts(model, count)
+                count_of = functools.partial(_tokens, model)
                 sides = {"ours": our_side(model, path), "theirs": their_side(server)}
                 found: dict[str, list[Any]] = {side: [] for side in sides}
                 for number in range(rounds):
                     for side, run in sides.items():
-                        found[side].append(run(prompts.distinct(number), ANSWER))
+                        found[side].append(run(distinct_texts(count_of, count, length, seed=1000 + number), ANSWER))
                 pids = {"ours": os.getpid(), "theirs": server.pid}
-                row: dict[str, Any] = {"streams": count}
+                row: dict[str, Any] = {"streams": count, "prompt_tokens": length}
                 for side, runs in found.items():
                     row[f"{side}_tok_s"] = statistics.median(run.tok_s for run in runs)
                     row[f"{side}_ttft_p50_s"] = statistics.median(run.ttft_s(0.5) for run in runs)
                     row[f"{side}_rss_bytes"] = rss_bytes(pids[side])
                 rows.append({**row, "tok_s_ratio": row["ours_tok_s"] / row["theirs_tok_s"]})
     return rows
+
+
+def _tokens(model: edgeai.Model, text: str) -> int:
+    return len(model.tokenize(text, add_special=True))
 
 
 def main() -> None:
@@ -97,13 +105,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round of two sizes, to see that it works")
     arguments = parser.parse_args()
     path = models.model(arguments.model)
-    depths, counts, rounds = ((0, 64), (1, 2), 1) if arguments.quick else (DEPTHS, STREAMS, arguments.rounds)
+    depths, counts, lengths, rounds = DEPTHS, STREAMS, PROMPTS, arguments.rounds
+    if arguments.quick:
+        depths, counts, lengths, rounds = (0, 64), (1, 2), (64,), 1
     results = {
         "model": path.name,
-        "prompt_tokens": PROMPT,
         "answer_tokens": ANSWER,
         "by_depth": by_depth(path, depths, rounds),
-        "by_streams": by_streams(path, counts, rounds),
+        "by_streams": by_streams(path, [(count, PROMPT) for count in counts], rounds),
+        "by_prompt": by_streams(path, [(CALLERS, length) for length in lengths], rounds),
     }
     save(f"growth_{path.stem}", results, keep=not arguments.quick)
 

@@ -8,8 +8,9 @@ request with it; `shared_warm`: the same again with other questions. Figures: al
 question to the last token, and the median wait of a caller for its first text.
 
 edgeai is asked through `Model.stream` from one thread per caller, llama-server over HTTP from one thread per caller.
-llama-server runs as it is fastest for the case: with a KV cache for each slot and with one for all (`-kvu`), and the
-better of the two counts.
+`long`: as `distinct`, with prompts of LONG tokens. edgeai runs as it does by default and with one KV cache for all callers
+(`kv_unified=True`), and the ratios are of the first; llama-server with a KV cache for each slot and with one for all
+(`-kvu`), and the better of the two counts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import models
 from edgeai.evaluation.streams import Together, ask, distinct_texts, end_tokens, together
 
 CONTEXT = 1024  # tokens of one request
+LONG = 400  # tokens of a long prompt
 KEPT_BYTES = (
     64 << 20
 )  # of prompts that edgeai may keep: 2900 tokens of SmolLM2; llama-server may keep 8 GiB (--cache-ram)
@@ -65,6 +67,10 @@ class Prompts:
         """Return prompts that share nothing."""
         return distinct_texts(self._count, self._streams, PROMPT, seed=1000 + round_)
 
+    def long(self, round_: int) -> list[str]:
+        """Return long prompts that share nothing."""
+        return distinct_texts(self._count, self._streams, LONG, seed=6000 + round_)
+
     def shared(self, round_: int, again: int = 0) -> list[str]:
         """Return questions behind one system prompt; AGAIN asks others behind the same."""
         [system] = distinct_texts(self._count, 1, SHARED, seed=2000 + round_)
@@ -89,7 +95,7 @@ def figures(runs: Sequence[Together]) -> dict[str, Any]:
 def compare(sides: dict[str, Round], prompts: Prompts, rounds: int) -> dict[str, Any]:
     """Measure every side in every round, one after another, and return the figures of each case."""
     runs: dict[str, dict[str, list[Together]]] = {
-        case: {side: [] for side in sides} for case in ("distinct", "shared", "shared_primed", "shared_warm")
+        case: {side: [] for side in sides} for case in ("distinct", "long", "shared", "shared_primed", "shared_warm")
     }
     for run in sides.values():
         run(prompts.distinct(-1), 8)
@@ -97,6 +103,7 @@ def compare(sides: dict[str, Round], prompts: Prompts, rounds: int) -> dict[str,
         order = list(sides) if number % 2 else list(reversed(sides))
         cases = {
             "distinct": (prompts.distinct(number), ANSWER),
+            "long": (prompts.long(number), ANSWER),
             "shared": (prompts.shared(number), SHARED_ANSWER),
             "shared_primed": (prompts.shared(500 + number), SHARED_ANSWER),
             "shared_warm": (prompts.shared(500 + number, again=1), SHARED_ANSWER),
@@ -110,8 +117,8 @@ def compare(sides: dict[str, Round], prompts: Prompts, rounds: int) -> dict[str,
 
 
 def against(sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the sides with ours against the best of the others in each figure."""
-    others = [found for side, found in sides.items() if side != "edgeai"]
+    """Return the sides with ours, as it is by default, against the best of the peers in each figure."""
+    others = [found for side, found in sides.items() if not side.startswith("edgeai")]
     best = {"tok_s": max(one["tok_s"] for one in others), "ttft_p50_s": min(one["ttft_p50_s"] for one in others)}
     mine = sides["edgeai"]
     return {**sides, **{f"{name}_ratio": mine[name] / value for name, value in best.items()}}
@@ -140,6 +147,10 @@ def measure(path: Path, count: int, rounds: int) -> dict[str, Any]:
         flags = ("-np", str(count), "-c", str(CONTEXT * count), "-t", str(model.plan.threads), "-ngl", "0")
         batch = ("-tb", str(model.plan.threads_batch))
         sides = {"edgeai": our_side(model, path)}
+        if not model.plan.unified:
+            options = {"ctx": CONTEXT, "streams": count, "prefix_bytes": KEPT_BYTES, "device": "cpu"}
+            unified = stack.enter_context(edgeai.load(str(path), **options, kv_unified=True))
+            sides["edgeai kv_unified"] = our_side(unified, path)
         for side, more in (("llama-server", ()), ("llama-server -kvu", ("-kvu",))):
             server = stack.enter_context(llama_server(path, *flags, *batch, *more))
             sides[side] = their_side(server)

@@ -111,13 +111,12 @@ def _comforts(shape: ModelShape, room: Room, options: LoadOptions) -> Iterator[R
     """Yield rooms with more than ROOM has, the best first.
 
     Attention passes over the cells of all who share them: eight requests of 20 to 250 tokens that share nothing get a quarter more tokens
-    a second in cells of their own. What they do share is then copied, a hundredth of the time of computing it. A window could not be
-    copied (libllama's state of a sequence has the last one only), and takes few cells anyway.
+    a second in cells of their own. What they do share is then copied, a hundredth of the time of computing it.
     """
-    if not (options.kv_unified or shape.windowed or shape.recurrent):
-        part = ASKED_FOR if options.ctx else PLENTIFUL
-        yield replace(room, **_apart(room.context, room.streams), comfort=part)
     full = replace(room, swa_full=shape.windowed and room.prefix_bytes > 0, comfort=PLENTIFUL)
+    if not (options.kv_unified or shape.recurrent):
+        part = ASKED_FOR if options.ctx else PLENTIFUL
+        yield replace(full, **_apart(room.context, room.streams), comfort=part)
     times = room.streams
     while times > 1:
         yield replace(full, cells=room.cells + room.context * (times - 1))

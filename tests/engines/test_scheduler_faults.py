@@ -48,7 +48,9 @@ def ends(stream: Iterator[Any]) -> list[str]:
 
 def test_guesses_of_a_request_that_gave_its_cells_back_are_forgotten(tiny_gguf: Path) -> None:
     with tight(
-        tiny_gguf, options={"ctx": 256, "streams": 4, "prefix_bytes": 0, "numerics": "fast"}, kv_cells=256
+        tiny_gguf,
+        options={"ctx": 256, "streams": 4, "prefix_bytes": 0, "numerics": "fast", "kv_unified": True},
+        kv_cells=256,
     ) as model:
         prompts = [f"{word} {WORDS} {WORDS}" for word in ("red", "green", "blue", "white")]
         options: dict[str, Any] = {"max_tokens": 100, "temperature": 0}
@@ -58,8 +60,9 @@ def test_guesses_of_a_request_that_gave_its_cells_back_are_forgotten(tiny_gguf: 
         assert [answer.text for answer in done] == alone
 
 
-def test_more_answers_than_a_batch_has_places_take_turns(tiny_gguf: Path) -> None:
-    with tight(tiny_gguf, options={"ctx": 64, "streams": 32}, batch=8) as model:
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_more_answers_than_a_batch_has_places_take_turns(tiny_gguf: Path, kv_unified: bool) -> None:
+    with tight(tiny_gguf, options={"ctx": 64, "streams": 32, "kv_unified": kv_unified}, batch=8) as model:
         done = together(model, [f"the {word}" for word in (WORDS * 2).split()[:32]], max_tokens=12, temperature=0)
         assert {answer.finish_reason for answer in done} == {"length"}
 
@@ -83,7 +86,9 @@ def test_scores_give_their_cells_to_a_request_that_needs_them_and_are_the_same(t
 
 
 def test_a_draft_model_without_room_guesses_nothing_and_gives_its_sequences_back(tiny_gguf: Path) -> None:
-    with tight(tiny_gguf, options={"ctx": 256, "streams": 4, "numerics": "fast"}, draft_cells=256) as model:
+    with tight(
+        tiny_gguf, options={"ctx": 256, "streams": 4, "numerics": "fast", "kv_unified": True}, draft_cells=256
+    ) as model:
         prompts = [f"{word} {WORDS} {WORDS}" for word in ("red", "green", "blue", "white")]
         done = together(model, prompts, max_tokens=80, temperature=0, speculation="draft")
         assert {answer.finish_reason for answer in done} == {"length"}
@@ -106,7 +111,7 @@ def test_failed_requests_give_the_sequences_of_the_draft_model_back(
 def test_a_failure_of_the_thread_gives_the_sequences_of_the_draft_model_back(
     tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"ctx": 256, "streams": 3, "prefix_bytes": 0, "numerics": "fast"}
+    options = {"ctx": 256, "streams": 3, "prefix_bytes": 0, "numerics": "fast", "kv_unified": True}
     with tight(tiny_gguf, options=options, draft_cells=1024, kv_cells=256) as model:
         engine, prompts = engine_of(model), [f"{word} {WORDS} {WORDS}" for word in ("red", "green", "blue")]
         make_room = engine._core._make_room

@@ -224,8 +224,8 @@ class PrefixCache:
     def _usable(self, number: int, length: int) -> bool:
         """Whether the first LENGTH tokens of NUMBER can be continued: not all models keep what that takes."""
         handle, kept = self._handle, self._kept.get(number)
-        if not self._unified and (kept is None or kept.state is None):
-            return length * COPIED > handle.span(number)[1]
+        if not self._unified and (kept is None or kept.state is None) and length * COPIED <= handle.span(number)[1]:
+            return False
         if not (handle.recurrent or handle.n_swa):
             return True
         first, last = handle.span(number) if kept is None or kept.state is None else kept.span

@@ -80,9 +80,9 @@ class Composer:
         if apart:
             answering = sorted(answering, key=_sequence)
         parts = []
-        for before, request in zip((None, *answering), answering, strict=False):
-            if apart and before is not None:
-                self._bridge(before, request, running)
+        for at, request in enumerate(answering):
+            if apart and at:
+                self._bridge(answering[at - 1], request, running, most=self.batch.capacity - len(answering) + at)
             if (part := self._answer_part(request, len(answering), fail)) is not None:
                 parts.append(part)
         shares = self._shares(reading, answering)
@@ -111,8 +111,8 @@ class Composer:
                 shares[at] += 1
         return sorted(zip(reading, shares, strict=True), key=lambda share: _sequence(share[0]))
 
-    def _bridge(self, before: Request, after: Request, running: Sequence[Request]) -> None:
-        """Put a token of nobody into the few sequences between two requests, if no other request has them.
+    def _bridge(self, before: Request, after: Request, running: Sequence[Request], *, most: int) -> None:
+        """Put a token of nobody into the few sequences between two requests, if no other request has them and MOST tokens are enough.
 
         Where each sequence has cells of its own, libllama computes together only those whose numbers follow each other.
         """
@@ -120,7 +120,7 @@ class Composer:
         if last - first > BRIDGED or any(first <= (request.sequence or 0) < last for request in running):
             return
         spans = [(sequence, self._handle.span(sequence)[1] + 1) for sequence in range(first, last)]
-        if any(count >= self._handle.n_ctx for _, count in spans):
+        if self.batch.size + len(spans) > most or any(count >= self._handle.n_ctx for _, count in spans):
             return
         for sequence, count in spans:
             self.batch.add([0], count, sequence, 0)

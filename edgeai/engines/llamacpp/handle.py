@@ -127,11 +127,15 @@ class Handle:
         """Let sequence TARGET, which is empty, have the first COUNT tokens of SOURCE; false, and it has nothing, where that fails.
 
         In a unified cache nothing is copied but marks. Otherwise the cells are, by way of main memory: llama_memory_seq_cp copies all of
-        a sequence's cells, used or not, and only with the next batch.
+        a sequence's cells, used or not, and only with the next batch. With windows it must be that, since a state has the last one only;
+        nothing then writes into cells but batches (what has windows is not parked, and a loaded prompt begins with a batch).
         """
         if self.plan.unified:
             self.lib.llama_memory_seq_cp(self.memory, source, target, 0, count)
             return True
+        if self.n_swa:
+            self.lib.llama_memory_seq_cp(self.memory, source, target, -1, -1)
+            return self.trim(target, count)
         if self._copied is None or self._copied[0] != source:
             self._copied = (source, self.state(source))
         return self.restore(target, self._copied[1]) and self.trim(target, count)
