@@ -73,13 +73,13 @@ def test_a_sequence_between_two_that_run_is_computed_with_them_and_keeps_its_own
     tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bridged: set[tuple[int, int]] = set()
-    forget = Composer.clear_idle
+    forget = Composer._clear_idle
 
     def noted(self: Composer) -> None:
         bridged.update(self._idle)
         forget(self)
 
-    monkeypatch.setattr(Composer, "clear_idle", noted)
+    monkeypatch.setattr(Composer, "_clear_idle", noted)
     endless: dict[str, Any] = {"temperature": 0, "logit_bias": dict.fromkeys(end_tokens(tiny_gguf), -100.0)}
     room = {"ctx": 512, "streams": 3, "prefix_bytes": 1 << 24, "numerics": "fast"}
     with Model(open_engine(tiny_gguf, **room, threads=1)) as model:

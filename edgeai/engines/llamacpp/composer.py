@@ -51,9 +51,11 @@ class Composer:
         prompts = sum(part.count + part.padding for part in parts if part.count > 1 + part.guesses)
         self._pace.learn(prompts, seconds, computed=any(part.index is not None for part in parts))
 
-    def interrupted(self) -> None:
-        """Take note that a batch was not computed to its end."""
-        self._pace.interrupted()
+    def ended(self, *, computed: bool) -> None:
+        """Forget the tokens of nobody in the batch, and how long it took where it was not COMPUTED to its end."""
+        self._clear_idle()
+        if not computed:
+            self._pace.interrupted()
 
     def learn_guesses(self, request: Request, guessed: int, right: int) -> None:
         """Take note that RIGHT of the tokens GUESSED for REQUEST were right."""
@@ -126,8 +128,7 @@ class Composer:
             self.batch.add([0], count, sequence, 0)
         self._idle += spans
 
-    def clear_idle(self) -> None:
-        """Forget the tokens of nobody, once the batch is computed."""
+    def _clear_idle(self) -> None:
         for sequence, count in self._idle:
             self._handle.trim(sequence, count)
 

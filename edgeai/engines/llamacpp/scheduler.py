@@ -317,10 +317,10 @@ class Scheduler:
         if not parts:
             return
         began = time.perf_counter()
-        if not self._decode(parts):
-            self._composer.interrupted()
+        computed = self._decode(parts)
+        self._composer.ended(computed=computed)
+        if not computed:
             return
-        self._composer.clear_idle()
         alone = len(self._running) == 1 and not self._jobs
         for part in parts:
             part.request.alone &= alone
@@ -370,8 +370,9 @@ class Scheduler:
         if len(self._running) == 1:
             if self._job_gives_way():
                 return
-            cells = self._plan.kv_cells
-            error = ContextExceeded(f"the KV cache of {cells} tokens is too small", hint="use a larger `ctx`")
+            error = ContextExceeded(
+                f"the KV cache of {self._plan.kv_cells} tokens is too small", hint="use a larger `ctx`"
+            )
             self._fail(self._running[0], error)
             return
         youngest = self._running[-1]
