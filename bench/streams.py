@@ -1,6 +1,6 @@
 """Several requests at once: edgeai's engine against llama-server, same prompts, same lengths, greedy, in turns.
 
-    python bench/streams.py [--models smollm2-q4_0 …] [--streams 8] [--rounds 5] [--quick]
+    python bench/streams.py [--models smollm2-q4_0 …] [--streams 8] [--rounds 5] [--kv-unified] [--quick]
 
 `distinct`: prompts of 64 tokens that share nothing, 64 tokens of answer. `shared`: one system prompt of 600 tokens,
 new in each round, before questions of 24 tokens, 32 tokens of answer; `shared_primed`: another new one, after a single
@@ -8,9 +8,9 @@ request with it; `shared_warm`: the same again with other questions. Figures: al
 question to the last token, and the median wait of a caller for its first text.
 
 edgeai is asked through `Model.stream` from one thread per caller, llama-server over HTTP from one thread per caller.
-`long`: as `distinct`, with prompts of LONG tokens. edgeai runs as it does by default and with one KV cache for all callers
-(`kv_unified=True`), and the ratios are of the first; llama-server with a KV cache for each slot and with one for all
-(`-kvu`), and the better of the two counts.
+`long`: as `distinct`, with prompts of LONG tokens. edgeai runs as it does by default, or with one KV cache for all callers
+(`--kv-unified`); llama-server with a KV cache for each slot and with one for all (`-kvu`), and the better of the two
+counts.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def compare(sides: dict[str, Round], prompts: Prompts, rounds: int) -> dict[str,
 
 
 def against(sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the sides with ours, as it is by default, against the best of the peers in each figure."""
-    others = [found for side, found in sides.items() if not side.startswith("edgeai")]
+    """Return the sides with ours against the best of the others in each figure."""
+    others = [found for side, found in sides.items() if side != "edgeai"]
     best = {"tok_s": max(one["tok_s"] for one in others), "ttft_p50_s": min(one["ttft_p50_s"] for one in others)}
     mine = sides["edgeai"]
     return {**sides, **{f"{name}_ratio": mine[name] / value for name, value in best.items()}}
@@ -130,27 +130,26 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=models.NAMES)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kv-unified", action="store_true", help="one KV cache for all callers of edgeai")
     parser.add_argument("--quick", action="store_true", help="one round, to see that it works")
     arguments = parser.parse_args()
     for name in arguments.models:
         path, count = models.model(name), arguments.streams
-        results = measure(path, count, 1 if arguments.quick else arguments.rounds)
-        save(f"streams_{path.stem}_{count}", results, keep=not arguments.quick)
+        results = measure(path, count, 1 if arguments.quick else arguments.rounds, kv_unified=arguments.kv_unified)
+        save(f"streams_{path.stem}_{count}{'_unified' * arguments.kv_unified}", results, keep=not arguments.quick)
 
 
-def measure(path: Path, count: int, rounds: int) -> dict[str, Any]:
+def measure(path: Path, count: int, rounds: int, *, kv_unified: bool) -> dict[str, Any]:
     """Return the figures of all sides with the model file PATH and COUNT callers."""
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(
-            edgeai.load(str(path), ctx=CONTEXT, streams=count, prefix_bytes=KEPT_BYTES, device="cpu")
+            edgeai.load(
+                str(path), ctx=CONTEXT, streams=count, prefix_bytes=KEPT_BYTES, kv_unified=kv_unified, device="cpu"
+            )
         )
         flags = ("-np", str(count), "-c", str(CONTEXT * count), "-t", str(model.plan.threads), "-ngl", "0")
         batch = ("-tb", str(model.plan.threads_batch))
         sides = {"edgeai": our_side(model, path)}
-        if not model.plan.unified:
-            options = {"ctx": CONTEXT, "streams": count, "prefix_bytes": KEPT_BYTES, "device": "cpu"}
-            unified = stack.enter_context(edgeai.load(str(path), **options, kv_unified=True))
-            sides["edgeai kv_unified"] = our_side(unified, path)
         for side, more in (("llama-server", ()), ("llama-server -kvu", ("-kvu",))):
             server = stack.enter_context(llama_server(path, *flags, *batch, *more))
             sides[side] = their_side(server)
@@ -159,6 +158,7 @@ def measure(path: Path, count: int, rounds: int) -> dict[str, Any]:
         "model": path.name,
         "streams": count,
         "prefix_bytes": KEPT_BYTES,
+        "kv_unified": kv_unified,
         "peer_flags": " ".join([*flags, *batch]),
         **found,
     }

@@ -153,3 +153,21 @@ def test_what_loading_writes_by_the_thousand_does_not_push_out_reasons() -> None
         native._keep_log(native.DEBUG, b"noise\n", None)
         native._keep_log(native.CONT, b".", None)
     assert native.last_log(1) == ["the reason"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is that of Linux")
+def test_threads_spin_shortly_also_where_there_are_more_of_them_than_cores() -> None:
+    code = "import os; from edgeai import native; native.library(); print('OMP_WAIT_POLICY' in os.environ)"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this build has no libgomp")
+    assert f"GOMP_SPINCOUNT = '{native.SPINS}'" in done.stderr
+    assert "OMP_WAIT_POLICY = 'ACTIVE'" in done.stderr
+    assert done.stdout.strip() == "False"
