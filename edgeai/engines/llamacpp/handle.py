@@ -83,6 +83,11 @@ class Handle:
         params.n_ctx = max(plan.kv_cells, plan.context) if plan.unified else plan.context * params.n_seq_max
         return self.weights.open_context(params)
 
+    @property
+    def token_bytes(self) -> int:
+        """What a token in the KV cache takes, as the cache really is."""
+        return sum(share.kv_bytes for share in self.placement.shares) // max(self.plan.kv_cells, self.n_ctx)
+
     # ---- decoding
 
     def abort(self) -> None:

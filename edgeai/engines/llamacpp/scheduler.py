@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from edgeai.engines.llamacpp.cache import PrefixCache
 from edgeai.engines.llamacpp.composer import Composer, Part
 from edgeai.engines.llamacpp.drafting import DraftModel
-from edgeai.engines.llamacpp.handle import Aborted, Handle, NoRoom
+from edgeai.engines.llamacpp.handle import Aborted, NoRoom
 from edgeai.engines.llamacpp.jobs import Job
 from edgeai.engines.llamacpp.prefix import common
 from edgeai.engines.llamacpp.request import Loaded, Request
@@ -58,7 +58,7 @@ class Scheduler:
         self._cache = PrefixCache(
             handle,
             budget=0 if handle.plan.deterministic else handle.plan.prefix_bytes,
-            token_bytes=_token_bytes(handle),
+            token_bytes=handle.token_bytes,
         )
         self._composer = Composer(handle)
         # Reentrant, since the collector may drop a stream (which cancels) in the middle of any of these methods.
@@ -494,9 +494,3 @@ class Scheduler:
             self._close(request, "cancelled")
         for job in self._jobs:
             job.fail(ClosedError(f"{self.name!r} has been closed", hint="load it again"))
-
-
-def _token_bytes(handle: Handle) -> int:
-    """Return what a token in the KV cache takes, as the cache really is."""
-    total = sum(share.kv_bytes for share in handle.placement.shares)
-    return total // max(handle.plan.kv_cells, handle.n_ctx)
