@@ -60,6 +60,20 @@ def test_a_conversation_goes_on_in_its_own_cells(apart: Model, monkeypatch: pyte
     assert (copied, again.logprobs) == ([], fresh.logprobs)
 
 
+def test_what_stays_in_cells_of_its_own_takes_nothing_of_the_budget_and_what_is_parked_does(tiny_gguf: Path) -> None:
+    topics = [f"{word} {WORDS}" for word in ("red", "green", "blue", "white", "black")]
+    kept: list[int] = []
+    with Model(open_engine(tiny_gguf, ctx=256, streams=2, threads=1, prefix_bytes=60_000)) as model:
+        for topic in topics:
+            model.complete(topic, max_tokens=1)
+            kept.append(model.engine.stats().kept_bytes)
+        cached = [model.complete(topic, max_tokens=1).usage.cached_tokens for topic in reversed(topics)]
+    assert kept[:2] == [0, 0]  # as many as there are streams
+    assert 0 < kept[2] < max(kept[3:]) <= 60_000
+    assert all(cached[:3])
+    assert cached[4] == 0
+
+
 def test_another_question_leaves_a_conversation_what_it_has(tiny_gguf: Path) -> None:
     begin = f"{WORDS}, that is: {WORDS}"
     with Model(open_engine(tiny_gguf, ctx=512, streams=2, threads=1, numerics="fast")) as model:

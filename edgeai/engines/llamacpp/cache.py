@@ -7,7 +7,8 @@ Models with sliding windows are not parked: libllama's state of a sequence has t
 they have computed stays in its cells until a request that is alone begins with something else.
 
 Where each sequence has cells of its own (Plan.unified), others' cells cost nothing: what ended requests have computed stays in theirs until
-the sequence is needed, a conversation goes on where it is, and what else is shared is copied.
+the sequence is needed, a conversation goes on where it is, and what else is shared is copied. Those cells are the streams' own whether
+they hold anything or not, so only parked states count as kept memory.
 """
 
 from __future__ import annotations
@@ -92,11 +93,13 @@ class PrefixCache:
 
     @property
     def kept_bytes(self) -> int:
-        """What they take: parked ones their states, the others their cells."""
+        """What they take: parked ones their states, the others their cells of a cache that all share."""
         return sum(self._size(kept) for kept in tuple(self._kept.values()))
 
     def _size(self, kept: _Kept) -> int:
-        return len(kept.tokens) * self._token_bytes if kept.state is None else len(kept.state)
+        if kept.state is not None:
+            return len(kept.state)
+        return len(kept.tokens) * self._token_bytes if self._unified else 0
 
     # ---- a request begins
 
@@ -251,7 +254,7 @@ class PrefixCache:
         them kept.
         """
         recurrent = self._handle.recurrent
-        large = len(tokens) * self._token_bytes > self._budget
+        large = self._size(_Kept(tuple(tokens), adapters)) > self._budget
         if not self.enabled or large or len(tokens) < SHORTEST or (recurrent and self._exact and not asked):
             self.drop(sequence)
             return
@@ -351,7 +354,7 @@ class PrefixCache:
 
     def _keep_to_budget(self) -> None:
         while self._kept and self.kept_bytes > self._budget:
-            self._release(next(iter(self._kept)))
+            self._release(next(number for number, kept in self._kept.items() if self._size(kept)))
 
     def _release(self, number: int) -> None:
         """Forget kept tokens."""
