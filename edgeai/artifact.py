@@ -72,6 +72,11 @@ class Artifact:
         return self.metadata.get(f"{self.arch}.pooling_type") in (1, 2, 3, 4)  # enum llama_pooling_type
 
     @property
+    def positions(self) -> int | None:
+        """How many positions the model has learned, beyond which it cannot read; None where it computes them."""
+        return next((tensor.shape[1] for tensor in self.tensors if tensor.name == "position_embd.weight"), None)
+
+    @property
     def reranker(self) -> bool:
         """Whether it scores pairs of texts."""
         return self.metadata.get(f"{self.arch}.pooling_type") == RANKING

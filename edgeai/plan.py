@@ -161,6 +161,7 @@ class Machine:
 def _solve(artifact: Artifact, machine: Machine, options: LoadOptions) -> Plan | Shortage:
     shape, device = shape_of(artifact), machine.device
     _check_kv_type(artifact, shape, options)
+    _check_positions(artifact, options)
     where, why, notices = _choose_device(device, options)
     wanted = list(rooms(artifact, shape, options))
     budget = machine.budget(gpu=where == "cuda")
@@ -183,6 +184,16 @@ def _check_kv_type(artifact: Artifact, shape: ModelShape, options: LoadOptions) 
         raise UsageError(
             f"kv_type {options.kv_type!r} is not possible for {artifact.name!r}: its heads have {sizes} numbers, which are no whole blocks",
             hint="use f16, f32 or bf16",
+        )
+
+
+def _check_positions(artifact: Artifact, options: LoadOptions) -> None:
+    """Refuse a context that is longer than the table of positions, which libllama would read beyond its end."""
+    rows = artifact.positions
+    if rows is not None and options.ctx is not None and options.ctx > rows:
+        raise UsageError(
+            f"{artifact.name} has positions for {rows} tokens, and the context is {options.ctx}",
+            hint=f"use `ctx={rows}` or less",
         )
 
 

@@ -66,7 +66,7 @@ class Room:
 
 def default_context(artifact: Artifact, needed: int | None) -> int:
     """Return the context when none is asked for: the trained one up to DEFAULT_CONTEXT, less when less can be needed."""
-    context = min(artifact.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    context = min(artifact.context or DEFAULT_CONTEXT, artifact.positions or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     if needed is None:
         return context
     bound = needed + len(artifact.template or "")  # a template adds at most its own text to a message or two

@@ -40,7 +40,7 @@ FAMILIES = {"llama": "llama", "sliding window": "gemma3", "hybrid": "lfm2"}
 
 def run(job: Any, handle: Handle) -> Any:
     """Run JOB to its end and return its result."""
-    while not job.step(handle):
+    while not job.step(handle, handle.n_batch):
         pass
     return job.result.get_nowait()
 
@@ -156,7 +156,7 @@ def test_what_never_ends_is_no_prompt_file() -> None:
 
 def test_a_prompt_that_fills_the_context_is_refused(plain: Handle) -> None:
     with pytest.raises(ContextExceeded, match="128 tokens and the context holds 128"):
-        SaveJob([1] * 128).step(plain)
+        SaveJob([1] * 128).step(plain, plain.n_batch)
     with pytest.raises(UsageError, match="0 tokens"):
         SaveJob([])
 

@@ -227,7 +227,7 @@ def test_a_beginning_in_cells_is_shared_rather_than_a_little_more_of_a_parked_on
 def test_models_with_a_window_continue_what_was_kept_to_the_bit(length: int, tmp_path: Path) -> None:
     path = write_f32(make_variant(tmp_path, VARIANTS["gemma3"]), tmp_path / "x.gguf")
     options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logprobs": 5}
-    with Model(open_engine(path, ctx=512, streams=2, threads=2)) as model:
+    with Model(open_engine(path, ctx=640, streams=2, threads=2)) as model:
         begin = (" ".join([WORDS] * 40))[: length * 4]
         for end in (" and", " or a list", " when"):
             fresh = model.complete(begin + end, **options, prefix_cache=False)
@@ -417,7 +417,7 @@ def test_guesses_are_as_many_as_are_computed_like_one_by_one(small: Model, monke
 
     monkeypatch.setattr(guess_check, "logits", rounded)
     check = guess_check.GuessCheck(8)
-    while not check.step(engine_of(small)._handle):
+    while not check.step(engine_of(small)._handle, 512):
         pass
     assert check.result.get_nowait() == 2
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgeai.engines.llamacpp.adapters import Selection
+from edgeai.engines.llamacpp.exact import padded
 from edgeai.engines.llamacpp.handle import Handle
 from edgeai.engines.llamacpp.prefix import PrefixTree, common
 from edgeai.errors import EngineCrashed
@@ -112,6 +113,7 @@ class PrefixCache:
         A request that is ALONE takes only what does not change its answer.
         """
         exactly = alone and self._exact and not self._handle.recurrent
+        reuse = reuse and self.enabled and (not exactly or padded(len(tokens), self._handle.n_ctx))
         find = self._find_exact if exactly else self._find
         if not self._unified and reuse and (going_on := self._go_on(tokens, adapters, find(tokens, adapters))):
             return going_on
@@ -120,7 +122,7 @@ class PrefixCache:
         sequence = self._take_free()
         if exactly and self._unified:
             self._make_way(tokens, adapters, reuse=reuse)
-        found = find(tokens, adapters) if reuse and self.enabled else None
+        found = find(tokens, adapters) if reuse else None
         length = 0 if found is None else self._take_over(sequence, *found)
         exact = 0 if found is None else min(self._exact_part(found[0]), length)
         if exactly or not self._unified or (found is not None and found[0] in self._in_place):
@@ -158,7 +160,7 @@ class PrefixCache:
 
     def _make_way(self, tokens: Sequence[int], adapters: Selection, *, reuse: bool) -> None:
         """Free all cells but those that a request of TOKENS that is alone begins with, so that it has them from the first on."""
-        found = self._find_exact(tokens, adapters) if reuse and self.enabled else None
+        found = self._find_exact(tokens, adapters) if reuse else None
         source = None if found is None else found[0]
         if source is not None:
             self._kept.move_to_end(source)
@@ -292,8 +294,10 @@ class PrefixCache:
         """Note that NUMBER has nothing computed any more."""
         self._exact_of.pop(number, None)
         self._in_place.discard(number)
-        for tree in self._trees.values():
+        for adapters, tree in list(self._trees.items()):
             tree.remove(number)
+            if not tree:
+                del self._trees[adapters]
 
     # ---- the last answer, read again
 

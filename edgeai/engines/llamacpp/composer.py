@@ -51,6 +51,10 @@ class Composer:
         prompts = sum(part.count + part.padding for part in parts if part.count > 1 + part.guesses)
         self._pace.learn(prompts, seconds, computed=any(part.index is not None for part in parts))
 
+    def beside(self, *, running: bool) -> int:
+        """Return how many tokens a batch of other work may have, while requests are RUNNING so that they need not wait for long."""
+        return self._pace.allowance(0) if running and not self._handle.plan.deterministic else self.batch.capacity
+
     def ended(self, *, computed: bool) -> None:
         """Forget the tokens of nobody in the batch, and how long it took where it was not COMPUTED to its end."""
         self._clear_idle()
@@ -81,13 +85,13 @@ class Composer:
         apart = not self._handle.plan.unified
         if apart:
             answering = sorted(answering, key=_sequence)
-        parts = []
+        parts: list[Part] = []
         for at, request in enumerate(answering):
-            if apart and at:
-                self._bridge(answering[at - 1], request, running, most=self.batch.capacity - len(answering) + at)
+            if apart and parts:
+                self._bridge(parts[-1].request, request, running, most=self.batch.capacity - len(answering) + at)
             if (part := self._answer_part(request, len(answering), fail)) is not None:
                 parts.append(part)
-        shares = self._shares(reading, answering)
+        shares = self._shares(reading, [part.request for part in parts])
         parts += [self._add(request, count) for request, count in shares if count]
         if len(running) == len(reading) == 1 and reading[0].alone:
             self._pad(parts[0])
@@ -136,7 +140,7 @@ class Composer:
         """Give the batch of a request that is alone the shape that such batches have."""
         request, handle = part.request, self._handle
         count = padding(part.count)
-        if handle.recurrent or count > min(handle.cells - len(request.tokens), self.batch.capacity - self.batch.size):
+        if handle.recurrent or count > min(handle.n_ctx - len(request.tokens), self.batch.capacity - self.batch.size):
             request.alone = False
             return
         assert request.sequence is not None  # noqa: S101 - running requests have one

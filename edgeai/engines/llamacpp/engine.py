@@ -185,7 +185,9 @@ class LlamaCppEngine:
         Messages that end with the system's are kept up to where the next message begins. Raises ContextExceeded, OutputError.
         """
         ids = reusable_ids(prompt, self.prompt_ids)
-        state = self._result(SaveJob(ids))
+        self._check_saved(len(ids))
+        exact = self.plan.numerics == "exact" and not self._handle.recurrent
+        state = self._result(SaveJob(ids, alone=exact and self.plan.unified))
         subject = subject_of(self.artifact, self.plan)
         write_prompt_file(path, PromptFile(subject=subject, tokens=tuple(ids), state=state))
         return len(ids)
@@ -197,7 +199,19 @@ class LlamaCppEngine:
         """
         subject, handle = subject_of(self.artifact, self.plan), self._handle
         prompt = read_prompt_file(path, subject, vocab=handle.n_vocab, most_tokens=handle.n_ctx - 1)
+        self._check_saved(len(prompt.tokens))
         return self._result(LoadJob(prompt, handle.n_swa or None, self._core.adopt))
+
+    def _check_saved(self, count: int) -> None:
+        """Refuse a saved prompt of COUNT tokens where a state that is put back rounds differently from one that has been computed."""
+        window = self._handle.n_swa
+        if self.plan.numerics == "exact" and (self._handle.recurrent or 0 < window < count):
+            kind = "a recurrent state" if self._handle.recurrent else f"windows of {window} tokens"
+            raise UsageError(
+                f"a saved prompt of {count} tokens would change answers: {self.artifact.name} has {kind}, which rounds differently "
+                "when it goes on from a file",
+                hint="load the model with `numerics=fast`",
+            )
 
     def _result(self, job: ResultJob[T]) -> T:
         """Run JOB between the batches of requests and return its result."""

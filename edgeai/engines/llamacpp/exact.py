@@ -14,7 +14,7 @@ an answer depends on them anyway: `deterministic` is for those to whom that matt
 
 from __future__ import annotations
 
-__all__ = ["TILE", "padding"]
+__all__ = ["TILE", "padded", "padding"]
 
 TILE = 64
 """Rows from which on attention is computed in tiles."""
@@ -25,3 +25,8 @@ GROUP = 8
 def padding(count: int) -> int:
     """Return how many tokens of nobody go with COUNT tokens of a prompt."""
     return max(TILE, -(-count // GROUP) * GROUP) - count
+
+
+def padded(count: int, context: int) -> bool:
+    """Whether a prompt of COUNT tokens can be read to its end in this way, whatever parts it is read in, within a CONTEXT of so many."""
+    return count + TILE <= context

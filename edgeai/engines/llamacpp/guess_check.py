@@ -38,9 +38,15 @@ class GuessCheck:
     result: queue.SimpleQueue[int | BaseException] = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
     adapters: Selection = ()
+    alone: bool = False
     _steps: Iterator[None] | None = None
 
-    def step(self, handle: Handle) -> bool:
+    @property
+    def begun(self) -> bool:
+        """Whether it has begun."""
+        return self._steps is not None
+
+    def step(self, handle: Handle, most: int) -> bool:  # noqa: ARG002 - batches of a few tokens
         """Compute the next batch. Return True when there is no more to do."""
         if self.cancelled:
             return True
@@ -69,6 +75,10 @@ class GuessCheck:
     def give_way(self) -> None:
         """Begin anew: the scratch sequence has been emptied."""
         self._steps = None
+
+    def pause(self, handle: Handle) -> bool:  # noqa: ARG002
+        """It is short."""
+        return False
 
     def fail(self, error: BaseException) -> None:
         """Hand ERROR to who waits."""

@@ -60,7 +60,6 @@ class Handle:
         self.memory = lib.llama_get_memory(self.context)
         # The library rounds the context up to a multiple of 256; what was promised is what was planned.
         self.n_ctx = min(plan.context, int(lib.llama_n_ctx_seq(self.context)))
-        self.cells = max(plan.kv_cells, plan.context) if plan.unified else self.n_ctx
         self.n_batch = int(lib.llama_n_batch(self.context))
         self.n_embd = int(lib.llama_model_n_embd(self.model))
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
@@ -86,7 +85,8 @@ class Handle:
     @property
     def token_bytes(self) -> int:
         """What a token in the KV cache takes, as the cache really is."""
-        return sum(share.kv_bytes for share in self.placement.shares) // max(self.plan.kv_cells, self.n_ctx)
+        cells = int(self.lib.llama_n_ctx(self.context))  # the library rounds it up to a multiple of 256
+        return sum(share.kv_bytes for share in self.placement.shares) // cells
 
     # ---- decoding
 

@@ -14,7 +14,7 @@ from edgeai.engines.llamacpp.abort import Aborted, AbortFlag
 from edgeai.engines.llamacpp.batch import decode
 from edgeai.engines.llamacpp.failures import decode_error
 from edgeai.engines.llamacpp.weights import Weights
-from edgeai.errors import EngineCrashed, InvalidModel, UsageError
+from edgeai.errors import EngineCrashed, InvalidModel
 from edgeai.plan import Plan
 
 if TYPE_CHECKING:
@@ -48,11 +48,8 @@ class PooledContext:
     """Owns a model and a context that pools. Not safe for concurrent use; `abort` alone may be called from any thread."""
 
     def __init__(self, artifact: Artifact, plan: Plan) -> None:
-        """Load ARTIFACT. Raises UsageError for a context that the model has no positions for, InvalidModel for a reranker without its
-        classifier, and what Weights raises.
-        """
+        """Load ARTIFACT. Raises InvalidModel for a reranker without its classifier, and what Weights raises."""
         header = read_header(artifact.path)
-        _check_positions(artifact, plan, header)
         _check_head(artifact, header)
         self.lib: Any = native.library()
         self._abort = AbortFlag(self.lib)
@@ -218,14 +215,4 @@ def _check_head(artifact: Artifact, header: GGUFHeader) -> None:
         raise InvalidModel(
             f"{str(artifact.path)!r} says that it ranks, and has no classifier: neither 'cls.weight' nor 'cls.output.weight'",
             hint="convert the reranker again",
-        )
-
-
-def _check_positions(artifact: Artifact, plan: Plan, header: GGUFHeader) -> None:
-    """Refuse a context that is longer than the table of positions, which libllama would read beyond its end."""
-    rows = next((tensor.shape[1] for tensor in header.tensors if tensor.name == "position_embd.weight"), None)
-    if rows is not None and plan.context > rows:
-        raise UsageError(
-            f"{artifact.name} has positions for {rows} tokens, and the context is {plan.context}",
-            hint=f"use `ctx={rows}` or less",
         )

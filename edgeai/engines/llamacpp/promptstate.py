@@ -72,9 +72,13 @@ def reusable_ids(prompt: Prompt, ids_of: Callable[[Prompt], list[int]]) -> list[
 
 @dataclass(slots=True, eq=False)
 class SaveJob:
-    """Computes IDS on the scratch sequence, a batch a step; `result` gets the native state after the last one."""
+    """Computes IDS on the scratch sequence, a batch a step; `result` gets the native state after the last one.
+
+    `alone`: where the cells of others would change its numbers, it waits until nobody runs.
+    """
 
     ids: Sequence[int]
+    alone: bool = False
     result: queue.SimpleQueue[bytes | BaseException] = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
     adapters: Selection = ()
@@ -87,7 +91,12 @@ class SaveJob:
                 hint=f"save prompts of {SHORTEST} tokens and more",
             )
 
-    def step(self, handle: Handle) -> bool:
+    @property
+    def begun(self) -> bool:
+        """Whether some of the tokens are there."""
+        return self._read > 0
+
+    def step(self, handle: Handle, most: int) -> bool:
         """Compute the next batch. Return True when there is no more to do."""
         if len(self.ids) >= handle.n_ctx:
             raise ContextExceeded(
@@ -97,7 +106,7 @@ class SaveJob:
         if self._read < len(self.ids) and not self.cancelled:
             if not self._read:
                 handle.forget(handle.scratch)
-            part = self.ids[self._read : self._read + handle.n_batch]
+            part = self.ids[self._read : self._read + most]
             read(handle, part, self._read)
             self._read += len(part)
         if self._read < len(self.ids) and not self.cancelled:
@@ -113,6 +122,10 @@ class SaveJob:
     def give_way(self) -> None:
         """Begin anew: the scratch sequence has been emptied."""
         self._read = 0
+
+    def pause(self, handle: Handle) -> bool:  # noqa: ARG002
+        """It is one prompt, and no longer than any."""
+        return not self._read
 
     def fail(self, error: BaseException) -> None:
         """Hand ERROR to who waits."""
@@ -133,16 +146,19 @@ class LoadJob:
     result: queue.SimpleQueue[int | BaseException] = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
     adapters: Selection = ()
+    alone: bool = False
+    begun: bool = False
 
-    def step(self, handle: Handle) -> bool:
+    def step(self, handle: Handle, most: int) -> bool:  # noqa: ARG002 - a single token
         """Check the state and put it back. Raises InvalidModel for one that is not this model's, NoRoom where no cells are free."""
         tokens, state = self.prompt.tokens, self.prompt.state
         handle.forget(handle.scratch)
         try:
             read(handle, tokens[:1], 0)
-            own = read_state(handle.state(handle.scratch))
+            own, saved = read_state(handle.state(handle.scratch)), read_state(state)
             handle.forget(handle.scratch)
-            own.check(read_state(state), state, len(tokens), self.window)
+            own.check(saved, state, len(tokens), self.window)
+            state = own.rewritten(saved, state)
             buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
             put = handle.lib.llama_state_seq_set_data_ext(handle.context, buffer, len(state), handle.scratch, 0)
             if put != len(state):
@@ -166,6 +182,10 @@ class LoadJob:
     def give_way(self) -> None:
         """Nothing is on the scratch sequence between two steps."""
 
+    def pause(self, handle: Handle) -> bool:  # noqa: ARG002
+        """Nothing is on the scratch sequence between two steps."""
+        return True
+
     def fail(self, error: BaseException) -> None:
         """Hand ERROR to who waits."""
         self.result.put(error)
@@ -176,7 +196,7 @@ def read(handle: Handle, ids: Sequence[int], start: int) -> None:
     import numpy as np
 
     count = len(ids)
-    more = 0 if handle.recurrent else min(padding(count), handle.n_batch - count, handle.cells - start - count)
+    more = 0 if handle.recurrent else min(padding(count), handle.n_batch - count, handle.n_ctx - start - count)
     total = count + max(0, more)
     outputs = np.arange(total) == count - 1
     positions = np.arange(start, start + total)

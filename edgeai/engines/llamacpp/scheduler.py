@@ -19,7 +19,7 @@ from edgeai.engines.llamacpp.cache import PrefixCache
 from edgeai.engines.llamacpp.composer import Composer, Part
 from edgeai.engines.llamacpp.drafting import DraftModel
 from edgeai.engines.llamacpp.handle import Aborted, NoRoom
-from edgeai.engines.llamacpp.jobs import Job
+from edgeai.engines.llamacpp.jobs import Job, JobQueue
 from edgeai.engines.llamacpp.prefix import common
 from edgeai.engines.llamacpp.request import Loaded, Request
 from edgeai.engines.llamacpp.settling import settle
@@ -61,14 +61,13 @@ class Scheduler:
             token_bytes=handle.token_bytes,
         )
         self._composer = Composer(handle)
+        self._jobs = JobQueue(handle, self._cache)
         # Reentrant, since the collector may drop a stream (which cancels) in the middle of any of these methods.
         self._gate = threading.Condition(threading.RLock())
         self._waiting: deque[Request] = deque()
-        self._jobs: deque[Job] = deque()
         self._running: list[Request] = []
         self._computing: tuple[Request, ...] = ()
         self._full = False  # a request had to give its cells back, and none has ended since
-        self._given_way = False  # and the same of a job
         self._settling = False
         self._requests = self._preempted = self._users = 0
         self._closed = False
@@ -117,7 +116,7 @@ class Scheduler:
             running, waiting = (
                 sum(not other.cancelled for other in requests) for requests in (self._running, self._waiting)
             )
-            if waiting >= self._plan.queue and running + waiting >= self._plan.streams:
+            if running + waiting >= self._plan.streams + self._plan.queue:
                 raise Busy(
                     f"{self.name!r} is busy: {running} requests run and {waiting} wait",
                     hint="try again later, or load the model with a larger queue",
@@ -131,7 +130,9 @@ class Scheduler:
     def run(self, job: Job) -> None:
         """Queue JOB; its steps are taken in turn with the batches of requests."""
         with self._opened():
-            self._jobs.append(job)
+            self._jobs.add(job)
+            if self._settling:
+                self.handle.abort()
             self._gate.notify_all()
 
     def adopt(self, tokens: Sequence[int]) -> bool:
@@ -185,7 +186,9 @@ class Scheduler:
                 self._end_unwanted()
                 self._admit()
                 self._compute()
-                self._take_step()
+                self._jobs.take_step(
+                    running=bool(self._running), most=self._composer.beside(running=bool(self._running))
+                )
             except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
                 self._fail_all(error)
         self._end_all()
@@ -259,7 +262,8 @@ class Scheduler:
         """Take REQUEST out of those that run, and its sequence back."""
         with self._gate:
             self._running.remove(request)
-        self._full = self._given_way = False
+        self._full = False
+        self._jobs.room_again()
         sequence, request.sequence = request.sequence, None
         self._composer.forget(request)
         if sequence is None:
@@ -274,7 +278,7 @@ class Scheduler:
         """Let waiting requests run, in their order, while there is a place; one that will share what another computes waits for it."""
         with self._gate:
             waiting = list(self._waiting)
-        for request in waiting:
+        for request in () if self._jobs.hold_back else waiting:
             if len(self._running) >= self._plan.streams or (self._full and self._running):
                 return
             if self._will_share(request) or not self._begin(request):
@@ -282,13 +286,14 @@ class Scheduler:
 
     def _begin(self, request: Request) -> bool:
         config = request.config
-        alone = self._cache.enabled and not (self._running or self._jobs)
+        alone = not (self._plan.deterministic or self._running or self._jobs)
         found = self._cache.begin(request.tokens, request.adapters, reuse=config.prefix_cache, alone=alone)
         if found is None:
             return False
         request.sequence, request.done, request.exact = found
         request.alone = alone
-        request.cached = max(request.cached, min(request.done, request.prompt_tokens))
+        if request.answer is None:  # not one that had to give way and computes again what it had computed itself
+            request.cached = min(request.done, request.prompt_tokens)
         with self._gate:
             self._waiting.remove(request)
             self._running.append(request)
@@ -299,14 +304,15 @@ class Scheduler:
         return True
 
     def _will_share(self, request: Request) -> bool:
-        """Whether a running request is about to compute more of this one's prompt than is there."""
+        """Whether a running request is about to compute more of this one's prompt than is there. What it has computed is, or no use."""
         config = request.config
         if not (self._cache.enabled and config.prefix_cache) or self.handle.recurrent:
             return False
         most = 0
         for other in self._running:
             if other.pending > 1 and other.adapters == request.adapters and other.config.prefix_cache:
-                most = max(most, min(common(other.tokens, request.tokens), len(request.tokens) - 1))
+                shared = min(common(other.tokens, request.tokens), len(request.tokens) - 1)
+                most = max(most, shared if other.done < shared else 0)
         return most >= WORTH_WAITING and most - self._cache.longest(request.tokens, request.adapters) >= WORTH_WAITING
 
     # ---- one batch
@@ -368,7 +374,7 @@ class Scheduler:
             self._cache.park()
             return
         if len(self._running) == 1:
-            if self._job_gives_way():
+            if self._jobs.give_way():
                 return
             error = ContextExceeded(
                 f"the KV cache of {self._plan.kv_cells} tokens is too small", hint="use a larger `ctx`"
@@ -382,16 +388,6 @@ class Scheduler:
         self._full = True
         with self._gate:
             self._waiting.appendleft(youngest)
-
-    def _job_gives_way(self) -> bool:
-        """Free the cells of the job that is being done; false where it has none."""
-        scratch = self.handle.scratch
-        if not self._jobs or self.handle.span(scratch) == (-1, -1):
-            return False
-        self.handle.forget(scratch)
-        self._jobs[0].give_way()
-        self._given_way = True
-        return True
 
     def _advance(self, part: Part) -> None:
         """Note what was computed for a request and, when its pending tokens are all in, draw the next."""
@@ -448,49 +444,19 @@ class Scheduler:
 
     # ---- other work, and the end
 
-    def _take_step(self) -> None:
-        """Take one step of the oldest job."""
-        with self._gate:
-            job = self._jobs[0] if self._jobs else None
-        if job is None or self._given_way:
-            return
-        if self._plan.unified and not self._running and not self.handle.n_swa:
-            self._cache.park()  # what a job computes is the same wherever others have been
-        try:
-            self.handle.adapters.select(self.handle.context, job.adapters)
-            finished = job.step(self.handle)
-        except NoRoom:
-            if self._cache.in_cells or self._running:
-                self._cache.park()
-                return
-            finished = True
-            job.fail(ContextExceeded("the KV cache is too small", hint="use a larger `ctx`"))
-        except Aborted:
-            return
-        except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
-            finished = True
-            job.fail(error)
-        if finished:
-            self.handle.forget(self.handle.scratch)
-            with self._gate:
-                self._jobs.popleft()
-
     def _fail_all(self, error: BaseException) -> None:
         """Hand ERROR to everyone: the thread itself cannot go on with what it has."""
         with self._gate:
-            waiting, jobs = list(self._waiting), list(self._jobs)
+            waiting = list(self._waiting)
             self._waiting.clear()
-            self._jobs.clear()
         for request in list(self._running):
             self._fail(request, error)
         for request in waiting:
             self._refuse(request, error)
-        for job in jobs:
-            job.fail(error)
+        self._jobs.fail(error)
 
     def _end_all(self) -> None:
         """Tell those who are still there when the engine is closed."""
         for request in [*self._running, *self._waiting]:
             self._close(request, "cancelled")
-        for job in self._jobs:
-            job.fail(ClosedError(f"{self.name!r} has been closed", hint="load it again"))
+        self._jobs.fail(ClosedError(f"{self.name!r} has been closed", hint="load it again"))

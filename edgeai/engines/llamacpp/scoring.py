@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.batch import decode
-from edgeai.engines.llamacpp.handle import Handle
+from edgeai.engines.llamacpp.handle import Handle, NoRoom
 from edgeai.errors import EngineCrashed, UsageError
 
 if TYPE_CHECKING:
@@ -65,20 +65,27 @@ class ScoreJob:
     adapters: Selection = ()
     result: queue.SimpleQueue[list[float] | BaseException] = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
+    alone: bool = False
     _found: list[float] = field(default_factory=list)
     _left: list[Window] | None = None
     _read: int = 0
+    _aside: bytes | None = None
 
     def __post_init__(self) -> None:
         if len(self.ids) < 1:
             raise UsageError("the text is empty", hint="give at least one character")
 
-    def step(self, handle: Handle) -> bool:
+    @property
+    def begun(self) -> bool:
+        """Whether a window has been read in part."""
+        return self._read > 0
+
+    def step(self, handle: Handle, most: int) -> bool:
         """Compute the next slab. Return True when there is no more to do, and the result is there."""
         if self._left is None:
             self._left = list(windows(len(self.ids), self.window)) if len(self.ids) > 1 else []
         if self._left and not self.cancelled:
-            self._slab(handle, self._left[0])
+            self._slab(handle, self._left[0], most)
         if self._left and not self.cancelled:
             return False
         self._forget(handle)
@@ -87,20 +94,31 @@ class ScoreJob:
 
     def give_way(self) -> None:
         """Begin the window anew: the scratch sequence has been emptied."""
-        self._read = 0
+        self._read, self._aside = 0, None
         if self._left:
             del self._found[self._left[0].first - 1 :]
+
+    def pause(self, handle: Handle) -> bool:
+        """Put what has been read of the window aside."""
+        if self._read and self._aside is None:
+            self._aside = handle.state(handle.scratch)
+        self._forget(handle)
+        return True
 
     def fail(self, error: BaseException) -> None:
         """Hand ERROR to who waits."""
         self.result.put(error)
 
-    def _slab(self, handle: Handle, window: Window) -> None:
-        """Read the next tokens of WINDOW and score those that follow them."""
+    def _slab(self, handle: Handle, window: Window, most: int) -> None:
+        """Read the next tokens of WINDOW, up to MOST, and score those that follow them."""
         if not self._read:
             self._forget(handle)
+        elif self._aside is not None:
+            if not handle.restore(handle.scratch, self._aside):
+                raise NoRoom
+            self._aside = None
         # With more outputs than its context was made for, libllama aborts (llama-context.cpp, output_reserve).
-        most = min(handle.n_batch, handle.n_outputs, max(FEWEST_TOKENS, LOGITS_BYTES // (4 * handle.n_vocab)))
+        most = min(most, handle.n_outputs, max(FEWEST_TOKENS, LOGITS_BYTES // (4 * handle.n_vocab)))
         start = window.start + self._read
         stop = min(start + most, window.end - 1)  # nothing is asked after the last token
         ids = list(self.ids[start:stop])

@@ -32,9 +32,12 @@ def settle(handle: Handle, cache: PrefixCache, batch: Batch, idle: Callable[[], 
     try:
         while at < len(tokens) and idle():
             count = min(len(tokens) - at, handle.n_batch)
+            more = padding(count)
+            if count + more > min(handle.n_batch, handle.n_ctx - at):
+                break
             batch.clear()
             batch.add(tokens[at : at + count], at, sequence, 0)
-            batch.pad(min(padding(count), handle.n_batch - count), at + count, sequence)
+            batch.pad(more, at + count, sequence)
             handle.decode(batch)
             at += count
             handle.trim(sequence, at)

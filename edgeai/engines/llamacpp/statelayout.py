@@ -53,9 +53,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The state of one memory: the positions of its cells, and its tensors."""
+    """The state of one memory: the positions of its cells, and its tensors.
+
+    `streams`: how many caches the memory is divided into; a sequence is in one of them. `start`, `stop`: where its bytes are, and `first`:
+    where those of the sequence's own cache begin; it ends at `last`.
+    """
 
     kind: Kind
+    start: int
+    first: int
+    last: int
+    stop: int
     streams: int
     positions: tuple[int, ...]
     turned: int
@@ -63,8 +71,8 @@ class Part:
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What does not depend on the text: equal for all states of one model and one kind of cache."""
-        return self.kind, self.streams, self.turned, tuple((row.kind, row.sizes) for row in self.rows)
+        """What does not depend on the text: equal for all states of one model and one type of cache."""
+        return self.kind, self.turned, tuple((row.kind, row.sizes) for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,17 @@ class Layout:
                 raise InvalidModel(f"the state has {len(cells)} cells, and not those of {tokens} tokens", hint=AGAIN)
             for row in part.rows:
                 check_finite(row, data)
+
+    def rewritten(self, other: Layout, data: bytes) -> bytes:
+        """Return DATA, whose layout is OTHER, for a memory that is divided as this one's: in one cache, or one for each sequence."""
+        found = data[: other.parts[0].start]
+        for mine, part in zip(self.parts, other.parts, strict=True):
+            if part.kind == "attention":
+                empty = struct.pack("<I", 0) * (mine.streams - 1)
+                found += struct.pack("<I", mine.streams) + data[part.first : part.last] + empty
+            else:
+                found += data[part.start : part.stop]
+        return found
 
 
 AGAIN = "save the prompt again with this model"
@@ -158,25 +177,28 @@ class Reader:
 
 def attention(reader: Reader) -> Part:
     """Read a KV cache. The rows of V may be kept turned, where there is no flash attention."""
-    streams = reader.u32(MOST_STREAMS)
+    start, streams = reader.at, reader.u32(MOST_STREAMS)
+    first = last = reader.at
     positions: tuple[int, ...] = ()
     turned, rows = 0, list[Row]()
     for _ in range(streams):
-        count = reader.u32(MOST_CELLS)
+        at, count = reader.at, reader.u32(MOST_CELLS)
         if not count:
             continue
         if positions:
             raise Foreign  # one sequence lives in one stream
+        first = at
         positions = tuple(cell(reader, of=1) for _ in range(count))
         turned, layers = reader.u32(1), reader.u32(MOST_LAYERS)
         rows += [reader.row(count) for _ in range(layers)]
         rows += [reader.columns(count) if turned else reader.row(count) for _ in range(layers)]
-    return Part("attention", streams, positions, turned, tuple(rows))
+        last = reader.at
+    return Part("attention", start, first, last, reader.at, streams, positions, turned, tuple(rows))
 
 
 def recurrent(reader: Reader) -> Part:
     """Read a recurrent state, which is always the last part: tensors follow to the end, of those layers that have any."""
-    count = reader.u32(1)
+    start, count = reader.at, reader.u32(1)
     positions = tuple(cell(reader, of=0) for _ in range(count))
     turned, layers = reader.u32(0), reader.u32(MOST_LAYERS)
     rows: list[Row] = []
@@ -184,7 +206,7 @@ def recurrent(reader: Reader) -> Part:
         rows.append(reader.row(count))
         if len(rows) > 2 * layers:
             raise Foreign
-    return Part("recurrent", 1, positions, turned, tuple(rows))
+    return Part("recurrent", start, start, reader.at, reader.at, 1, positions, turned, tuple(rows))
 
 
 def cell(reader: Reader, of: int) -> int:
