@@ -100,9 +100,12 @@ def _streams(options: dict[str, Any], _context: int) -> Iterator[Proposal]:
         yield "`streams=1`", {"streams": 1}, None
 
 
-def _prefixes(options: dict[str, Any], _context: int) -> Iterator[Proposal]:
+def _prefixes(options: dict[str, Any], context: int) -> Iterator[Proposal]:
     if options.get("prefix_bytes"):
         yield "`prefix_bytes=0`", {"prefix_bytes": 0}, None
+        for ctx in CONTEXTS:
+            if ctx < context:
+                yield f"`prefix_bytes=0` `ctx={ctx}`", {"prefix_bytes": 0, "ctx": ctx}, None
 
 
 def _devices(options: dict[str, Any], _context: int) -> Iterator[Proposal]:
@@ -114,10 +117,14 @@ def _devices(options: dict[str, Any], _context: int) -> Iterator[Proposal]:
 
 def _both(options: dict[str, Any], context: int) -> Iterator[Proposal]:
     fewer = " `streams=1`" if (options.get("streams") or 0) > 1 else ""
+    change: dict[str, Any] = {"kv_type": "q8_0", "streams": 1}
+    if options.get("prefix_bytes"):
+        fewer += " `prefix_bytes=0`"
+        change["prefix_bytes"] = 0
     for name in (None, "q4_k_m", "q2_k"):
         for ctx in CONTEXTS:
             if ctx < min(context, 513):
-                yield f"`ctx={ctx}` `kv_type=q8_0`{fewer}", {"ctx": ctx, "kv_type": "q8_0", "streams": 1}, name
+                yield f"`ctx={ctx}` `kv_type=q8_0`{fewer}", {"ctx": ctx, **change}, name
 
 
 def _text(label: str, quant: str | None, file: Artifact) -> str:

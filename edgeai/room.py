@@ -88,7 +88,7 @@ def rooms(artifact: Artifact, shape: ModelShape, options: LoadOptions) -> Iterat
     if options.deterministic and options.streams is None and not _single(artifact, options):
         for more in (DEFAULT_STREAMS, DEFAULT_STREAMS // 2, DEFAULT_STREAMS // 4):
             yield replace(_room(artifact, shape, options, context, more), comfort=PLENTIFUL)
-    if (options.streams or 0) > 1 and not options.deterministic:
+    if (options.streams or 0) > 1 and options.needed is None and not options.deterministic:
         yield from _comforts(shape, whole, options)
     yield whole
     if options.prefix_bytes is None and whole.prefix_bytes:  # kept prompts are the first to go

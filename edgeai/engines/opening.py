@@ -72,22 +72,31 @@ def _load(artifact: Artifact, plan: Plan, wanted: LoadOptions, *, vetted: bool) 
         return EmbeddingEngine(artifact, plan)
     if wanted.draft is None:
         return LlamaCppEngine(artifact, plan)
+    # One context for all streams: where it is full, requests go on without guesses.
+    context = _draft_context(open_model(wanted.draft), plan.context)
     beside = LoadOptions(
-        ctx=plan.context, streams=plan.streams, prefix_bytes=0, threads=plan.threads, device=wanted.device
+        ctx=context, needed=context, streams=plan.streams, prefix_bytes=0, threads=plan.threads, device=wanted.device
     )
     return LlamaCppEngine(artifact, plan, draft=planned(wanted.draft, beside, vetted=vetted))
 
 
+def _draft_context(draft: Artifact, context: int) -> int:
+    """Return the context of DRAFT beside a model with CONTEXT: it guesses nothing beyond what it was trained on."""
+    return min(context, draft.context or context, draft.positions or context)
+
+
 def step_down(artifact: Artifact, device: Device, wanted: LoadOptions, plan: Plan, error: DoesNotFit) -> Plan | None:
     """Return a plan for less memory than PLAN, which did not fit as ERROR says; None where WANTED leaves nothing to make smaller."""
+    beside = beside_bytes(wanted)
     for part in LESS:
         # The GPUs are what is short where there are layers on them: main memory is lent by the system as it is touched.
         most = {share.device: round(share.total_bytes * part) for share in plan.placement.gpus}
         if not most:
             cpu = plan.placement.cpu
-            most[CPU] = plan.memory_bytes - plan.twice_bytes - round((cpu.kv_bytes + cpu.compute_bytes) * (1 - part))
+            less = (cpu.kv_bytes + cpu.compute_bytes) * (1 - part) * plan.correction.get(CPU, 1.0)
+            most[CPU] = plan.memory_bytes - plan.twice_bytes - beside - round(less)
         try:
-            smaller = make_plan(artifact, device, wanted, most=most, beside_bytes=beside_bytes(wanted))
+            smaller = make_plan(artifact, device, wanted, correction=plan.correction, most=most, beside_bytes=beside)
         except DoesNotFit:
             continue
         if _size(smaller) != _size(plan):
@@ -102,7 +111,8 @@ def _size(plan: Plan) -> tuple[object, ...]:
 
 def _in_words(plan: Plan) -> str:
     layers = f", {plan.gpu_layers} layers on the GPU" if plan.gpu_layers else ""
-    return f"a context of {plan.context}, {plan.streams} stream{'s' * (plan.streams > 1)}{layers}"
+    kept = "" if plan.prefix_bytes else ", no prompts kept for later requests"
+    return f"a context of {plan.context}, {plan.streams} stream{'s' * (plan.streams > 1)}{layers}{kept}"
 
 
 def beside_bytes(wanted: LoadOptions) -> int:
@@ -111,7 +121,7 @@ def beside_bytes(wanted: LoadOptions) -> int:
     if wanted.draft is None:
         return adapters
     draft = open_model(wanted.draft)
-    cells = wanted.ctx or default_context(draft, wanted.needed)
+    cells = _draft_context(draft, wanted.ctx or default_context(draft, wanted.needed))
     return adapters + estimate(shape_of(draft), Settings(cells=cells)).needed_ram_bytes
 
 
