@@ -200,7 +200,8 @@ class Grammars:
             self._kept.move_to_end(constraint)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-            return TokenMask(matcher.deep_copy(), matcher.deep_copy(), self.tokenizer)
+            value = constraint.kind == "json_schema"
+            return TokenMask(matcher.deep_copy(), matcher.deep_copy(), self.tokenizer, value=value)
 
     def _compile(self, constraint: Constraint) -> Any:
         check(constraint)  # what is wrong for all models needs no vocabulary
@@ -217,10 +218,11 @@ class Grammars:
 
 
 class TokenMask:
-    """Holds one answer to its form: `apply` before each draw, `accept` after it. Used by one thread at a time."""
+    """Holds one answer to its form, a JSON VALUE or any text: `apply` before each draw, `accept` after it. Used by one thread at a time."""
 
-    def __init__(self, matcher: Any, fresh: Any, tokenizer: Any) -> None:
+    def __init__(self, matcher: Any, fresh: Any, tokenizer: Any, *, value: bool) -> None:
         self._matcher = matcher
+        self._value = value
         self._fresh = fresh
         self._tokenizer = tokenizer
         self._addends, self._buffer, self._bits = _scratch(int(tokenizer.vocab_size))
@@ -264,10 +266,15 @@ class TokenMask:
         """Whether the answer has its form if it ends here."""
         return bool(self._matcher.is_accepting())
 
-    def allows(self, text: str) -> bool:
-        """Whether TEXT, all of an answer, has the form; found anew, from its characters."""
+    def allows(self, text: str, *, cut: bool = False) -> bool:
+        """Whether TEXT, all of an answer, has the form; found anew, from its characters.
+
+        A JSON value that was CUT where it could have gone on is another one than was meant: 10 is a number, and the beginning of 1024.
+        """
         matcher, ids = self._fresh.deep_copy(), self._tokenizer.greedy_tokenize(text)
-        return matcher.try_consume_tokens(ids) == len(ids) and bool(matcher.is_accepting())
+        if matcher.try_consume_tokens(ids) != len(ids) or not matcher.is_accepting():
+            return False
+        return not (cut and self._value) or bool(matcher.is_stopped())
 
     def _lost(self) -> ConstraintError:
         reason = (self._matcher.get_error() or "no token of the vocabulary may follow").splitlines()[0]
@@ -312,7 +319,7 @@ def _scratch(n_vocab: int) -> tuple[Any, Any, Any]:
 
 def incomplete(mask: TokenMask | None, text: str, reason: FinishReason) -> tuple[Notice, ...]:
     """Return the notice that TEXT, an answer that ended for REASON, does not have the form that MASK holds it to; nothing if it does."""
-    if mask is None or mask.allows(text):
+    if mask is None or mask.allows(text, cut=reason != "stop"):
         return ()
     return (
         Notice(code="incomplete-output", message=f"the answer ended before it was whole: {_ENDS.get(reason, reason)}"),

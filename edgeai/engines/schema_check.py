@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NoReturn
@@ -65,11 +66,12 @@ _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?(?:Z|[+-](?
 FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 """Formats of RFC 3339 whose patterns in llguidance let through what is none: 29 February of any year, a leap second in any minute."""
 
-_EXACT = 10**18 - 1  # llguidance cannot write the ranges of 64 bits; this is what it can, and less
+MOST_WHOLE = 2**53 - 1
+"""llguidance counts in doubles: whole numbers beyond this are rounded, and the ranges of 64 bits are more than it can write."""
 INTEGERS = {
     f"{sign}int{bits}": (
-        0 if sign else max(-(2 ** (bits - 1)), -_EXACT),
-        min(2 ** (bits if sign else bits - 1) - 1, _EXACT),
+        0 if sign else max(-(2 ** (bits - 1)), -MOST_WHOLE),
+        min(2 ** (bits if sign else bits - 1) - 1, MOST_WHOLE),
     )
     for sign in ("", "u")
     for bits in (8, 16, 32, 64)
@@ -161,7 +163,9 @@ class _Walk:
             raise ConstraintError(f"the schema at {place} has an $id of its own", hint="put all under one root")
         _check_patterns(node, place)
         _check_counts(node, place)
+        _check_values(node, place)
         _rewrite_format(node)
+        _rewrite_bounds(node, place)
         if isinstance(node.get("oneOf"), list):
             self._rewrite_one_of(node, place)
 
@@ -290,6 +294,57 @@ def _check_counts(node: Node, place: str) -> None:
         )
 
 
+def _check_values(node: Node, place: str) -> None:
+    """Raise ConstraintError for a fixed value with a number that llguidance would round: it counts in doubles."""
+    for keyword in ("const", "enum"):
+        waiting = [node[keyword]] if keyword in node else []
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, dict):
+                waiting += value.values()
+            elif isinstance(value, list):
+                waiting += value
+            elif isinstance(value, int | float) and not (abs(value) <= MOST_WHOLE or isinstance(value, float)):
+                raise _too_large(value, f"{place}/{keyword}")
+
+
+def _too_large(value: float, place: str) -> ConstraintError:
+    return ConstraintError(
+        f"{_shown(value)} at {place} cannot be enforced: numbers are exact up to 2**53",
+        hint='let it be a text: {"type": "string", "pattern": "^[0-9]+$"}',
+    )
+
+
+def _rewrite_bounds(node: Node, place: str) -> None:
+    """Narrow what llguidance would round, or let through: bounds beyond 2**53, and a whole one that is excluded beside a close one."""
+    for sign, least, above in ((1, "minimum", "exclusiveMinimum"), (-1, "maximum", "exclusiveMaximum")):
+        for keyword in (least, above):
+            bound = node.get(keyword)
+            if not isinstance(bound, int | float) or isinstance(bound, bool):
+                continue
+            if bound * sign > MOST_WHOLE:
+                raise _too_large(bound, f"{place}/{keyword}")
+            if bound * sign < -MOST_WHOLE:
+                node[keyword] = -sign * MOST_WHOLE
+    for sign, above, others in (
+        (1, "exclusiveMinimum", ("maximum", "exclusiveMaximum")),
+        (-1, "exclusiveMaximum", ("minimum", "exclusiveMinimum")),
+    ):
+        whole: Any = node.get(above)
+        limits = [sign * node[other] for other in others if _is_number(node.get(other))]
+        if not _is_number(whole) or whole != int(whole) or not limits:
+            continue
+        room = min(limits) - sign * whole
+        if 0 < room < 1 and int(min(limits)) == int(sign * whole):
+            # nothing is lost that anybody writes, and doubles have so many digits
+            digits = min(9 - math.floor(math.log10(room)), 14 - math.floor(math.log10(abs(whole) or 1)))
+            node[above] = round(whole + sign * 10.0**-digits, digits)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _rewrite_format(node: Node) -> None:
     """Replace the formats that need more than llguidance does about them."""
     name, kinds = node.get("format"), node.get("type")
@@ -303,7 +358,13 @@ def _rewrite_format(node: Node) -> None:
         del node["format"]
     elif name == "hostname" and isinstance(node.get("maxLength", 253), int):
         node["maxLength"] = min(node.get("maxLength", 253), 253)  # RFC 1123, section 2.1
-    elif name in INTEGERS and kinds == "integer":
+    elif name in INTEGERS:
+        named = kinds if isinstance(kinds, list) else [kinds]
+        node["type"] = ["integer" if kind == "number" else kind for kind in named]
+        if isinstance(kinds, str):
+            node["type"] = node["type"][0]
+        elif kinds is None:
+            del node["type"]
         low, high = INTEGERS[name]
         for keyword, bound, tighter in (("minimum", low, max), ("maximum", high, min)):
             given = node.get(keyword)

@@ -126,6 +126,10 @@ class Handle:
             row = self._rows[address] = np.frombuffer(memoryview(view), np.float32)
         return row
 
+    def logit(self, index: int, token: int) -> float:
+        """Return that of TOKEN after the token at INDEX of the last batch, without numpy."""
+        return float(self.lib.llama_get_logits_ith(self.context, index)[token])
+
     # ---- sequences in the KV cache
 
     def share(self, source: int, target: int, count: int) -> bool:

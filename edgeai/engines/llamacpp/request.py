@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from edgeai.engines.llamacpp.speculate import Guesser
 from edgeai.engines.llamacpp.vocab import Vocab
 from edgeai.engines.overflow import Fitted
 from edgeai.engines.streaming import Channel, StopFilter, Utf8Decoder
+from edgeai.errors import EngineCrashed
 from edgeai.types import Chunk, FinishReason, GenerationConfig, Notice, Timings, TokenLogprob, Usage
 
 __all__ = ["Loaded", "Request"]
@@ -138,6 +140,8 @@ class Answer:
         if mask is not None and row is not None:
             mask.apply(row)
         token = self.sampler.sample(index)
+        if not math.isfinite(self._model.handle.logit(index, token)):
+            raise EngineCrashed("the model gave a probability that is not finite", hint="edgeai verify MODEL")
         self._clock()
         if mask is not None:
             mask.accept(token)

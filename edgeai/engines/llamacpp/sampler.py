@@ -15,6 +15,8 @@ __all__ = ["Sampler"]
 IMPORT_S = 0.05
 """Seconds spent on libllama's way of finding the greatest number before numpy is imported, which takes about as long."""
 PENALTY_WINDOW = 64  # tokens; llama.cpp's default for repeat_last_n, common/common.h
+COLDEST = 1e-6
+"""Temperatures below this draw the likeliest token as 0 does; logits divided by much less overflow in libllama."""
 
 
 class Sampler:
@@ -35,10 +37,11 @@ class Sampler:
             self._add(lib.llama_sampler_init_penalties(handle.n_vocab, PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0))
             for token in prompt[-PENALTY_WINDOW:]:
                 lib.llama_sampler_accept(self._chain, token)
-        self._greatest = config.temperature == 0 and config.repeat_penalty == 1.0
+        greedy = config.temperature < COLDEST
+        self._greatest = greedy and config.repeat_penalty == 1.0
         self._biases = config.logit_bias
         self._biased: tuple[Any, Any] | None = None  # tokens, and what is added to their logits
-        if config.temperature == 0:
+        if greedy:
             self._add(lib.llama_sampler_init_greedy())
             return
         if config.top_k > 0:

@@ -16,6 +16,8 @@ from edgeai.types import Chunk, GenerationConfig, Timings, Usage
 
 __all__ = ["OpenRequests", "Request"]
 
+LATE_S = 1.0
+"""Seconds that a child has to end a request whose time is over, before the parent does."""
 ATTEMPTS = 3
 """How often a request is sent that no child had begun when it died."""
 
@@ -44,10 +46,22 @@ class Request:
         if self.attempts == 1 or self._kind == "call":
             return self._frame
         prompt, config = self._value
-        if isinstance(config, GenerationConfig) and config.max_seconds is not None:
-            left = max(1e-3, config.max_seconds - (time.monotonic() - self._made))
-            return pack(self._kind, self.id, (prompt, replace(config, max_seconds=left)))
-        return self._frame
+        if (left := self._left_s) is None:
+            return self._frame
+        return pack(self._kind, self.id, (prompt, replace(config, max_seconds=max(1e-3, left))))
+
+    @property
+    def _left_s(self) -> float | None:
+        config = self._value[1] if self._kind == "generate" else None
+        if not isinstance(config, GenerationConfig) or config.max_seconds is None:
+            return None
+        return config.max_seconds - (time.monotonic() - self._made)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether its time is over and the child has not said so, as one that is stopped does not."""
+        left = self._left_s
+        return left is not None and left < -LATE_S
 
     def accept(self, value: Any) -> None:
         """Pass on what the call returned, or that the generation has been taken; nothing when that is known already."""
@@ -62,14 +76,14 @@ class Request:
         else:
             self.answer.put(error)
 
-    def end_cancelled(self) -> None:
-        """End as a generation that was cancelled before it began."""
+    def end(self, reason: Literal["cancelled", "timeout"]) -> None:
+        """End as a generation of which nothing more is known."""
         self.accept(None)
         if self.chunks is not None:
             spent = time.monotonic() - self._made
             timings = Timings(load_s=0.0, ttft_s=None, prompt_tok_s=None, gen_tok_s=None, total_s=spent, queue_s=spent)
             usage = Usage(prompt_tokens=0, completion_tokens=0)
-            self.chunks.put(Chunk(finish_reason="cancelled", usage=usage, timings=timings))
+            self.chunks.put(Chunk(finish_reason=reason, usage=usage, timings=timings))
 
 
 class OpenRequests:
@@ -97,6 +111,14 @@ class OpenRequests:
         if request.chunks is None or not request.sent:
             self._drop(request, None)
         return request.sent
+
+    def end_overdue(self) -> list[Request]:
+        """End what is overdue, and return it."""
+        found = [request for request in self if request.overdue]
+        for request in found:
+            if self._open.pop(request.id, None) is not None:
+                request.end("timeout")
+        return found
 
     def hear(self, frame: Frame, *, load_s: float) -> None:
         """Pass on what the child says of a request. Raises BrokenStream for what cannot be said."""
@@ -135,7 +157,8 @@ class OpenRequests:
             self._drop(request, item)
         else:
             if item.finish_reason is not None:
-                del self._open[request.id]
+                if self._open.pop(request.id, None) is None:
+                    return  # it was overdue
                 if item.timings is not None:
                     item = replace(item, timings=replace(item.timings, load_s=load_s))
             request.chunks.put(item)
@@ -160,6 +183,6 @@ class OpenRequests:
     def _drop(self, request: Request, error: Exception | None) -> None:
         self._open.pop(request.id, None)
         if error is None:
-            request.end_cancelled()
+            request.end("cancelled")
         else:
             request.fail(copy.copy(error))  # one error raised in many threads would collect all their tracebacks

@@ -256,6 +256,8 @@ class Supervisor:
             child.send(pack("ping"))
             if self._gate.wait_for(lambda: self._gone or self._closing or self._problem, tick_s):
                 return True
+            for request in self._requests.end_overdue():
+                child.send(pack("cancel", request.id))
             if lack := patience.tick(self._pongs, self._progress):
                 child.kill(f"was killed: it hung, without {lack}")
                 return False
