@@ -160,6 +160,7 @@ class Machine:
 
 def _solve(artifact: Artifact, machine: Machine, options: LoadOptions) -> Plan | Shortage:
     shape, device = shape_of(artifact), machine.device
+    _check_embedding(artifact, options)
     _check_kv_type(artifact, shape, options)
     _check_positions(artifact, options)
     where, why, notices = _choose_device(device, options)
@@ -176,6 +177,15 @@ def _solve(artifact: Artifact, machine: Machine, options: LoadOptions) -> Plan |
     if isinstance(found, Shortage):
         return found
     return _plan(artifact, shape, device, options, found, budget, why, notices)
+
+
+def _check_embedding(artifact: Artifact, options: LoadOptions) -> None:
+    for name, value in (("draft", options.draft), ("kv_type", options.kv_type)):
+        if artifact.embedding and value is not None:
+            raise UsageError(
+                f"{name} {str(value)!r} is not possible: {artifact.name} is an embedding model, which reads texts and answers nothing",
+                hint=f"leave `{name}` out",
+            )
 
 
 def _check_kv_type(artifact: Artifact, shape: ModelShape, options: LoadOptions) -> None:

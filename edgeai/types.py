@@ -88,6 +88,11 @@ def check_numbers(values: Any, *, whole: Iterable[str], real: Iterable[str] = ()
                 raise UsageError(f"{name} {value!r} is not possible", hint=f"{name} must be {rule}")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether TEXT has no half of a surrogate pair, which no encoding of it could hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def is_whole(value: Any) -> bool:
     """Whether VALUE is a whole number, of Python or numpy; a bool is none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -171,6 +176,8 @@ class GenerationConfig:
                 raise UsageError(f"{name} {getattr(self, name)!r} is not possible", hint=f"{name} must be {rule}")
         if any(not text for text in self.stop):
             raise UsageError("stop '' is not possible", hint="a stop string must have at least one character")
+        if broken := next((text for text in self.stop if not is_unicode(text)), None):
+            raise UsageError(f"stop {broken!r} is not valid Unicode", hint="no answer can have half of a character")
 
     def _check_kinds(self) -> None:
         check_numbers(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeai.engines.schema_check import enforceable, read_json
 from edgeai.errors import ConstraintError
-from edgeai.types import Constraint, FinishReason, Notice
+from edgeai.types import Constraint, FinishReason, Notice, is_unicode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,12 +47,10 @@ def grammar_of(constraint: Constraint) -> str:
         raise ConstraintError(
             f"the {_NAMES[constraint.kind]} has {len(source)} characters", hint=f"at most {MAX_SOURCE} are read"
         )
-    try:
-        source.encode()
-    except UnicodeEncodeError as error:
+    if not is_unicode(source):
         raise ConstraintError(
-            f"the {_NAMES[constraint.kind]} is not valid Unicode: {error.reason}", hint="write it in whole characters"
-        ) from error
+            f"the {_NAMES[constraint.kind]} is not valid Unicode", hint="write it in whole characters"
+        )
     if constraint.kind == "json_schema":
         schema = enforceable(read_json(source, "the schema"))
         try:
@@ -99,6 +97,8 @@ def _lark_of_choices(source: str) -> str:
         raise ConstraintError("choices must be a list of texts, at least one", hint='as ["yes", "no"]')
     if "" in choices:
         raise ConstraintError("the choice '' is not possible", hint="a choice must have at least one character")
+    if broken := next((choice for choice in choices if not is_unicode(choice)), None):
+        raise ConstraintError(f"the choice {broken!r} is not valid Unicode", hint="write it in whole characters")
     return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(choice) for choice in choices)
 
 

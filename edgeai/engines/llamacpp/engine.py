@@ -228,7 +228,8 @@ class LlamaCppEngine:
     def embed(self, texts: Sequence[str]) -> NoReturn:  # noqa: ARG002
         """Raise UsageError: a language model gives no vectors of texts here."""
         raise UsageError(
-            f"{self.artifact.name} is a language model, not an embedding model", hint="edgeai pull minilm is one"
+            f"{self.artifact.name} is a language model, not an embedding model",
+            hint="edgeai pull minilm, and then edgeai convert minilm, makes one",
         )
 
     def rank(self, query: str, documents: Sequence[str]) -> NoReturn:  # noqa: ARG002

@@ -94,13 +94,19 @@ class WorkerProcess:
         if self._popen.stdout is not None and not self._listener.is_alive():
             self._popen.stdout.close()
         number = -code if code < 0 else None
-        return Ending(words=self._fault or _words(code), signal=None if self._fault else number, said=self._said())
+        return Ending(
+            words=self._fault or _words(code),
+            signal=None if self._fault else number,
+            said=self._said(killed=number == signal.SIGKILL),
+        )
 
-    def _said(self) -> str:
+    def _said(self, *, killed: bool) -> str:
         """Return why native code ended the child, if it said so, else the last lines of what there is."""
         output = self._output.decode("utf-8", "replace")
         lines = [line.strip()[:SAID_WIDTH] for line in output.splitlines() if line.strip()]
-        return native.abort_reason(output) or "; ".join(lines[-SAID_LINES:])
+        if (reason := native.abort_reason(output)) or killed:
+            return reason or ""  # who is killed has no last words, and earlier ones are of something else
+        return "; ".join(lines[-SAID_LINES:])
 
     def _wait(self) -> int:
         """Return the exit code of a child that has ended or is just ending: its pipe closes a moment before."""
