@@ -403,3 +403,18 @@ def test_a_model_of_a_short_context_is_offered_its_own_and_nothing_twice() -> No
     assert offers[0].startswith("`ctx=256` ")
     assert len({frozenset(offer.split()) for offer in offers}) == len(offers) == 3
     assert "ctx=512" not in (caught.value.hint or "")
+
+
+def test_what_fits_only_without_kept_prompts_and_with_a_smaller_context_is_proposed() -> None:
+    least = plan(LLAMA, machine(), ctx=512, streams=1, prefix_bytes=0).needed_bytes
+    with pytest.raises(DoesNotFit) as refused:
+        plan(LLAMA, machine(free=round(least * 1.02)), ctx=4096, streams=1, prefix_bytes=500_000_000)
+    assert "`prefix_bytes=0` `ctx=512`" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("name", ["draft", "kv_type"])
+def test_options_that_do_nothing_for_an_embedding_model_are_refused(name: str) -> None:
+    given: dict[str, Any] = {"draft": Path("x.gguf"), "kv_type": "q8_0"}
+    embedder = imagine("e", *decoder("llama", layers=4, width=256, heads=4, kv_heads=4, inner=512, pooling_type=3))
+    with pytest.raises(UsageError, match=f"{name} .* is not possible: .* is an embedding model"):
+        plan(embedder, machine(), **{name: given[name]})

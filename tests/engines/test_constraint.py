@@ -470,3 +470,45 @@ def test_the_text_of_a_cut_answer_is_told_from_a_whole_one() -> None:
         "incomplete-output"
     ] * 3
     assert incomplete(None, "anything", "length") == ()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": -(2**63)},
+        {"enum": [1, {"a": [2**53]}]},
+        {"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 3},
+        {"type": "number", "exclusiveMaximum": -(10**30)},
+    ],
+)
+def test_a_number_that_would_be_rounded_is_refused_by_its_place(schema: dict[str, Any]) -> None:
+    with pytest.raises(ConstraintError, match=r"at #/\w+ cannot be enforced: numbers are exact up to 2\*\*53"):
+        GRAMMARS.compile(of_schema(schema))
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, ["0", "-5", str(2**53 - 1)], [str(2**53 + 1)]),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.1}, ["0.1", "0.00001"], ["0", "0.0", "0.2"]),
+        ({"type": "number", "minimum": -13.1, "exclusiveMaximum": -13.0}, ["-13.1", "-13.01"], ["-13", "-13.0"]),
+        ({"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 1.0000001}, ["1.00000005"], ["1", "1.0"]),
+        ({"type": ["integer", "null"], "format": "int32"}, ["null", "2147483647"], ["2147483648", "9" * 98]),
+        ({"type": "number", "format": "int8"}, ["127"], ["128", "1.5"]),
+    ],
+)
+def test_ranges_hold_to_the_last_digit(schema: dict[str, Any], right: list[str], wrong: list[str]) -> None:
+    mask = GRAMMARS.compile(of_schema(schema))
+    assert [text for text in right if not mask.allows(text)] == []
+    assert [text for text in wrong if mask.allows(text)] == []
+
+
+def test_a_number_that_was_cut_is_another_number() -> None:
+    mask = GRAMMARS.compile(of_schema({"type": "integer"}))
+    assert incomplete(mask, "10", "stop") == ()
+    assert [notice.code for notice in incomplete(mask, "10", "length")] == ["incomplete-output"]
+
+
+def test_a_choice_with_half_a_character_is_refused() -> None:
+    with pytest.raises(ConstraintError, match="not valid Unicode"):
+        GRAMMARS.compile(Constraint(kind="choices", source='["\\ud800"]'))

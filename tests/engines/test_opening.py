@@ -11,7 +11,7 @@ import pytest
 
 from edgeai.correction import ratios
 from edgeai.engines import opening
-from edgeai.engines.opening import load_engine, step_down
+from edgeai.engines.opening import beside_bytes, load_engine, open_engine, step_down
 from edgeai.errors import DoesNotFit
 from edgeai.paths import home
 from edgeai.plan import LoadOptions, Plan, make_plan
@@ -98,3 +98,29 @@ def test_a_model_without_layers_is_planned_without_an_error() -> None:
     artifact = imagine("odd", keys | {"llama.block_count": 0}, tensors)
     assert shape_of(artifact).layers == ()
     assert make_plan(artifact, machine(), LoadOptions()).memory_bytes > 0
+
+
+@pytest.mark.parametrize("beside", [0, 500_000_000])
+def test_a_smaller_plan_counts_what_is_beside_it_and_what_was_measured(
+    beside: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "beside_bytes", lambda _wanted: beside)
+    device, correction = machine(free=8 * GB), {"CPU": 1.3}
+    first = make_plan(LLAMA, device, LoadOptions(), correction=correction, beside_bytes=beside)
+    second = step_down(LLAMA, device, LoadOptions(), first, TOO_MUCH)
+    assert second
+    assert second.correction == correction
+    assert second.context < first.context
+    assert second.memory_bytes < first.memory_bytes
+
+
+def test_a_draft_model_takes_what_is_counted_for_it(tiny_gguf: Path) -> None:
+    wanted = LoadOptions(ctx=512, streams=4, draft=tiny_gguf)
+    engine = open_engine(tiny_gguf, ctx=512, streams=4, draft=tiny_gguf)
+    try:
+        drafting = engine._draft.handle  # type: ignore[attr-defined]
+        assert (drafting.plan.unified, drafting.plan.kv_cells) == (True, 256)  # trained on no more
+        taken = sum(share.total_bytes for share in drafting.placement.shares)
+    finally:
+        engine.close()
+    assert taken == pytest.approx(beside_bytes(wanted), rel=0.1, abs=3e6)

@@ -445,3 +445,57 @@ def test_models_whose_state_cannot_go_back_say_that_they_do_not_guess(tmp_path: 
     with Model(open_engine(path, ctx=128, streams=1, threads=1)) as model:
         done = model.complete("the list", max_tokens=4, speculation="lookup")
         assert [notice.code for notice in done.warnings] == ["no-speculation"]
+
+
+def test_as_many_run_and_wait_as_may_though_all_come_at_once(tiny_gguf: Path) -> None:
+    endless: dict[str, Any] = {"max_tokens": 200, "logit_bias": dict.fromkeys(end_tokens(tiny_gguf), -100.0)}
+    with Model(open_engine(tiny_gguf, ctx=256, streams=2, queue=1, threads=1)) as model:
+        streams = [model.stream(f"{number} {WORDS}", **endless) for number in range(3)]
+        with pytest.raises(Busy):
+            model.stream("one more", **endless)
+        for stream in streams:
+            stream.close()
+
+
+def test_an_answer_is_the_same_where_nothing_is_kept(smollm2_path: Path) -> None:
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logprobs": 2}
+    found = []
+    for prefix_bytes in (None, 0):
+        with Model(open_engine(smollm2_path, ctx=256, streams=1, prefix_bytes=prefix_bytes)) as model:
+            found.append(model.complete("Why is the sky blue?", **options).logprobs)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_near_the_end_of_the_context_an_answer_is_still_that_of_a_fresh_model(smollm2_path: Path, streams: int) -> None:
+    options: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "logprobs": 2}
+    with Model(open_engine(smollm2_path, ctx=300, streams=streams)) as model:
+        ids = model.tokenize(" ".join([WORDS] * 20))
+        prompt = model.detokenize(ids[:286])
+        fresh = model.complete(prompt, **options, prefix_cache=False)
+        model.complete(model.detokenize(ids[:266]), max_tokens=1)
+        again = model.complete(prompt, **options)
+    assert again.logprobs == fresh.logprobs
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_that_has_passed_what_they_share(tiny_gguf: Path) -> None:
+    with Model(open_engine(tiny_gguf, ctx=16384, streams=4, threads=1)) as model:
+        long = model.stream(f"{WORDS}: " + " ".join(str(number) for number in range(3000)), max_tokens=1)
+        reading = engine_of(model)
+        while reading.batches < 3:
+            time.sleep(0.001)
+        short = model.complete(f"{WORDS}, or else", max_tokens=1)
+        assert engine_of(model).stats().running == 1  # the long one is not done yet
+        assert short.timings.queue_s < 0.5
+        long.close()
+
+
+@pytest.mark.parametrize("temperature", [1e-50, 1e-38, 1e-9])
+def test_temperatures_next_to_nothing_are_greedy(small: Model, temperature: float) -> None:
+    greedy = small.complete(WORDS, max_tokens=12, temperature=0, prefix_cache=False).text
+    assert small.complete(WORDS, max_tokens=12, temperature=temperature, seed=3, prefix_cache=False).text == greedy
+
+
+def test_a_stop_text_that_no_answer_can_have_is_refused(small: Model) -> None:
+    with pytest.raises(UsageError, match="not valid Unicode"):
+        small.complete(WORDS, stop="\ud800")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -14,11 +15,16 @@ import pytest
 
 from edgeai.engines.llamacpp import LlamaCppEngine, request
 from edgeai.engines.llamacpp.composing import PromptPace, places, share_out
+from edgeai.engines.llamacpp.speculate import Lookup
 from edgeai.engines.opening import open_engine, planned
+from edgeai.engines.worker.engine import WorkerEngine
+from edgeai.errors import EngineCrashed
+from edgeai.evaluation.streams import end_tokens
 from edgeai.model import Model
 from edgeai.plan import LoadOptions
 from edgeai.types import GenerationConfig
 from tests.engines.test_scheduler import WORDS, engine_of, together
+from tests.families import VARIANTS, make_variant, write_f32
 
 DEADLINE_S = 20
 
@@ -246,3 +252,81 @@ def _broken_at_the_third_token(answer: request.Answer) -> None:
 
 def _broken_memory(_: int) -> bytes:
     raise MemoryError
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_guesser_that_fails_ends_its_request_alone(
+    kv_unified: bool, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: Lookup, tokens: list[int], _most: int) -> list[int]:
+        if len(tokens) > 40:
+            raise EngineCrashed("the draft model failed", hint="none")
+        return []
+
+    monkeypatch.setattr(Lookup, "guess", fail)
+    endless: dict[str, Any] = {"max_tokens": 60, "logit_bias": dict.fromkeys(end_tokens(tiny_gguf), -100.0)}
+    with Model(open_engine(tiny_gguf, ctx=256, streams=4, threads=1, kv_unified=kv_unified, numerics="fast")) as model:
+        streams = [
+            model.stream(f"{word} {WORDS}", **endless, speculation="lookup" if word == "green" else "off")
+            for word in ("red", "green", "blue", "white")
+        ]
+        found = [ends(stream) for stream in streams]
+    assert found == [["length"], ["EngineCrashed"], ["length"], ["length"]]
+
+
+def test_a_request_that_gave_its_cells_back_says_what_was_there_when_it_began(tiny_gguf: Path) -> None:
+    endless: dict[str, Any] = {"max_tokens": 120, "logit_bias": dict.fromkeys(end_tokens(tiny_gguf), -100.0)}
+    with Model(open_engine(tiny_gguf, ctx=256, threads=1)) as model:
+        done = together(model, [f"{WORDS} and"] * 6, **endless)
+        assert engine_of(model).stats().preempted > 0
+    assert all(answer.usage.cached_tokens < answer.usage.prompt_tokens for answer in done)
+    assert min(answer.usage.cached_tokens for answer in done) == 0  # of the first one
+
+
+@pytest.mark.parametrize("options", [{}, {"streams": 4}, {"streams": 4, "kv_unified": True}])
+def test_nothing_is_put_beyond_the_positions_that_a_model_has_learned(options: dict[str, Any], tmp_path: Path) -> None:
+    path = write_f32(make_variant(tmp_path, VARIANTS["gpt2"]), tmp_path / "x.gguf")
+    with Model(open_engine(path, ctx=128, threads=1, prefix_bytes=10_000_000, isolated=True, **options)) as model:
+        assert isinstance(model.engine, WorkerEngine)
+        prompt = model.detokenize(model.tokenize(f"{WORDS} {WORDS} {WORDS}")[:88])
+        for text in (prompt, f"{prompt} if so"):
+            model.complete(text, max_tokens=30)
+            time.sleep(0.3)  # the answer is read again while nobody asks
+        assert model.complete("the", max_tokens=1).usage.completion_tokens == 1
+        assert model.engine.restarts == 0
+
+
+def test_the_trees_of_adapters_that_nothing_is_kept_of_are_gone(tiny_gguf: Path) -> None:
+    with Model(open_engine(tiny_gguf, ctx=256, threads=1)) as model:
+        cache = engine_of(model)._core._cache
+        for scale in range(20):
+            cache.computed(0, [1, 2, 3], (("x", float(scale)),))
+            cache.lost(0)
+        assert not cache._trees
+
+
+def test_numbers_that_are_none_end_an_answer_with_an_error(tiny_gguf: Path, tmp_path: Path) -> None:
+    data = bytearray(tiny_gguf.read_bytes())
+    data[-4000:] = b"\x00\x00\xc0\x7f" * 1000
+    (tmp_path / "x.gguf").write_bytes(data)
+    with Model(open_engine(tmp_path / "x.gguf", ctx=64, threads=1)) as model:
+        for options in ({"temperature": 0}, {"temperature": 0.8, "seed": 1}, {"schema": "a int"}):
+            with pytest.raises(EngineCrashed, match="not finite"):
+                model.complete("The", max_tokens=5, **options)
+
+
+def test_a_time_limit_holds_for_a_child_that_is_stopped(tiny_gguf: Path) -> None:
+    with Model(open_engine(tiny_gguf, ctx=256, threads=1, isolated=True)) as model:
+        assert isinstance(model.engine, WorkerEngine)
+        pid = model.engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            found = ends(model.stream("The", max_tokens=5, max_seconds=0.5))
+            spent = time.monotonic() - began
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert found == ["timeout"]
+        assert spent < 5
+        assert model.complete("The", max_tokens=1).usage.completion_tokens == 1
