@@ -56,7 +56,7 @@ def test_a_score_is_not_starved_by_requests_that_fill_the_cache(tiny_gguf: Path)
             turn = 0
             while not stop.is_set():
                 turn += 1
-                model.complete(f"{number} {turn} {WORDS}", max_tokens=120, **endless(tiny_gguf))
+                model.complete(f"{number} {turn} {WORDS}", max_tokens=220, **endless(tiny_gguf))
 
         users = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
         for user in users:

@@ -462,7 +462,7 @@ def test_an_answer_is_the_same_where_nothing_is_kept(smollm2_path: Path) -> None
     found = []
     for prefix_bytes in (None, 0):
         with Model(open_engine(smollm2_path, ctx=256, streams=1, prefix_bytes=prefix_bytes)) as model:
-            found.append(model.complete("Why is the sky blue?", **options).logprobs)
+            found.append(model.chat([{"role": "user", "content": "Why is the sky blue?"}], **options).logprobs)
     assert found[0] == found[1]
 
 
@@ -480,11 +480,12 @@ def test_near_the_end_of_the_context_an_answer_is_still_that_of_a_fresh_model(sm
 
 def test_a_short_prompt_does_not_wait_for_a_long_one_that_has_passed_what_they_share(tiny_gguf: Path) -> None:
     with Model(open_engine(tiny_gguf, ctx=16384, streams=4, threads=1)) as model:
-        long = model.stream(f"{WORDS}: " + " ".join(str(number) for number in range(3000)), max_tokens=1)
+        begin = f"{WORDS} {WORDS} {WORDS}"
+        long = model.stream(f"{begin}: " + " ".join(str(number) for number in range(3000)), max_tokens=1)
         reading = engine_of(model)
         while reading.batches < 3:
             time.sleep(0.001)
-        short = model.complete(f"{WORDS}, or else", max_tokens=1)
+        short = model.complete(f"{begin}, or else", max_tokens=1)
         assert engine_of(model).stats().running == 1  # the long one is not done yet
         assert short.timings.queue_s < 0.5
         long.close()
