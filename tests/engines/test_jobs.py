@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edgeai.engines.llamacpp.composer import Composer
 from edgeai.engines.opening import open_engine
 from edgeai.errors import UsageError
 from edgeai.evaluation.streams import end_tokens
@@ -48,7 +49,10 @@ def test_a_short_score_does_not_wait_for_a_long_one_which_is_the_same_as_without
     assert scores["long"] == pytest.approx(alone, abs=1e-3)
 
 
-def test_a_score_is_not_starved_by_requests_that_fill_the_cache(tiny_gguf: Path) -> None:
+def test_a_score_is_not_starved_by_requests_that_fill_the_cache(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Composer, "beside", lambda *_, **__: 2)  # so slow that it never ends before the cache is full
     stop = threading.Event()
     with Model(open_engine(tiny_gguf, ctx=256, threads=1)) as model:
 
