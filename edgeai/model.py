@@ -204,7 +204,8 @@ class Model(Methods):
         """Compute PROMPT (messages or a text) once and keep its state in the file PATH; return how many tokens are in it.
 
         A system message alone is the usual one: another process then loads it, and the first token of each conversation with it comes at
-        once. Raises ContextExceeded, OutputError.
+        once. Where all streams share a KV cache it is computed while nothing else runs, so that it is exact. Raises ContextExceeded,
+        OutputError, and UsageError as `load_prompt` does.
         """
         return self.open_engine().save_prompt(prompt, _file(path))
 
@@ -212,7 +213,8 @@ class Model(Methods):
         """Have later requests begin with the prompt that was saved to PATH, where they do; return its tokens.
 
         `usage.cached_tokens` of an answer says what was reused. Raises InvalidModel for a file that is damaged or was made with another
-        model, chat template, KV type or native library; the model goes on without it.
+        model, chat template, KV type or native library; the model goes on without it. Raises UsageError where nothing may be kept, and for
+        models with recurrent states, or with windows shorter than the prompt, unless they were loaded with `numerics="fast"`.
         """
         return self.open_engine().load_prompt(_file(path))
 

@@ -8,7 +8,8 @@ greedy answers of SmolLM2 behind a kept system prompt eight were other ones. Wha
 - where its sequence is in the cache, and on nothing else of the batch.
 
 So a request that is alone reads its prompt in batches of 64 rows at least and in whole groups, padded with tokens of nobody. What it has
-read in this way is exact, and another one that is alone may begin with any of it and compute the rest in the same way. Beside others
+read in this way is exact, and another one that is alone may begin with any of it and compute the rest in the same way. So near to the end
+of the context that there is no room for the padding it is read from its first token on, as a fresh model would. Beside others
 an answer depends on them anyway: `deterministic` is for those to whom that matters.
 """
 
