@@ -11,7 +11,7 @@ from edgeai.memory import Settings, estimate, kv_bytes_per_cell
 from edgeai.options import DEFAULT_CONTEXT, DEFAULT_STREAMS, LoadOptions
 from edgeai.shape import ModelShape
 
-__all__ = ["Room", "default_context", "rooms"]
+__all__ = ["BATCH", "Room", "default_context", "rooms"]
 
 BATCH = 512  # tokens; llama.cpp's n_ubatch, common/common.h
 LEAST_CONTEXT = 512

@@ -14,7 +14,7 @@ from edgeai.memory import Settings, estimate
 from edgeai.paths import home
 from edgeai.placement import CPU
 from edgeai.plan import LoadOptions, Plan, make_plan
-from edgeai.room import default_context
+from edgeai.room import BATCH, default_context
 from edgeai.shape import shape_of
 from edgeai.types import Notice
 
@@ -122,7 +122,8 @@ def beside_bytes(wanted: LoadOptions) -> int:
         return adapters
     draft = open_model(wanted.draft)
     cells = _draft_context(draft, wanted.ctx or default_context(draft, wanted.needed))
-    return adapters + estimate(shape_of(draft), Settings(cells=cells)).needed_ram_bytes
+    settings = Settings(cells=cells, batch=min(BATCH, cells))
+    return adapters + estimate(shape_of(draft), settings).needed_ram_bytes
 
 
 def open_model(path: Path) -> Artifact:
