@@ -461,7 +461,7 @@ def test_an_answer_is_the_same_where_nothing_is_kept(smollm2_path: Path) -> None
     options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logprobs": 2}
     found = []
     for prefix_bytes in (None, 0):
-        with Model(open_engine(smollm2_path, ctx=256, streams=1, prefix_bytes=prefix_bytes)) as model:
+        with Model(open_engine(smollm2_path, ctx=256, prefix_bytes=prefix_bytes)) as model:
             found.append(model.chat([{"role": "user", "content": "Why is the sky blue?"}], **options).logprobs)
     assert found[0] == found[1]
 
