@@ -359,12 +359,10 @@ def _rewrite_format(node: Node) -> None:
     elif name == "hostname" and isinstance(node.get("maxLength", 253), int):
         node["maxLength"] = min(node.get("maxLength", 253), 253)  # RFC 1123, section 2.1
     elif name in INTEGERS:
-        named = kinds if isinstance(kinds, list) else [kinds]
-        node["type"] = ["integer" if kind == "number" else kind for kind in named]
-        if isinstance(kinds, str):
-            node["type"] = node["type"][0]
-        elif kinds is None:
-            del node["type"]
+        if kinds == "number":
+            node["type"] = "integer"
+        elif isinstance(kinds, list):
+            node["type"] = ["integer" if kind == "number" else kind for kind in kinds]
         low, high = INTEGERS[name]
         for keyword, bound, tighter in (("minimum", low, max), ("maximum", high, min)):
             given = node.get(keyword)
