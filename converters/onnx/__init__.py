@@ -1,0 +1,1 @@
+"""ONNX: what files hold (`header`), and how models become files."""
