@@ -1,4 +1,4 @@
-"""One request while it is computed: its tokens, how far they are, its clock, and the way of its tokens to text."""
+"""One request while it is computed: its tokens, and how far they are."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
-from edgeai.engines.constraint import TokenMask, incomplete
+from edgeai.engines.answer import Facts, TextAnswer, never_begun
+from edgeai.engines.constraint import TokenMask
 from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.guess_check import WHOLE
 from edgeai.engines.llamacpp.handle import GUESSES, Handle
-from edgeai.engines.llamacpp.logprobs import token_logprob
 from edgeai.engines.llamacpp.sampler import Sampler
 from edgeai.engines.llamacpp.speculate import Guesser
 from edgeai.engines.llamacpp.vocab import Vocab
 from edgeai.engines.overflow import Fitted
-from edgeai.engines.streaming import Channel, StopFilter, Utf8Decoder
+from edgeai.engines.streaming import Channel
 from edgeai.errors import EngineCrashed
-from edgeai.types import Chunk, FinishReason, GenerationConfig, Notice, Timings, TokenLogprob, Usage
+from edgeai.types import FinishReason, GenerationConfig
 
 __all__ = ["Loaded", "Request"]
 
@@ -104,7 +104,14 @@ class Request:
         if answer is not None:
             answer.end(finish)
         else:
-            self.channel.put(_last(self, finish, load_s))
+            facts = Facts(
+                submitted=self.submitted,
+                prompt_tokens=self.prompt_tokens,
+                truncated_tokens=self.fitted.truncated_tokens,
+                context=0,
+                load_s=load_s,
+            )
+            self.channel.put(never_begun(facts, finish))
 
     def fail(self, error: BaseException) -> None:
         """Hand ERROR to the reader instead of a last chunk."""
@@ -113,118 +120,41 @@ class Request:
         self.channel.put(error)
 
 
-class Answer:
-    """The answer of a request as it grows: sampler, text, stop strings, limits, clock."""
+class Answer(TextAnswer):
+    """The answer of a request as it grows, and the sampler that draws it."""
 
     def __init__(self, request: Request, model: Loaded) -> None:
-        config, handle = request.config, model.handle
-        self._request, self._model = request, model
-        self.sampler = Sampler(handle, config, request.seed, request.fitted.ids)
-        self._decoder, self._stops = Utf8Decoder(), StopFilter(config.stop)
-        room = handle.n_ctx - request.prompt_tokens
-        self._limit = room if config.max_tokens is None else min(room, config.max_tokens)
-        self._cut_by_context = self._limit == room and config.max_tokens != room
-        self._text: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
-        self.tokens = 0  # of the answer: the end marker is sampled too, and is no part of it
-        self.samples = self.drafted = self.accepted = 0
-        self.first_sampled = self.last_sampled = 0.0
-        self.first_shown: float | None = None
+        handle = model.handle
+        super().__init__(
+            request.config,
+            request.channel,
+            Facts(
+                submitted=request.submitted,
+                prompt_tokens=request.prompt_tokens,
+                truncated_tokens=request.fitted.truncated_tokens,
+                context=handle.n_ctx,
+                load_s=model.load_s,
+            ),
+            model.vocab,
+            request.mask,
+        )
+        self._request, self._handle = request, handle
+        self.sampler = Sampler(handle, request.config, request.seed, request.fitted.ids)
 
     def sample(self, index: int) -> tuple[int, FinishReason | None]:
         """Draw the next token from the logits at INDEX of the last batch and show it. Return it, and why the answer ends if it does."""
-        request, vocab = self._request, self._model.vocab
-        mask, wish = request.mask, request.config.logprobs
-        row = None if mask is None and wish is None else self._model.handle.logits(index)
+        mask, wish = self.mask, self.config.logprobs
+        row = None if mask is None and wish is None else self._handle.logits(index)
         raw = row.copy() if row is not None and wish is not None else None
         if mask is not None and row is not None:
             mask.apply(row)
         token = self.sampler.sample(index)
-        if not math.isfinite(self._model.handle.logit(index, token)):
+        if not math.isfinite(self._handle.logit(index, token)):
             raise EngineCrashed("the model gave a probability that is not finite", hint="edgeai verify MODEL")
-        self._clock()
-        if mask is not None:
-            mask.accept(token)
-        if vocab.is_end(token):
-            return token, "stop"
-        self.tokens += 1
-        piece = vocab.piece(token)
-        if raw is not None and wish is not None:
-            self._logprobs.append(token_logprob(raw, token, wish, vocab))
-        self._show(self._stops.feed(self._decoder.feed(piece)))
-        if self._stops.stopped or (mask is not None and mask.finished):
-            return token, "stop"
-        return token, "length" if self.tokens >= self._limit else None
-
-    def _clock(self) -> None:
-        self.samples += 1
-        self.last_sampled = time.perf_counter()
-        if self.samples == 1:
-            self.first_sampled = self.last_sampled
-
-    def _show(self, text: str) -> None:
-        if not text:
-            return
-        self._text.append(text)
-        if self.first_shown is None:
-            self.first_shown = time.perf_counter()
-        logprobs, self._logprobs = tuple(self._logprobs), []
-        self._request.channel.put(Chunk(text=text, logprobs=logprobs))
-
-    @property
-    def room(self) -> int:
-        """How many more tokens the answer may have."""
-        return self._limit - self.tokens
+        return token, self.accept(token, raw)
 
     def end(self, finish: FinishReason) -> None:
         """Show what was held back and put the last chunk."""
-        self._show(self._stops.flush())
-        notices: tuple[Notice, ...] = ()
-        if finish == "length" and self._cut_by_context:
-            context = self._model.handle.n_ctx
-            message = f"the answer ends because the context of {context} tokens is full"
-            notices += (Notice(code="context-full", message=message),)
-        if finish != "cancelled":
-            notices += incomplete(self._request.mask, "".join(self._text), finish)
         self.sampler.free()
-        self._request.channel.put(
-            _last(self._request, finish, self._model.load_s, notices=notices, logprobs=tuple(self._logprobs))
-        )
-
-
-def _last(
-    request: Request,
-    finish: FinishReason,
-    load_s: float,
-    *,
-    notices: tuple[Notice, ...] = (),
-    logprobs: tuple[TokenLogprob, ...] = (),
-) -> Chunk:
-    """Return the chunk that ends the stream. Time until the first sampled token is the prompt's, time after it is generation's."""
-    answer, began, now = request.answer, request.began, time.perf_counter()
-    began = now if began is None else began
-    samples = answer.samples if answer else 0
-    prefill = answer.first_sampled - began if answer and samples else 0.0
-    decode = answer.last_sampled - answer.first_sampled if answer and samples > 1 else 0.0
-    shown = answer.first_shown if answer else None
-    return Chunk(
-        finish_reason=finish,
-        usage=Usage(
-            prompt_tokens=request.prompt_tokens,
-            completion_tokens=answer.tokens if answer else 0,
-            cached_tokens=request.cached,
-            truncated_tokens=request.fitted.truncated_tokens,
-        ),
-        timings=Timings(
-            load_s=load_s,
-            ttft_s=None if shown is None else shown - request.submitted,
-            prompt_tok_s=(request.prompt_tokens - request.cached) / prefill if prefill else None,
-            gen_tok_s=(samples - 1) / decode if decode else None,
-            total_s=now - request.submitted,
-            queue_s=began - request.submitted,
-            drafted=answer.drafted if answer else 0,
-            accepted=answer.accepted if answer else 0,
-        ),
-        notices=notices,
-        logprobs=logprobs,
-    )
+        began = self._request.began
+        self.finish(finish, began=0.0 if began is None else began, cached=self._request.cached)

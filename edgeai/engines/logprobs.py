@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from edgeai.engines.llamacpp.vocab import Vocab
 from edgeai.types import TokenLogprob
 
 if TYPE_CHECKING:
@@ -14,7 +13,14 @@ if TYPE_CHECKING:
 __all__ = ["token_logprob"]
 
 
-def token_logprob(logits: npt.NDArray[np.float32], token: int, top: int, vocab: Vocab) -> TokenLogprob:
+class Pieces(Protocol):
+    """A vocabulary that knows the bytes of its tokens."""
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes of TOKEN."""
+
+
+def token_logprob(logits: npt.NDArray[np.float32], token: int, top: int, vocab: Pieces) -> TokenLogprob:
     """Return the log-probability of TOKEN under LOGITS (n_vocab,) and the TOP likeliest tokens, in nats."""
     import numpy as np
 
@@ -33,5 +39,5 @@ def token_logprob(logits: npt.NDArray[np.float32], token: int, top: int, vocab: 
     )
 
 
-def _text(vocab: Vocab, token: int) -> str:
+def _text(vocab: Pieces, token: int) -> str:
     return vocab.piece(token).decode("utf-8", "replace")

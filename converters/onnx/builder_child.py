@@ -1,0 +1,88 @@
+"""The child process that runs onnxruntime-genai's model builder: a Hugging Face folder → a folder that onnxruntime-genai runs.
+
+Run by `converters.child` as a script: it imports nothing of this project. argv[1] is a folder with request.json; the answer goes to
+answer.json beside it. Everything that the builder, torch and tqdm print stays here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+LAST_LINES = 6
+
+
+def build(request: dict[str, Any]) -> dict[str, Any]:
+    """Build the folder request["output"] from the folder request["source"]; return what the builder is, and what it had to be told."""
+    import onnxruntime_genai as og
+    import torch
+
+    og.disable_telemetry_events()
+    torch.set_num_threads(request["threads"])
+    from onnxruntime_genai.models.builder import create_model, parse_extra_options
+
+    place = ("", request["source"], request["output"], request["precision"], request["provider"], request["cache"])
+    options = parse_extra_options(*place, [f"{key}={value}" for key, value in request["options"].items()])
+    config = options["hf_details"]["hf_config"]
+    flatten_rope(config)
+    config.update({"eos_token_id": request["stop"], "bos_token_id": request["bos"]})
+    create_model(*place, **options)
+    return {"version": og.__version__}
+
+
+def flatten_rope(config: Any) -> None:
+    """Write the settings of rope as the builder reads them: transformers 5 keeps those of Gemma 3 by kind of layer."""
+    rope = getattr(config, "rope_parameters", None)
+    kinds = ("full_attention", "sliding_attention")
+    if not isinstance(rope, dict) or not all(isinstance(rope.get(kind), dict) for kind in kinds):
+        return
+    whole, local = (rope[kind] for kind in kinds)
+    if local.get("rope_type", "default") != "default" or whole.get("rope_type", "default") not in ("default", "linear"):
+        raise NotImplementedError(f"rope types {whole.get('rope_type')!r} and {local.get('rope_type')!r} together")
+    if whole.get("rope_type") == "linear":
+        raise NotImplementedError("linear scaling of rope in some layers only: the builder would scale all")
+    config.rope_local_base_freq = local["rope_theta"]
+    config.rope_theta = whole["rope_theta"]
+    config.rope_parameters = dict(whole)
+
+
+def main() -> None:
+    """Answer the request in the folder argv[1]."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: a parent that was killed takes this process along
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TQDM_DISABLE": "1",
+    }
+    os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    warnings.simplefilter("ignore")
+    folder = Path(sys.argv[1])
+    request = json.loads((folder / "request.json").read_text())
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            result = build(request)
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # noqa: BLE001 - the builder raises whatever it meets, Exception itself included
+        result = {
+            "error": f"{type(error).__name__}: {' '.join(str(error).split())}",
+            "log": said.getvalue().splitlines()[-LAST_LINES:],
+        }
+    (folder / "answer.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:  # the parent got the same Ctrl-C and says what there is to say
+        sys.exit(130)
