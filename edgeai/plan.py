@@ -67,7 +67,7 @@ class Plan:
     """
 
     engine: str
-    device: Literal["cpu", "cuda"]
+    device: Literal["cpu", "cuda", "dml"]
     gpu_layers: int
     context: int
     batch: int
@@ -208,6 +208,8 @@ def _check_positions(artifact: Artifact, options: LoadOptions) -> None:
 
 
 def _choose_device(device: Device, options: LoadOptions) -> tuple[Literal["cpu", "cuda"], list[str], list[Notice]]:
+    if options.device == "dml":
+        raise DeviceUnavailable("device 'dml' is DirectML, and GGUF models have no DirectML", hint="use `device=cuda`")
     if options.device == "cpu" or options.gpu_layers == 0:
         return "cpu", ["the CPU was asked for"], []
     problem = trouble(device)

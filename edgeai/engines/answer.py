@@ -59,7 +59,7 @@ class TextAnswer:
         self.first_shown: float | None = None
 
     def accept(self, token: int, raw: npt.NDArray[np.float32] | None) -> FinishReason | None:
-        """Go on with TOKEN, which was drawn where the model gave the logits RAW (for log-probabilities). Return why the answer ends here."""
+        """Go on with TOKEN, drawn where the model gave the logits RAW (for log-probabilities). Return why the answer ends here."""
         self._clock()
         if self.mask is not None:
             self.mask.accept(token)

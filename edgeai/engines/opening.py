@@ -41,12 +41,24 @@ def open_engine(path: Path, **options: Any) -> Engine:
     return WorkerEngine(open_model(path), wanted)
 
 
+def load_onnx(artifact: Artifact, wanted: LoadOptions) -> Engine:
+    """Plan the ONNX model ARTIFACT for this machine and load it into this process with the runtime that is made for it."""
+    from edgeai.engines.genai import GenaiEngine
+    from edgeai.engines.genai.runtime import has_provider
+    from edgeai.onnxplan import language_plan
+
+    return GenaiEngine(artifact, language_plan(artifact, wanted, has_provider))
+
+
 def load_engine(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> Engine:
     """Plan the file at PATH for this machine and load it into this process; one that is VETTED is not tried in a child before.
 
     Where the memory turns out to be short, what the plan chose by itself is made smaller and loading tried again, with a notice; what
     WANTED fixes is not. How much was really taken is remembered for the next plan of this model.
     """
+    found = open_model(path)
+    if found.format == "onnx":
+        return load_onnx(found, wanted)
     artifact, device, plan = _prepare(path, wanted, vetted=vetted)
     for _ in range(ATTEMPTS):
         try:
@@ -129,7 +141,7 @@ def beside_bytes(wanted: LoadOptions) -> int:
 def open_model(path: Path) -> Artifact:
     """Return the facts of the model file at PATH. Raises InvalidModel for one that the runtime does not run."""
     artifact = open_artifact(path)
-    if artifact.format != "gguf":
+    if artifact.format == "hf":
         raise InvalidModel(
             f"{str(path)!r} is a {artifact.format} folder of full-precision weights, which the runtime does not run",
             hint=f"convert it first: edgeai convert {str(path)!r}",

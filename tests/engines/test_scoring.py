@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from edgeai.engines.llamacpp import scoring
-from edgeai.engines.llamacpp.scoring import Window, log_probabilities, windows
+from edgeai.engines.llamacpp.scoring import log_probabilities
+from edgeai.engines.windows import Window, windows
 from edgeai.errors import EngineCrashed, UsageError
 from edgeai.model import Model, open_engine
 from tests.conftest import ROOT

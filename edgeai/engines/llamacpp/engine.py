@@ -170,7 +170,7 @@ class LlamaCppEngine:
     def score(self, text: str | Sequence[int], adapters: Sequence[tuple[str, float]] = ()) -> list[float]:
         """Return the log-probability (nats) of each token of TEXT, or of a list of token ids, after the first; of any length.
 
-        What is longer than the context is read in windows that overlap by half (see scoring.windows). Raises UsageError for no tokens.
+        What is longer than the context is read in windows that overlap by half (see engines.windows). Raises UsageError for no tokens.
         """
         if not isinstance(text, str):
             self._vocab.check(text)

@@ -4,51 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgeai.engines.llamacpp.adapters import Selection
 from edgeai.engines.llamacpp.batch import decode
 from edgeai.engines.llamacpp.handle import Handle, NoRoom
+from edgeai.engines.windows import Window, windows
 from edgeai.errors import EngineCrashed, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["ScoreJob", "Window", "windows"]
+__all__ = ["ScoreJob"]
 
 LOGITS_BYTES = 32_000_000
 """Logits of all positions that are computed at once: of SmolLM2 162, of Gemma 3 30. A text of any length takes no more."""
 FEWEST_TOKENS = 8
 IN_FLOAT64 = 32
 """Rows of logits that are looked at together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The tokens START to END of a text, read as if the text began there; those from FIRST on are scored."""
-
-    start: int
-    end: int
-    first: int
-
-
-def windows(count: int, size: int) -> Iterator[Window]:
-    """Yield the windows that score the tokens 1 … COUNT - 1 of a text once each, SIZE tokens at a time.
-
-    A text that fits is one window. Of a longer one, each window after the first repeats the half before it as context and scores its own
-    second half, so that every token has at least SIZE / 2 tokens before it, or all there are. llama-perplexity scores second halves of
-    windows that do not overlap, a quarter of the work for half of the tokens; transformers' guide to perplexity overlaps as here.
-    """
-    stride = max(1, size // 2)
-    end = min(count, size)
-    yield Window(0, end, 1)
-    while end < count:
-        first = end
-        end = min(count, end + stride)
-        yield Window(end - size, end, first)
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,138 @@
+"""How an ONNX language model will run here: device, context, threads and memory, decided before it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from edgeai.artifact import Artifact
+from edgeai.device import cpu_facts, memory_facts
+from edgeai.errors import DeviceUnavailable, DoesNotFit, UsageError
+from edgeai.options import DEFAULT_CONTEXT, DEFAULT_STREAMS, LoadOptions
+from edgeai.placement import CPU, Placement, Share
+from edgeai.plan import Plan
+from edgeai.threads import choose_threads
+from edgeai.types import Notice
+
+__all__ = ["check_options", "choose_device", "language_plan"]
+
+BATCH = 64
+"""Tokens of a prompt that are read at once (engines.genai.runtime.PART)."""
+LIBRARY_BYTES = 60 << 20
+"""What onnxruntime and onnxruntime-genai take without a model."""
+PACKED = 1.15
+"""onnxruntime keeps weights in blocks in another order, beside the tables that stay as they are (SmolLM2 int4: 1.1)."""
+
+WITHOUT: Mapping[str, Callable[[LoadOptions], bool]] = {
+    "gpu_layers": lambda options: bool(options.gpu_layers),
+    "kv_type": lambda options: options.kv_type is not None,
+    "kv_unified": lambda options: options.kv_unified,
+    "prefix_bytes": lambda options: bool(options.prefix_bytes),
+    "threads_batch": lambda options: options.threads_batch not in (None, options.threads),
+    "adapters": lambda options: bool(options.adapters),
+    "draft": lambda options: options.draft is not None,
+}
+"""Options that only GGUF models have → whether one is given."""
+MEND = {
+    "cuda": "pip install onnxruntime-genai-cuda in place of onnxruntime-genai",
+    "dml": "pip install onnxruntime-genai-directml in place of onnxruntime-genai, under Windows",
+}
+
+Where = Literal["cpu", "cuda", "dml"]
+
+
+def check_options(artifact: Artifact, options: LoadOptions, names: Mapping[str, Any] = WITHOUT) -> None:
+    """Raise UsageError for an option that would do nothing."""
+    for name, given in names.items():
+        if given(options):
+            raise UsageError(
+                f"{name} {getattr(options, name)!r:.60} is not possible: {artifact.name} is an ONNX model",
+                hint=f"leave `{name}` out, or use the GGUF file of the model",
+            )
+
+
+def choose_device(
+    options: LoadOptions, has: Callable[[str], bool], mend: Mapping[str, str] = MEND
+) -> tuple[Where, str]:
+    """Return the device and why. HAS says whether the installed library was built for one, MEND how to get one that is.
+
+    Raises DeviceUnavailable for a device that is asked for and that the library does not have.
+    """
+    if options.device in ("cuda", "dml"):
+        if not has(options.device):
+            raise DeviceUnavailable(
+                f"device {options.device!r} cannot run here: the installed onnxruntime was not built for it",
+                hint=mend[options.device],
+            )
+        return options.device, f"{options.device} was asked for"
+    if options.device == "cpu" or options.gpu_layers == 0:
+        return "cpu", "the CPU was asked for"
+    found: tuple[Where, ...] = ("cuda", "dml")
+    for name in found:
+        if has(name):
+            return name, f"the installed onnxruntime has {name}"
+    return "cpu", "the installed onnxruntime has the CPU only"
+
+
+def language_plan(artifact: Artifact, options: LoadOptions, has: Callable[[str], bool]) -> Plan:
+    """Decide how the language model ARTIFACT runs under OPTIONS.
+
+    Raises UsageError for options that do nothing here and for a context beyond the model's, DeviceUnavailable, DoesNotFit.
+    """
+    check_options(artifact, options)
+    where, why = choose_device(options, has)
+    trained = artifact.context
+    if options.ctx is not None and trained is not None and options.ctx > trained:
+        raise UsageError(
+            f"{artifact.name} was built for {trained} tokens, and the context is {options.ctx}",
+            hint=f"use `ctx={trained}` or less",
+        )
+    most = min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    context = options.ctx or (most if options.needed is None else max(8, min(most, options.needed)))
+    streams = options.streams or DEFAULT_STREAMS
+    threads = choose_threads(cpu_facts(), decode=options.threads, batch=None, tuned=None)
+    half = artifact.quant in ("F16", "BF16")
+    token_bytes = kv_token_bytes(artifact, 2 if half else 4)
+    weights = int(int(artifact.metadata.get("onnx.data_bytes", artifact.size_bytes)) * PACKED)
+    kv = token_bytes * context
+    free = memory_facts().available
+    if where == "cpu" and weights + kv > free:
+        raise DoesNotFit(
+            f"{artifact.name!r} at context {context} needs {(weights + kv) / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            hint="use a smaller `ctx`, or a smaller file: edgeai convert … --to onnx --quant int4",
+        )
+    notices: tuple[Notice, ...] = ()
+    if half and where == "cpu":
+        message = f"{artifact.name} has float16 weights, which this CPU computes in float32 at a part of the speed"
+        notices = (Notice(code="half-on-cpu", message=message),)
+    place = CPU if where == "cpu" else where.upper()
+    return Plan(
+        engine="onnxruntime-genai",
+        device=where,
+        gpu_layers=0,
+        context=context,
+        batch=BATCH,
+        threads=threads.decode,
+        threads_batch=threads.decode,
+        kv_type="f16" if half else "f32",
+        extra_bufts=False,
+        memory_bytes=LIBRARY_BYTES + weights + kv,
+        fits=True,
+        streams=streams,
+        sequences=streams,
+        kv_cells=context,
+        numerics=options.numerics,
+        deterministic=options.deterministic,
+        queue=options.queue,
+        placement=Placement(shares=(Share(device=place, layers=1, weights_bytes=weights, kv_bytes=kv),)),
+        overhead_bytes=LIBRARY_BYTES,
+        why=(why, f"each request has a KV cache of its own, {token_bytes / 1e3:.1f} kB a token", *threads.why),
+        notices=notices,
+    )
+
+
+def kv_token_bytes(artifact: Artifact, item: int) -> int:
+    """Return what one token takes in a KV cache of numbers of ITEM bytes; of layers with windows too, at most."""
+    facts = artifact.metadata
+    sizes = [int(facts.get(f"genai.{key}", 0)) for key in ("num_hidden_layers", "num_key_value_heads", "head_size")]
+    return 2 * sizes[0] * sizes[1] * sizes[2] * item
