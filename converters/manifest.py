@@ -20,7 +20,29 @@ from converters.families import ModelPlan
 
 __all__ = ["SourceHashes", "chain", "file_keys", "file_sha256", "model_name", "passport", "size_label", "tools"]
 
-TOOLS = ("gguf", "llama-cpp-python", "numpy", "safetensors", "tokenizers", "torch", "transformers")
+TOOLS = (
+    "gguf",
+    "llama-cpp-python",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+    "gguf",
+    "llama-cpp-python",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 MAX_NAME_CHARS = 96
 
 

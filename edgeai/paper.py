@@ -11,11 +11,12 @@ from typing import Any, Literal, Protocol
 from edgeai.errors import OutputError
 from edgeai.types import Notice, Report, Row
 
-__all__ = ["PREFIX", "Paper", "failed_notice", "is_paper", "paper_of", "read_paper", "write_paper"]
+__all__ = ["PREFIX", "Paper", "failed_notice", "is_paper", "paper_of", "read_paper", "sha256_of", "write_paper"]
 
 PREFIX = "edgeai.passport."
 """Keys in a GGUF file that say how its proof ended (evaluation.summary writes them)."""
 
+IN_FOLDER = "passport.json"
 MAX_BYTES = 16 << 20
 KEYS = {"file", "sha256", "quant", "source", "tools", "report"}
 
@@ -36,7 +37,9 @@ class Paper:
 
 
 def paper_of(path: Path) -> Path:
-    """Return where the passport of the file PATH is."""
+    """Return where the passport of PATH is: beside a file, and in a folder."""
+    if path.is_dir():
+        return path / IN_FOLDER
     return path.with_name(f"{path.name}.passport.json")
 
 
@@ -52,10 +55,13 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of the file PATH."""
-    from converters.manifest import file_sha256  # what runs a model needs none of the converters
+    """Return the sha256 of the file PATH, or one for all files of a folder but its passport (manifest.chain)."""
+    from converters.manifest import chain, file_sha256  # what runs a model needs none of the converters
 
-    return file_sha256(path)
+    if not path.is_dir():
+        return file_sha256(path)
+    files = [item for item in path.iterdir() if item.is_file() and item.name != IN_FOLDER]
+    return chain({item.name: file_sha256(item) for item in files})
 
 
 def is_paper(path: Path, of: Path) -> bool:

@@ -34,7 +34,35 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     flatten_rope(config)
     config.update({"eos_token_id": request["stop"], "bos_token_id": request["bos"]})
     create_model(*place, **options)
+    check(Path(request["output"]) / "model.onnx")
     return {"version": og.__version__}
+
+
+def check(path: Path) -> None:
+    """Run onnx's checker, which does not know that onnxruntime has SimplifiedLayerNormalization in the standard domain."""
+    import onnx
+
+    kind = onnx.defs.OpSchema
+    numbers = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
+    onnx.defs.register_schema(
+        kind(
+            "SimplifiedLayerNormalization",
+            "",
+            1,
+            inputs=[kind.FormalParameter("X", "T"), kind.FormalParameter("scale", "T")],
+            outputs=[
+                kind.FormalParameter("Y", "T"),
+                kind.FormalParameter("inv_std_var", "T", param_option=kind.FormalParameterOption.Optional),
+            ],
+            type_constraints=[("T", numbers, "")],
+            attributes=[
+                kind.Attribute("axis", kind.AttrType.INT, required=False, description=""),
+                kind.Attribute("epsilon", kind.AttrType.FLOAT, required=False, description=""),
+                kind.Attribute("stash_type", kind.AttrType.INT, required=False, description=""),
+            ],
+        )
+    )
+    onnx.checker.check_model(str(path))
 
 
 def flatten_rope(config: Any) -> None:

@@ -51,14 +51,17 @@ DRIVE = re.compile(r"[A-Za-z]:")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
-    """A stored tensor. `nbytes` is what its numbers take; `file` is where they are if they are not in the ONNX file itself."""
+    """A stored tensor. `nbytes` is what its numbers take; `file` is where they are if they are not in the ONNX file itself.
+
+    They begin at `offset`; None where they are in the file and not in one piece.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     file: str | None = None
-    offset: int = 0
+    offset: int | None = None
 
     @property
     def elements(self) -> int:
@@ -339,6 +342,7 @@ def _dimension(message: Message) -> int | str | None:
 def _tensor(message: Message, header: Header) -> None:
     """Read a tensor and check that its data is there, and as much as its shape says."""
     name, code, shape, held, external = "", 0, list[int](), -1, dict[str, str]()
+    offset: int | None = None
     location = 0
     for number, kind, a, b in message.fields():
         if number == 1:
@@ -348,7 +352,7 @@ def _tensor(message: Message, header: Header) -> None:
         elif number == 8 and kind == LEN:
             name = message.text(a, b, "the name of a tensor", 1 << 16)
         elif number == 9 and kind == LEN:
-            held = b - a
+            held, offset = b - a, a
         elif number == 13 and kind == LEN:
             key, value = _pair(message.inner(a, b))
             external[key] = value
@@ -360,7 +364,7 @@ def _tensor(message: Message, header: Header) -> None:
         message.fail(f"is not valid: the tensor {name!r} has the shape {shape[:MAX_DIMS]}")
     dtype, bits = BITS[code]
     nbytes = -(-math.prod(shape) * bits // 8)
-    where, offset = None, 0
+    where = None
     if location == EXTERNAL:
         where, offset = _external(message, name, external, nbytes if bits else None)
     elif held >= 0 and bits and held != nbytes:

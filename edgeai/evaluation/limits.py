@@ -29,6 +29,8 @@ LIMITS: Mapping[str, Limit] = {
     "F16": Limit(nmse=5e-4, mean_kl=1e-3, cosine=0.9999),
     "BF16": Limit(nmse=5e-3, mean_kl=1e-2, cosine=0.999),
     "Q8_0": Limit(nmse=0.01, mean_kl=0.05, cosine=0.999),
+    "INT8": Limit(nmse=0.02, mean_kl=0.05, cosine=0.99),
+    "INT4": Limit(nmse=0.5, mean_kl=1.0, cosine=0.95),
     "Q6_K": Limit(nmse=0.05, mean_kl=0.15, cosine=0.99),
     "Q5_1": Limit(nmse=0.1, mean_kl=0.3, cosine=0.98),
     "Q5_0": Limit(nmse=0.1, mean_kl=0.3, cosine=0.98),
@@ -58,7 +60,8 @@ LIMITS: Mapping[str, Limit] = {
 """By base type: some ten times what published measurements find for models of 7 B (Q8_0 0.001, Q6_K 0.006, Q5_K 0.011, Q4_K 0.031, Q3_K
 0.10, Q2_K 0.45 nats: tools/perplexity/README.md of llama.cpp), because small models lose more: 135 M parameters twice to five times as
 much, random weights more still (OLMo 2 as it is initialised has an NMSE of 1.1 in Q2_K). They catch a broken file, not a poor one; the
-measured values are in the report, and `--max-kl` sets what is good enough."""
+measured values are in the report, and `--max-kl` sets what is good enough. INT8 and INT4 are those of ONNX, where activations are rounded
+to 8 bits as well (SmolLM2-135M: 0.0045 and 0.32 nats)."""
 EXPERTS_NMSE, EXPERTS_FACTOR = 0.05, 1.5
 STORED_NMSE = 1e-5
 """F16 and BF16 against torch with weights, and what they are multiplied with, rounded to that type; see `stored_limit`."""

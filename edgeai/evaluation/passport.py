@@ -19,6 +19,7 @@ from converters import tokenproof
 from converters.checkpoint import Checkpoint
 from converters.child import NATIVE, Child, ChildFailed, run_native
 from converters.families import ModelPlan
+from converters.header import read_header
 from converters.scratch import Scratch
 from converters.tokenizer import Vocabulary
 from edgeai.device import cpu_facts, memory_facts
@@ -48,6 +49,7 @@ class Proof:
     and `stores` whether a file of halves is also compared with weights that torch has rounded in the same way.
     `text` replaces the bundled text and `max_kl` the limit of the type; `torch` says whether it is the reference (None: if it can be),
     and `of` names the file that is the reference without it. `adapter_file` is a LoRA adapter that the runtime puts on each file.
+    `angles` is for how many positions torch leaves its tables of rope.
     """
 
     checkpoint: Checkpoint
@@ -62,6 +64,7 @@ class Proof:
     max_kl: float | None = None
     of: str = "the F32 export"
     adapter_file: Path | None = None
+    angles: int = 0
     progress: Progress = no_progress
     notices: list[Notice] = field(default_factory=list)
     summary: dict[str, float | str] = field(default_factory=dict, init=False)
@@ -121,6 +124,7 @@ class Proof:
             "conversations": tokens.CONVERSATIONS,
             "continue": tokens.questions(self.plan, self.vocabulary),
             "lists": [],
+            "angles": self.angles,
             "phases": [
                 {"prompts": [asdict(prompt) for prompt in phase], "stored": rounded if phase is self._stored else {}}
                 for phase in (self._exact, self._loose, self._stored)
@@ -151,7 +155,7 @@ class Proof:
         self._export = path
         run = self._run(path, self._exact)
         facts = self._facts()
-        rows = [*run.rows, *weight_rows(path, self.plan)]
+        rows = [*run.rows, *self._weights(path)]
         if self._torch is None:
             for _ in run.stream.take(len(self._exact)):
                 pass
@@ -178,7 +182,7 @@ class Proof:
         stored = self._stored if self._torch is not None else []
         run = self._run(path, [*self._loose, *stored])
         facts = self._facts()
-        weights = weight_rows(path, self.plan)  # while the children compute
+        weights = self._weights(path)  # while the children compute
         found = self._compare(reference, run.stream, self._loose)
         rows = [*run.rows, *weights, *quantized_rows(found, limit, of)]
         self.summary |= found.summary()
@@ -275,7 +279,16 @@ class Proof:
 
     def _chats(self, facts: Mapping[str, Any], run: Run) -> list[Row]:
         ids = run.facts["jobs"][0]["chats"]
-        return self._said(tokens.chat_rows(run.path, self.vocabulary, run.parts, run.errors, ids, facts))
+        template = self._template(run.path)
+        return self._said(tokens.chat_rows(template, self.vocabulary, run.parts, run.errors, ids, facts))
+
+    def _template(self, path: Path) -> Any:
+        """Return the chat template of the file PATH."""
+        return read_header(path).kv.get("tokenizer.chat_template")
+
+    def _weights(self, path: Path) -> list[Row]:
+        """Return the rows about the weights of the file PATH."""
+        return list(weight_rows(path, self.plan))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,6 @@ from typing import Any
 from converters import tokenproof
 from converters.errors import InvalidModel, TokenizerMismatch
 from converters.families import ModelPlan
-from converters.header import read_header
 from converters.stress import PROSE
 from converters.tokenizer import Vocabulary, source_tokenizer
 from converters.tokenproof import Question
@@ -20,6 +19,7 @@ from edgeai.types import Message, Notice, Row
 
 __all__ = [
     "CONVERSATIONS",
+    "as_segments",
     "chat_rows",
     "continuation_rows",
     "end_prompt",
@@ -135,22 +135,27 @@ def segments(vocabulary: Vocabulary, named: Mapping[str, str]) -> tuple[list[lis
     return found, errors
 
 
+def as_segments(parts: Sequence[Mapping[str, Any]]) -> list[chat.Segment]:
+    """Return PARTS of a conversation, as `segments` makes them, as the values that they were made of."""
+    return [chat.Segment(part["text"], part["control"]) for part in parts]
+
+
 def chat_rows(
-    path: Any,
+    template: Any,
     vocabulary: Vocabulary,
     parts: Sequence[list[dict[str, Any]] | None],
     errors: Sequence[str],
     ids: Sequence[Sequence[int]],
     facts: Mapping[str, Any],
 ) -> tuple[list[Row], list[Notice]]:
-    """Compare the chats: the template in the file PATH, what is rendered with what transformers makes of it, and their token ids.
+    """Compare the chats: TEMPLATE, which is that of the file, what is rendered with what transformers makes of it, and their token ids.
 
     PARTS are the rendered conversations (None: refused, for the reasons in ERRORS), IDS the runtime's for those that are not None.
     """
     source = vocabulary.chat_template
     if source is None:
         return [Row(name="chat template", value="none")], []
-    if read_header(path).kv.get("tokenizer.chat_template") != source:
+    if template != source:
         return [Row(name="chat template", value="not that of the source", limit="equal", ok=False)], []
     rendered = [None if part is None else "".join(item["text"] for item in part) for part in parts]
     expected = facts.get("rendered")

@@ -198,6 +198,34 @@ def pooling(source: Path) -> str:
     return "mean"
 
 
+def angles(model: Any, count: int, folder: Path) -> list[str]:
+    """Write the cosines and sines of rope at the positions 0 to COUNT - 1, each (COUNT, half of a head) float32; return the files' names.
+
+    A model with several kinds of layers has a table for each kind.
+    """
+    import inspect
+
+    import torch
+
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if not name.endswith("rotary_emb") or "." in name.removesuffix("rotary_emb").removesuffix(".").replace(
+            "model.", ""
+        ):
+            continue
+        kinds: list[dict[str, str]] = [{}]
+        if "layer_type" in inspect.signature(module.forward).parameters:
+            kinds = [{"layer_type": kind} for kind in sorted(set(model.config.get_text_config().layer_types))]
+        for kind in kinds:
+            tables = module(torch.zeros(1, 1, 1), torch.arange(count)[None], **kind)
+            stem = f"angles-{len(found)}"
+            for what, table in zip(("cos", "sin"), tables, strict=True):
+                half = table[0, :, : table.shape[-1] // 2].float().contiguous()
+                half.numpy().tofile(folder / f"{stem}-{what}.f32")
+            found.append(stem)
+    return found
+
+
 def answer(request: dict[str, Any], wait: Callable[[], None]) -> dict[str, Any]:
     """Do everything that REQUEST asks for; return the final answer."""
     import torch
@@ -211,6 +239,8 @@ def answer(request: dict[str, Any], wait: Callable[[], None]) -> dict[str, Any]:
         facts["continued"] = [continuation(model, item) for item in request["continue"]]
         if request["lists"]:
             embed(model, request)
+        if request.get("angles"):
+            facts["angles"] = angles(model, request["angles"], Path(request["folder"]))
         (Path(request["folder"]) / "facts.json").write_text(json.dumps(facts))
         print("facts", flush=True)
         logits(model, request, wait)
