@@ -32,17 +32,6 @@ TOOLS = (
     "torch",
     "transformers",
 )
-    "gguf",
-    "llama-cpp-python",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "safetensors",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
 MAX_NAME_CHARS = 96
 
 
