@@ -23,7 +23,7 @@ from edgeai import __version__
 from edgeai.errors import UsageError
 from edgeai.evaluation.summary import placeholders
 
-__all__ = ["DEFAULT_QUANT", "Quantization", "Wish", "decide", "file_keys", "parse_quant"]
+__all__ = ["DEFAULT_QUANT", "Quantization", "Wish", "decide", "file_keys", "is_quant", "parse_quant"]
 
 DEFAULT_QUANT = "q8_0"
 """Half the size of F16, faster on CPUs, and within measuring noise of the source (mean KL about 0.001): what a model that is converted
@@ -136,6 +136,15 @@ def importance_keys(matrix: importance.ImportanceMatrix, entries: int, digest: s
         "quantize.imatrix.chunks_count": matrix.chunks,
         "edgeai.imatrix.sha256": digest,
     }
+
+
+def is_quant(name: str) -> bool:
+    """Whether NAME is a quant type of GGUF."""
+    try:
+        parse_quant(name, informed=True)
+    except UsageError:
+        return False
+    return True
 
 
 def parse_quant(name: str, *, informed: bool = False) -> str:

@@ -10,6 +10,7 @@ import click
 
 from edgeai.cli.output import Output, human_bytes, output_options
 from edgeai.cli.report import report_lines
+from edgeai.cli.targets import TargetsParam, quants_for
 from edgeai.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,25 +19,28 @@ if TYPE_CHECKING:
 __all__ = ["convert_command"]
 
 
-@click.command("convert", short_help="Turn a Hugging Face folder into GGUF, or back, with proof.")
+@click.command("convert", short_help="Turn a trained model into GGUF or ONNX, or back, with proof.")
 @click.argument("source", metavar="SOURCE")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="The file to write  [default: SOURCE.gguf]"
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="The file or folder to write  [default: SOURCE.gguf, SOURCE-onnx]",
 )
 @click.option(
     "--to",
-    "target",
-    type=click.Choice(["gguf", "hf"]),
+    "targets",
+    type=TargetsParam(),
     default="gguf",
     show_default=True,
-    help="A GGUF file, or from one a Hugging Face folder.",
+    metavar="FORMAT",
+    help="gguf, onnx, or both: gguf,onnx. hf: from a GGUF file a Hugging Face folder.",
 )
 @click.option(
     "--quant",
-    default="q8_0",
-    show_default=True,
     metavar="TYPE",
-    help="f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 iq4_nl q3_k_m q2_k iq2_m …",
+    help="f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 iq4_nl q3_k_m q2_k iq2_m …; ONNX: f32 f16 int8 int4  [default: q8_0, int8]",
 )
 @click.option(
     "--type",
@@ -96,8 +100,8 @@ __all__ = ["convert_command"]
 def convert_command(
     source: str,
     output: Path | None,
-    target: str,
-    quant: str,
+    targets: tuple[str, ...],
+    quant: str | None,
     dtype: str,
     types: tuple[str, ...],
     imatrix: Path | None,
@@ -114,9 +118,10 @@ def convert_command(
     allow_inexact_tokenizer: bool,
     out: Output,
 ) -> None:
-    """Convert the Hugging Face folder SOURCE (a path, a pulled model's name, or hf:owner/repo[@revision]) to GGUF, and prove the result.
+    """Convert the folder SOURCE (a path, a pulled model's name, or hf:owner/repo[@revision]) to GGUF or ONNX, and prove the result.
 
-    A GGUF file as SOURCE is quantized, or with --to hf written as a folder. hf:owner/repo is downloaded.
+    A GGUF file as SOURCE is quantized, or with --to hf written as a folder. hf:owner/repo is downloaded. --to gguf,onnx makes both and
+    shows them side by side: size, distance from the source, tokens per second on this machine.
 
     The file gets its name only when its token ids and logits are those of the source.
 
@@ -125,6 +130,8 @@ def convert_command(
     edgeai convert out/tiny --quant q4_k_m -o out/tiny-q4.gguf
     edgeai convert model-f16.gguf --quant q4_k_m
     edgeai convert model.gguf --to hf
+    edgeai convert out/tiny --to onnx --quant int4
+    edgeai convert out/tiny --to gguf,onnx --quant q4_k_m,int4
     edgeai convert out/tiny --quant iq2_m --imatrix prompts.txt
     edgeai convert out/tiny --quant q4_0 --type '*.ffn_down=q6_k' --dry-run
     """
@@ -132,22 +139,33 @@ def convert_command(
     from converters.output import check_apart
     from edgeai import pipeline
     from edgeai.evaluation.corpus import read_text
-    from edgeai.quantization import Wish
+    from edgeai.quantization import DEFAULT_QUANT, Wish
 
     text = read_text(eval_text) if eval_text is not None else None
     if output is not None:
         check_apart(output, {"--eval-text": eval_text})
+    check_options(targets)
+    quants = quants_for(targets, quant)
+    if "onnx" in targets:
+        from edgeai.cli.convert_onnx import convert_formats
+
+        path, default, origin = find(source, out)
+        made = convert_formats(
+            path, output, default, quants, types=types, force=force, max_kl=max_kl, text=text, origin=origin, out=out
+        )
+        if len(made) == 1:
+            finish(made[0], out)
+        return
     wish = Wish(
-        quant=quant,
+        quant=quants[targets[0]] or DEFAULT_QUANT,
         types=types,
         imatrix=imatrix,
         calibration_tokens=calibration_tokens,
         imatrix_out=imatrix_out,
     )
     wish.check()
-    check_options(target)
     path, default, origin = find(source, out)
-    if target == "hf":
+    if targets == ("hf",):
         finish(to_hf(path, output or (default and Path(f"{default.stem}-hf")), dtype, out, force=force), out)
         return
     if path.is_file():
@@ -158,7 +176,7 @@ def convert_command(
         )
         done = from_file(
             path,
-            output or (default and Path(f"{default.stem}-{quant.lower()}.gguf")),
+            output or (default and Path(f"{default.stem}-{wish.quant.lower()}.gguf")),
             wish,
             allow=requantize,
             force=force,
@@ -258,19 +276,28 @@ def to_hf(path: Path, folder: Path | None, dtype: str, out: Output, *, force: bo
     )
 
 
-OF_TARGET = {
-    **dict.fromkeys(("quant", "types", "imatrix", "calibration_tokens", "imatrix_out", "dry_run"), "gguf"),
-    **dict.fromkeys(("keep_failed", "max_kl", "eval_text", "requantize", "base", "merge"), "gguf"),
-    "dtype": "hf",
+OF_TARGETS = {
+    **dict.fromkeys(("imatrix", "calibration_tokens", "imatrix_out", "dry_run", "requantize"), ("gguf",)),
+    **dict.fromkeys(("base", "merge", "keep_failed", "allow_inexact_tokenizer"), ("gguf",)),
+    **dict.fromkeys(("quant", "types", "max_kl", "eval_text"), ("gguf", "onnx")),
+    "dtype": ("hf",),
 }
-"""Option → the only target that it belongs to."""
+"""Option → the only targets that it belongs to."""
 
 
-def check_options(target: str) -> None:
-    """Raise UsageError for an option that TARGET would silently ignore."""
-    for name, of in OF_TARGET.items():
-        if of != target and (option := given(name)):
-            raise UsageError(f"{option} belongs to --to {of}, and the target is {target!r}", hint=f"leave {option} out")
+def check_options(targets: tuple[str, ...]) -> None:
+    """Raise UsageError for an option that one of TARGETS would silently ignore."""
+    for name, of in OF_TARGETS.items():
+        other = [target for target in targets if target not in of]
+        if other and (option := given(name)):
+            raise UsageError(
+                f"{option} belongs to --to {' or '.join(of)}, and the target is {other[0]!r}",
+                hint=f"leave {option} out",
+            )
+    if len(targets) > 1 and (option := given("types")):
+        raise UsageError(
+            f"{option} names tensors, which each format has its own for", hint="convert one format at a time"
+        )
 
 
 def refuse(names: tuple[str, ...], source: str) -> None:

@@ -1,0 +1,63 @@
+"""What `edgeai convert --to` may say: one format, or several of the same model, each with a quant type of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from edgeai.errors import UsageError
+
+__all__ = ["TARGETS", "TargetsParam", "quants_for"]
+
+TARGETS = ("gguf", "onnx", "hf")
+
+
+class TargetsParam(click.ParamType[tuple[str, ...]]):
+    """Formats with commas between them."""
+
+    name = "FORMAT[,FORMAT]"
+
+    def convert(
+        self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Return the formats, each once."""
+        if isinstance(value, tuple):
+            return value
+        found = tuple(dict.fromkeys(part.strip().lower() for part in value.split(",")))
+        if wrong := [part for part in found if part not in TARGETS]:
+            self.fail(f"{wrong[0]!r} is not one of {', '.join(map(repr, TARGETS))}.", param, ctx)
+        if "hf" in found and len(found) > 1:
+            self.fail("'hf' reads a GGUF file back, and goes with no other format.", param, ctx)
+        return found
+
+
+def quants_for(targets: tuple[str, ...], quant: str | None) -> dict[str, str | None]:
+    """Return target → the quant type that QUANT names for it; None for a target that is to get its default.
+
+    With several targets QUANT is a list, and each name must belong to one of them: q4_k_m to gguf, int4 to onnx; f16 and f32 to both.
+    Raises UsageError.
+    """
+    if quant is None or len(targets) == 1:
+        return dict.fromkeys(targets, quant)
+    from converters.onnx.choices import quant_of
+    from edgeai.quantization import DEFAULT_QUANT, is_quant
+
+    knows: dict[str, Callable[[str], bool]] = {"gguf": is_quant, "onnx": lambda name: quant_of(name) is not None}
+    found: dict[str, str | None] = dict.fromkeys(targets)
+    for name in (part.strip() for part in quant.split(",")):
+        fitting = [target for target in targets if knows[target](name)]
+        if not fitting:
+            raise UsageError(
+                f"--quant {name!r} is no type of {' or '.join(targets)}",
+                hint=f"as {DEFAULT_QUANT},int8 for --to gguf,onnx",
+            )
+        for target in fitting:
+            if found[target] is not None and len(fitting) == 1:
+                raise UsageError(f"--quant {quant!r} has two types for {target}", hint="convert once for each of them")
+            found[target] = found[target] or name
+    if missing := [target for target in targets if found[target] is None]:
+        raise UsageError(
+            f"--quant {quant!r} has no type for {missing[0]}", hint=f"as {DEFAULT_QUANT},int8 for --to gguf,onnx"
+        )
+    return found
