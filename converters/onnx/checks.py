@@ -12,7 +12,6 @@ from converters.onnx.metadata import load_graph
 from converters.onnx.quiet import quiet
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     import torch
 
@@ -108,9 +107,7 @@ def open_session(path: Path, *, threads: int | None = None) -> Any:
     options.log_severity_level = 4  # what matters is raised
     if threads is not None:
         options.intra_op_num_threads = threads
-    errors = tuple(
-        item for item in vars(native).values() if isinstance(item, type) and issubclass(item, Exception)
-    )
+    errors = tuple(item for item in vars(native).values() if isinstance(item, type) and issubclass(item, Exception))
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except errors as error:
@@ -139,8 +136,8 @@ def torch_checks(
 ) -> list[Check]:
     """Return the checks of the file PATH against MODULE: the NMSE of each output for each of the BATCHES.
 
-    The inputs are rows of EXAMPLE_INPUTS again and again, floats with a tenth of themselves as noise. A second axis that varies is cut to one and to
-    the half for the first two batches, so that a graph for one length does not pass. Sizes that the graph fixes stay.
+    The inputs are rows of EXAMPLE_INPUTS again and again, floats with a tenth of themselves as noise. A second axis that varies is cut to
+    one and to the half for the first two batches, so that a graph for one length does not pass. Sizes that the graph fixes stay.
     """
     import torch
 
@@ -193,7 +190,9 @@ def positional(module: torch.nn.Module) -> bool:
     return inspect.Parameter.VAR_POSITIONAL in kinds
 
 
-def resize(value: torch.Tensor, shape: Sequence[int | str | None], batch: int, cuts: int | None, turn: int) -> torch.Tensor:
+def resize(
+    value: torch.Tensor, shape: Sequence[int | str | None], batch: int, cuts: int | None, turn: int
+) -> torch.Tensor:
     """Return VALUE with as many rows as BATCH where the graph's SHAPE lets them vary, other such axes divided by CUTS (1: a single one)."""
     import torch
 

@@ -1,8 +1,8 @@
 """A torch module → one ONNX file, through torch.export and torch.onnx. Equal modules give equal bytes.
 
-    from converters.onnx import export_module
+from converters.onnx import export_module
 
-    export_module(net, torch.randn(1, 3, 32, 32), Path("net.onnx"), labels=["cat", "dog"])
+export_module(net, torch.randn(1, 3, 32, 32), Path("net.onnx"), labels=["cat", "dog"])
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def export_module(
     make a schema (see converters.onnx.schema.default_schema). METADATA are more texts for the file's metadata_props. DTYPE f16 stores
     weights in halves and computes in float32 (see converters.onnx.halves). EXTERNAL_ABOVE None refuses what needs a second file.
 
-    MODULE is exported as it is in eval mode on the CPU, in float32, and left as it was. Raises WrongChoice for arguments that do not fit each other,
-    and ConvertError for a module that cannot be exported. While it works, nothing in this process can print.
+    MODULE is exported as it is in eval mode on the CPU, in float32, and left as it was. Raises WrongChoice for arguments that do not
+    fit each other, and ConvertError for a module that cannot be exported. While it works, nothing in this process can print.
     """
     import torch
 
@@ -132,7 +132,9 @@ def name_examples(module: torch.nn.Module, given: Any) -> dict[str, Any]:
         else:
             bound = signature.bind(*([given] if isinstance(given, torch.Tensor) else given))
     except TypeError as error:
-        raise WrongChoice(f"the example inputs do not fit {what}: {error}", hint="one tensor for each parameter") from error
+        raise WrongChoice(
+            f"the example inputs do not fit {what}: {error}", hint="one tensor for each parameter"
+        ) from error
     found: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
@@ -156,7 +158,8 @@ def schema_of_labels(
     """Return the schema that labels alone make."""
     if len(named) != 1:
         raise WrongChoice(
-            f"labels alone do not say what the inputs {', '.join(named)} are", hint="give a schema, which describes them"
+            f"labels alone do not say what the inputs {', '.join(named)} are",
+            hint="give a schema, which describes them",
         )
     (value,) = named.values()
     axes = {0: "batch"} if dynamic_axes is None else dict(next(iter(dynamic_axes.values()), {}))
@@ -196,7 +199,9 @@ def choose_axes(
     for key, axes in dynamic_axes.items():
         name = names[list(named).index(key)] if key in named else key
         if name not in chosen:
-            raise WrongChoice(f"dynamic_axes names {key!r}, which is no input", hint=f"the inputs are {', '.join(names)}")
+            raise WrongChoice(
+                f"dynamic_axes names {key!r}, which is no input", hint=f"the inputs are {', '.join(names)}"
+            )
         rank = named[list(named)[names.index(name)]].ndim
         for axis, text in axes.items():
             if not (isinstance(axis, int) and 0 <= axis < rank and isinstance(text, str) and text.isidentifier()):
@@ -217,7 +222,9 @@ def prepared(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
     tensors = [*module.parameters(), *module.buffers()]
     if any(tensor.is_meta for tensor in tensors):
-        raise ConvertError(f"{type(module).__name__} has weights without values, on the device meta", hint="load them first")
+        raise ConvertError(
+            f"{type(module).__name__} has weights without values, on the device meta", hint="load them first"
+        )
     fits = all(
         tensor.device.type == "cpu" and (not tensor.is_floating_point() or tensor.dtype == torch.float32)
         for tensor in tensors
@@ -245,7 +252,9 @@ def widen(value: torch.Tensor, axes: Mapping[int, str]) -> torch.Tensor:
 
     for axis in axes:
         if value.shape[axis] == 0:
-            raise WrongChoice(f"an example input has the shape {tuple(value.shape)}", hint="give one with numbers in it")
+            raise WrongChoice(
+                f"an example input has the shape {tuple(value.shape)}", hint="give one with numbers in it"
+            )
         if value.shape[axis] == 1:
             value = torch.cat([value, value], dim=axis)
     return value
@@ -292,7 +301,7 @@ AXIS = re.compile(r"dynamic but your code specialized it to be a constant \((\d+
 
 
 def why_not(name: str, error: BaseException) -> ConvertError:
-    """Return the error for a module NAME that torch or onnxscript did not export: the innermost reason that is known, else the outermost."""
+    """Return the error for a module NAME that was not exported: the innermost reason that is known, else the outermost."""
     chain: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in chain:
@@ -342,7 +351,9 @@ def output_names_of(model: Any, given: Sequence[str] | None, schema: Mapping[str
             raise WrongChoice(f"the first output is {names[:1]!r}, and the schema's {first!r}")
         names[0] = first
     if len(names) != count or len(set(names)) != count:
-        raise WrongChoice(f"the names {names!r} for {count} outputs", hint="one name for each tensor that forward() returns")
+        raise WrongChoice(
+            f"the names {names!r} for {count} outputs", hint="one name for each tensor that forward() returns"
+        )
     return names
 
 

@@ -7,9 +7,12 @@ becomes infinite. Here nothing can overflow but a weight, and such a tensor stay
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-__all__ = ["LARGEST", "LEAST_ELEMENTS", "halve"]
+from converters.errors import UnsupportedModel
+
+__all__ = ["LARGEST", "LEAST_ELEMENTS", "halve", "halve_file"]
 
 LARGEST = 65504.0
 """The largest float16."""
@@ -63,3 +66,16 @@ def holds(values: Any) -> bool:
     total = float(np.square(size, dtype=np.float64).sum())
     small = float(np.square(size[size < SMALLEST], dtype=np.float64).sum())
     return total == 0 or small / total < SMALL_SHARE
+
+
+def halve_file(source: Path, target: Path) -> list[str]:
+    """Write the file SOURCE as TARGET with its weights in float16; return what `halve` does."""
+    from converters.onnx.metadata import load_graph, set_metadata, write_bytes
+
+    model = load_graph(source)
+    if any(tensor.external_data for tensor in model.graph.initializer):
+        raise UnsupportedModel(f"the weights of {source.name!r} lie beside it", hint="export it with dtype f16")
+    stayed = halve(model)
+    set_metadata(model, {"edgeai.quant": "F16"})
+    write_bytes(model, target)
+    return stayed

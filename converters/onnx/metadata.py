@@ -31,7 +31,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def set_metadata(model: Any, values: Mapping[str, str]) -> None:
-    """Add VALUES to the metadata of the onnx.ModelProto MODEL, or replace them; the keys are sorted, so that equal ones give equal bytes."""
+    """Add VALUES to the metadata of the onnx.ModelProto MODEL, or replace them, with the keys in order."""
     found = {item.key: item.value for item in model.metadata_props} | dict(values)
     del model.metadata_props[:]
     for key, value in sorted(found.items()):

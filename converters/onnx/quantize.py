@@ -118,7 +118,9 @@ def quantize_dynamic(
             )
             quantizer.quantize_model()
             model = quantizer.model.model
-    return finish(model, Path(source), Path(target), "INT8-DYNAMIC", metadata, "quant int8 has kernels for convolutions")
+    return finish(
+        model, Path(source), Path(target), "INT8-DYNAMIC", metadata, "quant int8 has kernels for convolutions"
+    )
 
 
 def quantize_static(
@@ -137,7 +139,8 @@ def quantize_static(
 
     CALIBRATION are inputs of the graph, (rows, …) each; an array that is mapped from a file is read in parts. METHOD makes ranges of
     what the activations are on them (ranges.METHODS), `percentile` with PERCENTILE % of them inside. OPS are the operators (default
-    STATIC_OPS). The graph's outputs stay float: 8 bits would make two classes equal, and a regression a staircase. Raises WrongChoice, ConvertError, InvalidModel.
+    STATIC_OPS). The graph's outputs stay float: 8 bits would make two classes equal, and a regression a staircase. Raises
+    WrongChoice, ConvertError, InvalidModel.
     """
     import numpy as np
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
@@ -286,7 +289,9 @@ def float_outputs(graph: Any) -> None:
         if back is None or back.op_type != "DequantizeLinear":
             continue
         there = makers.get(back.input[0])
-        maker = makers.get(there.input[0]) if there is not None and there.op_type == "QuantizeLinear" else None
+        if there is None or there.op_type != "QuantizeLinear":
+            continue
+        maker = makers.get(there.input[0])
         if maker is None or maker.op_type == "DequantizeLinear":
             continue
         inner = there.input[0]

@@ -1,7 +1,7 @@
 """Which numbers the values inside a graph take on calibration data: the ranges that a static quantization maps to 8 bits.
 
-The graph runs once for the extremes and, for `entropy` and `percentile`, once more for histograms between them, a few rows at a time: what is
-kept is two numbers and one histogram for each value, whatever the size of the data. onnxruntime's own calibrators keep every
+The graph runs once for the extremes and, for `entropy` and `percentile`, once more for histograms between them, a few rows at a time:
+what is kept is two numbers and one histogram for each value, whatever the size of the data. onnxruntime's own calibrators keep every
 activation of all data (onnxruntime #10503, #21979), and their entropy search has a single candidate with their default of as many
 bins as levels.
 """
@@ -92,9 +92,13 @@ def measure(
                     seen[name].extend(name, found)
                 else:
                     seen[name].count(found, sizes=method == "entropy")
-    choose = {"percentile": lambda item: percentile_range(item, percentile), "entropy": entropy_range}
-    pick = choose.get(method, lambda item: (item.low, item.high))
-    return {name: pick(item) for name, item in seen.items() if item.low <= item.high}
+
+    def chosen(item: Seen) -> tuple[float, float]:
+        if method == "percentile":
+            return percentile_range(item, percentile)
+        return entropy_range(item) if method == "entropy" else (item.low, item.high)
+
+    return {name: chosen(item) for name, item in seen.items() if item.low <= item.high}
 
 
 def calibration_arrays(session: Any, given: Mapping[str, Array] | Array) -> dict[str, Array]:
@@ -140,7 +144,8 @@ def chunks(session: Any, data: Mapping[str, Array]) -> Iterator[dict[str, Array]
 
     def rows(start: int, count: int) -> dict[str, Array]:
         return {
-            name: np.ascontiguousarray(values[start : start + count], dtype=kinds[name]) for name, values in data.items()
+            name: np.ascontiguousarray(values[start : start + count], dtype=kinds[name])
+            for name, values in data.items()
         }
 
     size = fixed or rows_at_a_time(session, rows(0, 1))
