@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from converters import manifest
 from converters.errors import BrokenCheckpoint
 from converters.onnx.export import export_module
 from converters.onnx.halves import halve_file
+from converters.onnx.header import NUMBERS, read_header
 from converters.onnx.metadata import write_metadata
 from converters.onnx.ranges import METHODS, Method
 from converters.onnx.schema import graph_names
@@ -321,13 +323,7 @@ def outcome(measured: Mapping[str, float], *, ok: bool) -> dict[str, str]:
 
 def tensor_types(path: Path) -> dict[str, int]:
     """Return the types of the weights in the file PATH, and how many tensors have each."""
-    from collections import Counter
-
-    import onnx
-
-    from converters.onnx.metadata import load_graph
-
-    names = Counter(onnx.TensorProto.DataType.Name(item.data_type) for item in load_graph(path).graph.initializer)
+    names = Counter(NUMBERS[tensor.dtype] for tensor in read_header(path).tensors if tensor.dtype in NUMBERS)
     return dict(sorted(names.items()))
 
 

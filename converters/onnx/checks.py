@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converters.errors import ConvertError, InvalidModel
-from converters.onnx.metadata import load_graph
+from converters.onnx.header import data_files, read_header
 from converters.onnx.quiet import quiet
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-__all__ = ["DOMAINS", "EXACT_NMSE", "Check", "file_checks", "nmse", "open_session", "torch_checks"]
+__all__ = ["EXACT_NMSE", "Check", "file_checks", "nmse", "open_session", "torch_checks"]
 
-DOMAINS: Mapping[str, str] = {
-    "": "the standard",
-    "ai.onnx": "another name of it",
-    "ai.onnx.ml": "the standard of trees and tables",
-    "com.microsoft": "operators that only onnxruntime has",
-    "com.microsoft.nchwc": "what onnxruntime makes of convolutions",
-}
-"""Domains of operators that onnxruntime on a CPU has kernels for."""
 EXACT_NMSE = 1e-6
 BATCHES = (1, 2, 7)
 FULL_BYTES = 1 << 30
@@ -42,24 +34,25 @@ class Check:
 
 
 def file_checks(path: Path, *, opset: int | None = None) -> list[Check]:
-    """Return the checks of the file PATH that need no running: weights beside it, operators, opset (None: any), onnx's checker."""
+    """Return the checks of the file PATH that need no running: its structure with the weights beside it, operators, opset (None: any),
+    and onnx's own checker."""
     import onnx
 
-    model = load_graph(path)
-    beside = broken_external(model, path.parent)
-    rows = [Check(name="weights beside the file", value=beside or "whole", limit="whole", ok=not beside)]
-    unknown = sorted({f"{node.domain}::{node.op_type}" for node in nodes(model) if node.domain not in DOMAINS})
-    own = {(function.domain, function.name) for function in model.functions}
-    unknown = [name for name in unknown if tuple(name.split("::")) not in own]
-    rows.append(
-        Check(name="operators", value=", ".join(unknown) or "known", limit="known to onnxruntime", ok=not unknown)
-    )
-    found = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None)
+    try:
+        header = read_header(path)
+    except InvalidModel as error:
+        return [Check(name="structure", value=error.message, limit="whole", ok=False)]
+    unknown = header.unknown_operators()
+    found = header.opsets.get("", header.opsets.get("ai.onnx"))
     good = found is not None and (opset is None or found == opset)
-    rows.append(Check(name="opset", value=str(found), limit=str(opset or "one"), ok=good))
-    if not all(row.ok for row in rows):
-        return rows  # the checker would open what lies elsewhere, and does not know the operators either
-    full = path.stat().st_size < FULL_BYTES and not any(item.external_data for item in model.graph.initializer)
+    rows = [
+        Check(name="structure", value="whole", limit="whole", ok=True),
+        Check(name="operators", value=", ".join(unknown) or "known", limit="known to onnxruntime", ok=not unknown),
+        Check(name="opset", value=str(found), limit=str(opset or "one"), ok=good),
+    ]
+    if unknown or not good:
+        return rows  # the checker does not know such operators either
+    full = header.file_bytes < FULL_BYTES and not data_files(header)
     reason = ""
     with quiet():
         try:
@@ -67,35 +60,6 @@ def file_checks(path: Path, *, opset: int | None = None) -> list[Check]:
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             reason = (str(error).strip().splitlines() or ["not valid"])[0]
     return [*rows, Check(name="onnx.checker", value=reason or "valid", limit="valid", ok=not reason)]
-
-
-def nodes(model: Any) -> Iterator[Any]:
-    """Give all nodes of MODEL, also those of its functions and of the graphs inside nodes."""
-    waiting = [model.graph, *model.functions]
-    while waiting:
-        for node in waiting.pop().node:
-            yield node
-            for attribute in node.attribute:
-                waiting += [attribute.g] if attribute.HasField("g") else []
-                waiting += attribute.graphs
-
-
-def broken_external(model: Any, folder: Path) -> str:
-    """Return what is wrong with the weights that lie beside the file, in FOLDER: outside of it, missing or cut; "" where nothing is."""
-    for tensor in model.graph.initializer:
-        if not tensor.external_data:
-            continue
-        place = {item.key: item.value for item in tensor.external_data}
-        name = place.get("location", "")
-        if not name or PurePosixPath(name).is_absolute() or "\\" in name or ".." in PurePosixPath(name).parts:
-            return f"{name!r} is outside the folder"
-        file = folder / name
-        if file.is_symlink() or not file.is_file():
-            return f"{name!r} is missing"
-        end = int(place.get("offset", "0")) + int(place.get("length", "0"))
-        if end > file.stat().st_size:
-            return f"{name!r} is cut: {file.stat().st_size} of {end} bytes"
-    return ""
 
 
 def open_session(path: Path, *, threads: int | None = None) -> Any:

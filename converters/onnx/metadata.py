@@ -1,4 +1,4 @@
-"""The texts in a file's metadata_props: read, and written without touching the weights."""
+"""Graphs, and the texts in their metadata_props, written without touching weights that lie beside the file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from converters.errors import InvalidModel
 
-__all__ = ["load_graph", "read_metadata", "set_metadata", "write_bytes", "write_metadata"]
+__all__ = ["load_graph", "set_metadata", "write_bytes", "write_metadata"]
 
 
 def load_graph(path: Path) -> Any:
@@ -23,11 +23,6 @@ def load_graph(path: Path) -> Any:
     if not model.graph.node and not model.graph.output:
         raise InvalidModel(f"{str(path)!r} is no ONNX file: it has no graph")
     return model
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of the file PATH."""
-    return {item.key: item.value for item in load_graph(path).metadata_props}
 
 
 def set_metadata(model: Any, values: Mapping[str, str]) -> None:
