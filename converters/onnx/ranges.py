@@ -49,15 +49,12 @@ class Seen:
     low: float = float("inf")
     high: float = float("-inf")
     counts: Counts | None = None
+    finite: bool = True
 
-    def extend(self, name: str, values: Array) -> None:
-        """Take the extremes of VALUES, of the value NAME, in. Raises ConvertError where one is not finite."""
+    def extend(self, values: Array) -> None:
+        """Take the extremes of VALUES in."""
         low, high = float(values.min()), float(values.max())
-        if not low > float("-inf") or not high < float("inf"):  # also for NaN
-            raise ConvertError(
-                f"with the calibration data the value {name!r} in the graph is not finite",
-                hint="look for NaN and infinities in the data",
-            )
+        self.finite &= low > float("-inf") and high < float("inf")  # neither is so for NaN
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     def count(self, values: Array, *, sizes: bool) -> None:
@@ -75,7 +72,10 @@ class Seen:
 def measure(
     path: Path, names: Sequence[str], data: Mapping[str, Array], method: Method, percentile: float
 ) -> dict[str, tuple[float, float]]:
-    """Return value in the graph PATH → range, for the values NAMES, all of which are outputs of the graph."""
+    """Return value in the graph PATH → range, for the values NAMES, all of which are outputs of the graph.
+
+    One that is not always finite, as a mask of attention is, has no range. Raises ConvertError where an input is such a one.
+    """
     session = open_session(path)
     made = {place.name for place in session.get_outputs()}
     wanted = [name for name in names if name in made]
@@ -86,19 +86,19 @@ def measure(
         for feed in chunks(session, data):
             values = dict(zip(wanted, session.run(wanted, feed), strict=True)) if wanted else {}
             for name, found in (*values.items(), *((name, feed[name]) for name in direct)):
-                if not found.size:
-                    continue
-                if turn == "extremes":
-                    seen[name].extend(name, found)
-                else:
+                if turn == "extremes" and found.size:
+                    seen[name].extend(found)
+                elif found.size and seen[name].finite:
                     seen[name].count(found, sizes=method == "entropy")
+        if broken := next((name for name in direct if not seen[name].finite), None):
+            raise ConvertError(f"the calibration data for {broken!r} has NaN or infinities", hint="take those rows out")
 
     def chosen(item: Seen) -> tuple[float, float]:
         if method == "percentile":
             return percentile_range(item, percentile)
         return entropy_range(item) if method == "entropy" else (item.low, item.high)
 
-    return {name: chosen(item) for name, item in seen.items() if item.low <= item.high}
+    return {name: chosen(item) for name, item in seen.items() if item.finite and item.low <= item.high}
 
 
 def calibration_arrays(session: Any, given: Mapping[str, Array] | Array) -> dict[str, Array]:
