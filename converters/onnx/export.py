@@ -433,7 +433,7 @@ def write(model: Any, path: Path, external_above: int | None) -> Path | None:
     )
     onnx.external_data_helper.write_external_data_tensors(model, str(path.parent))
     write_bytes(model, path)
-    return beside
+    return beside if beside.exists() else None
 
 
 def check(path: Path, opset: int) -> None:

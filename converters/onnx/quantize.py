@@ -66,17 +66,10 @@ QUANTIZED_OPS = frozenset(
     ("MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "ConvInteger")
 )
 HELPERS = frozenset(
-    (
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "Constant",
-        "Identity",
-        "Cast",
-        "Reshape",
-        "Transpose",
-    )
-    + ("Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Shape", "Concat", "Split")
+    {
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Constant", "Identity", "Cast", "Reshape"),
+        *("Transpose", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Shape", "Concat", "Split"),
+    }
 )
 """What computes nothing, and is not counted."""
 
