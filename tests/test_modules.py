@@ -64,9 +64,8 @@ def test_each_type_is_proved_and_says_what_it_is(trained: tuple[Path, nn.Module]
     paper = read_paper(output, texts)
     assert (paper.place, paper.ok) == ("beside", True)
     assert paper.facts["source"]["sha256"] == texts["edgeai.source.sha256"]
-    again = convert_module(folder, output, quant, load=loads(module), force=True)
-    assert again.sha256 == done.sha256
     if quant == "Int8":
+        assert convert_module(folder, output, quant, load=loads(module), force=True).sha256 == done.sha256
         other = convert_module(folder, tmp_path / "o.onnx", quant, load=loads(module), calibration_method="entropy")
         assert other.sha256 != done.sha256
         assert json.loads(paper_of(other.path).read_text())["calibration"] == {"method": "entropy", "rows": 200}

@@ -112,16 +112,19 @@ class Two(nn.Module):
         return nn.functional.gelu(self.left(x)), self.right(x), x
 
 
-def train(module: nn.Module, inputs: np.ndarray, labels: np.ndarray, *, epochs: int = 6, loss: Any = None) -> None:
-    """Train MODULE in place, for seconds."""
+def train(module: nn.Module, inputs: np.ndarray, labels: np.ndarray, *, epochs: int = 5, loss: Any = None) -> None:
+    """Train MODULE in place, for seconds: with one thread, because others wait long for each other where cores are shared."""
     x, y = torch.from_numpy(inputs), torch.from_numpy(labels)
     optimizer = torch.optim.Adam(module.parameters(), 3e-3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     module.train()
     for _ in range(epochs):
         for at in range(0, len(x), 64):
             optimizer.zero_grad()
             (loss or nn.functional.cross_entropy)(module(x[at : at + 64]), y[at : at + 64]).backward()
             optimizer.step()
+    torch.set_num_threads(threads)
     module.eval()
 
 
@@ -142,6 +145,6 @@ def write_folder(
     tensors = {"test.labels": torch.from_numpy(labels)}
     for part, arrays in (("calibration", calibration), ("test", test)):
         for name, values in arrays.items():
-            tensors[part if len(arrays) == 1 else f"{part}.{name}"] = torch.from_numpy(np.ascontiguousarray(values))
+            tensors[part if len(arrays) == 1 else f"{part}.{name}"] = torch.from_numpy(values.copy())
     save_file(tensors, folder / "data.safetensors")
     return folder
