@@ -38,7 +38,7 @@ from edgeai.paper import paper_of, sha256_of
 from edgeai.pipeline import SPARE_BYTES, Conversion, Notify, cannot_write, peak_rss_bytes, shown
 from edgeai.types import Notice, Progress, Report, finite, no_progress
 
-__all__ = ["DEFAULT_QUANT", "convert_language", "convert_onnx", "require"]
+__all__ = ["DEFAULT_QUANT", "convert_language", "require"]
 
 DEFAULT_QUANT = "int8"
 """The same choice as for GGUF: 8 bits are within measuring noise of the source."""
@@ -53,11 +53,6 @@ def require(names: tuple[str, ...] = NEEDED) -> None:
             f"converting to ONNX needs {' and '.join(missing)}, not installed here",
             hint="pip install 'edgeai[convert]'",
         )
-
-
-def convert_onnx(source: Path, output: Path | None = None, quant: str | None = None, **options: Any) -> Conversion:
-    """Convert the folder SOURCE to ONNX, whatever kind of model it has; OPTIONS are those of `convert_language`."""
-    return convert_language(source, output, quant or DEFAULT_QUANT, **options)
 
 
 @dataclass(slots=True, kw_only=True)
