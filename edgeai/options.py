@@ -20,7 +20,8 @@ __all__ = [
     "Numerics",
 ]
 
-DeviceChoice = Literal["auto", "cpu", "cuda"]
+DeviceChoice = Literal["auto", "cpu", "cuda", "dml"]
+"""`dml` is DirectML, which runs ONNX models on any GPU under Windows."""
 
 Numerics = Literal["exact", "fast"]
 

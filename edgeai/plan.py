@@ -67,7 +67,7 @@ class Plan:
     """
 
     engine: str
-    device: Literal["cpu", "cuda"]
+    device: Literal["cpu", "cuda", "dml"]
     gpu_layers: int
     context: int
     batch: int
@@ -210,6 +210,8 @@ def _check_positions(artifact: Artifact, options: LoadOptions) -> None:
 def _choose_device(device: Device, options: LoadOptions) -> tuple[Literal["cpu", "cuda"], list[str], list[Notice]]:
     if options.device == "cpu" or options.gpu_layers == 0:
         return "cpu", ["the CPU was asked for"], []
+    if options.device == "dml":
+        raise DeviceUnavailable("device 'dml' runs ONNX models, and this is a GGUF file", hint="use `device=auto`")
     problem = trouble(device)
     if problem is None:
         names = ", ".join(dict.fromkeys(found.description for found in device.cuda_devices))
