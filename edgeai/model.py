@@ -208,7 +208,9 @@ class Model(Methods):
         list of them. All rows and texts are read before any is computed. Raises UsageError with the place of what is wrong, and for
         other models.
         """
-        return self.open_engine().classify(items)
+        if self._closed:  # not through `open_engine`: this call takes as long as some models
+            raise self._gone()
+        return self.engine.classify(items)
 
     def save_prompt(self, prompt: Prompt, path: str | os.PathLike[str]) -> int:
         """Compute PROMPT (messages or a text) once and keep its state in the file PATH; return how many tokens are in it.
@@ -231,8 +233,11 @@ class Model(Methods):
     def open_engine(self) -> Engine:
         """Return the engine. Raises ClosedError after `close`."""
         if self._closed:
-            raise ClosedError(f"{self.artifact.name!r} has been closed", hint="load it again")
+            raise self._gone()
         return self.engine
+
+    def _gone(self) -> ClosedError:
+        return ClosedError(f"{self.artifact.name!r} has been closed", hint="load it again")
 
     def close(self) -> None:
         """End what runs and free the model; everything else raises ClosedError from now on. Calling it twice is fine."""

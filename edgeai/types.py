@@ -297,7 +297,7 @@ class Completion:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prediction:
     """What a classifier or a regression says of one item.
 
@@ -305,6 +305,8 @@ class Prediction:
     probability. Of a regression `names` are the targets and `values` what they are, in their units; of a model that does not say what it
     gives, `values` are its output in the order of memory and there are no names. `warnings` are of this item.
     """
+
+    # Not frozen: Python then takes 0.6 µs more to make one, a tenth of what a small model takes for all of its work.
 
     names: tuple[str, ...]
     logits: tuple[float, ...] = ()

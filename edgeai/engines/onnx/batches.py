@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from edgeai.types import Notice
 
-__all__ = ["Batch", "Place", "Reader", "groups"]
+__all__ = ["Batch", "Fill", "Place", "Reader", "groups", "never"]
 
 T = TypeVar("T")
+Fill = Callable[[Any], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,19 @@ class Reader(Protocol):
     def names(self) -> tuple[str, ...]:
         """The inputs of the graph that it fills."""
 
-    def fill(self, item: Any, into: Any) -> bool:
-        """Write the only ITEM to INTO if that takes no more than arithmetic; else return False and leave it to `batches`."""
+    def filler(self, into: Any) -> Fill:
+        """Return what writes an item to the array INTO, (1, …), if that takes no more than arithmetic; else it returns False.
+
+        It is called for one item alone, where each microsecond counts, and by one thread only.
+        """
 
     def batches(self, items: Sequence[Any], rows: int) -> Iterator[Batch]:
         """Yield ITEMS in batches of at most ROWS. Raises UsageError with the place of what is wrong."""
+
+
+def never(item: Any) -> bool:  # noqa: ARG001
+    """Return False, as the `filler` of a reader whose items always take more than arithmetic."""
+    return False
 
 
 def groups(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -19,7 +19,8 @@ from edgeai.childprocess import read_memo, write_memo
 __all__ = ["OptimizedModels"]
 
 LEAST_BYTES = 16_000_000
-"""Smaller files load in a few milliseconds either way: 2.8 MB in 11 instead of 3 ms, 6.3 MB in 8 instead of 3, 56 MB in 71 instead of 37."""
+"""Smaller files load in a few milliseconds either way. Measured: 8 kB 0.4 ms and 0.3 from the cache, 2.8 MB 11 and 3, 6.3 MB 8 and 3,
+56 MB 71 and 37 (and 36 for its sha256)."""
 MOST_BYTES = 1_000_000_000
 """A graph in one file can have 2 GB, the limit of protobuf, and constants that were folded come on top."""
 TOTAL_BYTES = 2_000_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from math import exp, isfinite
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from edgeai.artifact import Artifact
@@ -23,6 +24,8 @@ __all__ = ["TASKS", "Classifier", "Ports", "check_task", "classifier_of"]
 
 TASKS = ("classification", "regression", "arrays")
 """What models do that are run here (Artifact.task); `arrays` where the file does not say."""
+RANGE = 300.0
+"""Sums of exponentials of numbers up to this are within float64."""
 FLOATS = ("float32", "float16", "float64")
 
 
@@ -106,7 +109,6 @@ class Classifier:
         )
         self._mean = np.array([target.mean for target in targets])
         self._std = np.array([target.std for target in targets])
-        self._single_exp = math.exp
         shapes = ports["inputs"]
         self._types = {name: shapes[name][0] for name in reader.names}
         first = next(iter(shapes.values()))[1]
@@ -177,15 +179,15 @@ class Classifier:
                 for value, std, mean in zip(row, self._std.tolist(), self._mean.tolist(), strict=True)
             )
             return Prediction(self.names, values=values)
-        most = max(row)
-        exp = self._single_exp
-        total = 0.0
-        for value in row:
-            total += exp(value - most)
         # NaN and infinity go through each sum that they are in.
-        if not 1.0 <= total < math.inf or not math.isfinite(sum(row)):
+        if not isfinite(sum(row)):
             raise self.broken(row)
-        return Prediction(self.names, tuple(row), row.index(most), 1.0 / total)
+        most = max(row)
+        if -RANGE < most < RANGE:  # nothing overflows, and what underflows is nothing beside the greatest
+            score = exp(most) / sum(map(exp, row))
+        else:
+            score = 1.0 / sum([exp(value - most) for value in row])
+        return Prediction(self.names, tuple(row), row.index(most), score)
 
     def broken(self, rows: Any) -> EngineCrashed:
         """Return the error for outputs that are no numbers."""

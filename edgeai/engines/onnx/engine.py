@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgeai.artifact import Artifact
+from edgeai.engines.onnx.batches import Fill
 from edgeai.engines.onnx.cache import OptimizedModels
 from edgeai.engines.onnx.classifier import Ports, check_task, classifier_of
 from edgeai.engines.onnx.session import Session, open_session, run_failure
@@ -97,13 +99,13 @@ class ClassifierEngine:
                 bound = local.bound
             except AttributeError:
                 bound = local.bound = self._bind()
-            if bound.fill(items[0], bound.input):
+            if bound.fill(items[0]):
                 return [self._classifier.single(self._run_bound(bound))]
         return self._classifier.classify(items, self.infer, self.plan.batch)
 
     def _run_bound(self, bound: _Bound) -> list[float]:
         try:
-            bound.run(bound.binding)
+            bound.run()
         except Exception as error:
             raise run_failure(self.artifact.name, error) from error
         self.batches += 1
@@ -204,7 +206,21 @@ class _Bound:
         place = self.input.ctypes.data
         self.binding.bind_input(reader.names[0], "cpu", 0, reader.dtype.type, self.input.shape, place)
         self.binding.bind_output(output, "cpu", 0, np.float32, result.shape, result.ctypes.data)
-        self.run, self.fill = native.run_with_iobinding, reader.fill
+        self.fill: Fill = reader.filler(self.input)
+        self.run = _runner(native, self.binding)
+
+
+def _runner(native: Any, binding: Any) -> Callable[[], None]:
+    """Return what runs the session NATIVE with BINDING: straight in native code where onnxruntime keeps it as it does in 1.22 to 1.32.
+
+    Its public method first asks whether WebGPU records the graph, and makes options for each run: 1.4 of 3.7 µs of a small model.
+    """
+    session, bound = getattr(native, "_sess", None), getattr(binding, "_iobinding", None)
+    if session is None or bound is None:
+        return partial(native.run_with_iobinding, binding)
+    from onnxruntime import RunOptions
+
+    return partial(session.run_with_iobinding, bound, RunOptions())
 
 
 def ports_of(artifact: Artifact, native: Any) -> Ports:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeai.engines.onnx.batches import Batch, Place, groups
+from edgeai.engines.onnx.batches import Batch, Fill, Place, groups, never
 from edgeai.engines.onnx.schema import Image
 from edgeai.errors import UsageError
 from edgeai.types import Notice
@@ -66,12 +66,20 @@ class Pictures:
         """The input of the graph."""
         return (self._image.name,)
 
-    def fill(self, item: Any, into: F32) -> bool:
-        """Write ITEM to INTO, (1, channels, height, width), if it is a grey array of the right size; else return False."""
-        if self._gray is None or getattr(item, "dtype", None) != self._pixels or item.shape != self._shape:
-            return False
-        self._gray.take(item, out=into[0, 0], mode="clip")
-        return True
+    def filler(self, into: F32) -> Fill:
+        """Return what writes a grey array of uint8 in the right size to INTO, (1, channels, height, width)."""
+        if self._gray is None:
+            return never
+        target, shape, pixels, array = into[0, 0], self._shape, self._pixels, type(into)
+        take: Callable[..., Any] = self._gray.take
+
+        def fill(item: Any) -> bool:
+            if type(item) is not array or item.dtype != pixels or item.shape != shape:
+                return False
+            take(item, out=target, mode="clip")
+            return True
+
+        return fill
 
     def batches(self, items: Sequence[Any], rows: int) -> Iterator[Batch]:
         """Yield a Batch of at most ROWS for each part of ITEMS. Paths are looked for before anything is computed."""
@@ -100,37 +108,36 @@ class Pictures:
         return np.stack([self._levels[channel].take(pixels[:, :, channel]) for channel in range(channels)])
 
     def _read(self, item: Any, place: Place) -> _Pixels:
-        from PIL import Image as pil
+        import PIL.Image
 
         if isinstance(item, str | os.PathLike):
             with self._open(Path(os.fsdecode(item)), place) as picture:
                 return self._fitted(picture, place)
-        if isinstance(item, pil.Image):
+        if isinstance(item, PIL.Image.Image):
             return self._fitted(item, place)
-        return self._fitted(pil.fromarray(_as_bytes(item, place)), place)
+        return self._fitted(PIL.Image.fromarray(_as_bytes(item, place)), place)
 
     def _open(self, path: Path, place: Place) -> Picture:
-        from PIL import Image as pil
-        from PIL import UnidentifiedImageError
+        import PIL.Image
 
         try:
             # The lock is for `catch_warnings`, which is one for all threads. Pillow warns of what has more pixels than its limit.
             with _opening, warnings.catch_warnings():
-                warnings.simplefilter("error", pil.DecompressionBombWarning)
-                return pil.open(path, formats=FORMATS)
-        except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
+                warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+                return PIL.Image.open(path, formats=FORMATS)
+        except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
             raise _too_large(place) from error
-        except UnidentifiedImageError as error:
+        except PIL.UnidentifiedImageError as error:
             raise UsageError(f"{place} is not a picture", hint=HINT) from error
         except (OSError, ValueError, SyntaxError) as error:
             raise UsageError(f"{place} cannot be read as a picture: {error}", hint=HINT) from error
 
     def _fitted(self, picture: Picture, place: Place) -> _Pixels:
         import numpy as np
-        from PIL import Image as pil
-        from PIL import ImageOps
+        import PIL.Image
+        import PIL.ImageOps
 
-        limit = pil.MAX_IMAGE_PIXELS
+        limit = PIL.Image.MAX_IMAGE_PIXELS
         if limit is not None and picture.width * picture.height > limit:
             raise _too_large(place)
         notices = []
@@ -139,7 +146,7 @@ class Pictures:
             message = f"{place} has {frames} pictures; the first one is taken"
             notices.append(Notice(code="first-frame", message=message))
         try:
-            picture = ImageOps.exif_transpose(picture)
+            picture = PIL.ImageOps.exif_transpose(picture)
             flat, seen_through = _flat(picture, place)
         except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
             raise UsageError(f"{place} is not a whole picture: {error}", hint="save it again") from error
@@ -148,14 +155,14 @@ class Pictures:
         flat = flat.convert("L" if self._image.channels == 1 else "RGB")
         size = (self._image.width, self._image.height)
         if flat.size != size:
-            flat = flat.resize(size, getattr(pil.Resampling, self._image.resize.upper()))
+            flat = flat.resize(size, getattr(PIL.Image.Resampling, self._image.resize.upper()))
         pixels = np.asarray(flat)
         return _Pixels(pixels.reshape(*pixels.shape[:2], self._image.channels), tuple(notices))
 
 
 def _flat(picture: Picture, place: Place) -> tuple[Picture, bool]:
     """Return PICTURE with 8 bits for a colour and nothing to see through, and whether there was."""
-    from PIL import Image as pil
+    import PIL.Image
 
     if picture.mode in DEEP:
         return _from_deep(picture, place), False
@@ -165,19 +172,19 @@ def _flat(picture: Picture, place: Place) -> tuple[Picture, bool]:
         return picture, False
     layered = picture.convert("RGBA")
     lowest = layered.getchannel("A").getextrema()[0]
-    white = pil.new("RGBA", layered.size, "white")
-    return pil.alpha_composite(white, layered).convert("RGB"), lowest < 255  # type: ignore[operator]
+    white = PIL.Image.new("RGBA", layered.size, "white")
+    return PIL.Image.alpha_composite(white, layered).convert("RGB"), lowest < 255  # type: ignore[operator]
 
 
 def _from_deep(picture: Picture, place: Place) -> Picture:
     """Return a picture of 16 bits in 8: 65535 becomes 255. Pillow's own `convert` makes 255 of everything above that."""
     import numpy as np
-    from PIL import Image as pil
+    import PIL.Image
 
     deep = np.asarray(picture).astype(np.int64)
     if deep.size and (deep.min() < 0 or deep.max() > 65535):
         raise UsageError(f"{place} has pixels outside of 0 to 65535", hint=HINT)
-    return pil.fromarray(((deep + 128) // 257).astype(np.uint8))
+    return PIL.Image.fromarray(((deep + 128) // 257).astype(np.uint8))
 
 
 def _as_bytes(item: Any, place: Place) -> Any:
@@ -204,6 +211,8 @@ def _as_bytes(item: Any, place: Place) -> Any:
 
 
 def _too_large(place: Place) -> UsageError:
-    from PIL import Image as pil
+    import PIL.Image
 
-    return UsageError(f"{place} has more than {pil.MAX_IMAGE_PIXELS} pixels, Pillow's limit", hint="make it smaller")
+    return UsageError(
+        f"{place} has more than {PIL.Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit", hint="make it smaller"
+    )

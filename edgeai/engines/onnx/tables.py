@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeai.engines.onnx.batches import Batch, Place
+from edgeai.engines.onnx.batches import Batch, Fill, Place, never
 from edgeai.engines.onnx.records import Records, read_records
 from edgeai.engines.onnx.schema import Column, Series, Table
 from edgeai.errors import UsageError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Tables"]
 
 DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
+LARGE = 1e76
+"""If the squares of some numbers have a sum below this, each of them is in float32."""
 NAMED = 5
 """Columns that a message names; of more it says how many."""
 
@@ -51,25 +53,33 @@ class Tables:
             (table.channels, table.length) if isinstance(table, Series) else (self._width,)
         )
         self.dtype = np.dtype(np.float32)
-        self._nothing = np.zeros(self._width, dtype=np.float32)
-        self._array, self._subtract, self._divide = np.ndarray, np.subtract, np.divide
 
     @property
     def names(self) -> tuple[str, ...]:
         """The input of the graph."""
         return (self._table.name,)
 
-    def fill(self, item: Any, into: F32) -> bool:
-        """Write ITEM to INTO if it is a numpy row of finite numbers; else return False."""
-        if not self._plain or type(item) is not self._array or item.dtype.kind not in "fiu":
-            return False
-        row = item if item.ndim == 1 else item.reshape(-1)
-        if row.shape[0] != self._width or (item.ndim > 1 and item.shape != self.item_shape):
-            return False
-        target = into.reshape(-1)
-        self._divide(self._subtract(row, self._mean), self._std, target, casting="same_kind")
-        # Zero times anything finite is zero, and NaN otherwise: one product instead of a look at each number.
-        return bool(target.dot(self._nothing) == 0.0)
+    def filler(self, into: F32) -> Fill:
+        """Return what writes a numpy row of finite floats to INTO."""
+        import numpy as np
+
+        if not self._plain:
+            return never
+        target, exact, mean, std = into.reshape(-1), np.empty(self._width), self._mean, self._std
+        subtract, divide, array, shapes = np.subtract, np.divide, np.ndarray, (self.item_shape, (self._width,))
+
+        def fill(item: Any) -> bool:
+            if type(item) is not array or item.dtype.char not in "fd" or item.shape not in shapes:
+                return False
+            subtract(item if item.ndim == 1 else item.reshape(-1), mean, exact)
+            divide(exact, std, exact)
+            # One product tells that all are finite and in the range of float32; NaN is not below anything.
+            if not exact.dot(exact) < LARGE:
+                return False
+            target[:] = exact
+            return True
+
+        return fill
 
     def batches(self, items: Sequence[Any], rows: int) -> Iterator[Batch]:
         """Yield ITEMS in batches of at most ROWS. All rows are read, and checked, before the first batch."""

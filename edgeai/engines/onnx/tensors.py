@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeai.engines.onnx.batches import Batch, Place, groups
+from edgeai.engines.onnx.batches import Batch, Fill, Place, groups
 from edgeai.engines.onnx.records import load_array
 from edgeai.engines.onnx.schema import Tensor
 from edgeai.errors import UsageError
@@ -35,12 +35,17 @@ class Tensors:
         """The inputs of the graph."""
         return tuple(tensor.name for tensor in self._tensors)
 
-    def fill(self, item: Any, into: Any) -> bool:
-        """Write ITEM to INTO if it is an array of the right shape and type; else return False."""
-        if type(item) is not self._array or item.dtype != self.dtype or item.shape != self.item_shape:
-            return False
-        into[0] = item
-        return True
+    def filler(self, into: Any) -> Fill:
+        """Return what writes an array of the right shape and type to INTO."""
+        shape, dtype, array = self.item_shape, self.dtype, self._array
+
+        def fill(item: Any) -> bool:
+            if type(item) is not array or item.dtype != dtype or item.shape != shape:
+                return False
+            into[0] = item
+            return True
+
+        return fill
 
     def batches(self, items: Sequence[Any], rows: int) -> Iterator[Batch]:
         """Yield ITEMS in batches of at most ROWS of the same shape. Numbers are taken as they are, NaN too: nothing is known of them."""

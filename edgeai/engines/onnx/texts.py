@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeai.artifact import Artifact
-from edgeai.engines.onnx.batches import Batch, Place, groups
+from edgeai.engines.onnx.batches import Batch, Fill, Place, groups, never
 from edgeai.engines.onnx.records import SUFFIXES, read_records
 from edgeai.engines.onnx.schema import Text
 from edgeai.errors import InvalidModel, UsageError
@@ -57,9 +57,9 @@ class Texts:
         """The inputs of the graph."""
         return self._text.graph
 
-    def fill(self, item: Any, into: Any) -> bool:  # noqa: ARG002 - texts differ in length
-        """Return False: what a text becomes has no fixed shape."""
-        return False
+    def filler(self, into: Any) -> Fill:  # noqa: ARG002
+        """Return what never writes: a text has no fixed shape."""
+        return never
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Return the token ids of TEXT, all of them."""
