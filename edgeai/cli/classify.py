@@ -14,7 +14,7 @@ from edgeai.cli.output import Output, is_terminal
 from edgeai.cli.show import printable
 from edgeai.errors import InvalidModel, UsageError
 from edgeai.model import Model
-from edgeai.types import Prediction
+from edgeai.types import Prediction, finite
 
 __all__ = ["classify"]
 
@@ -49,9 +49,10 @@ LONGEST = 48
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One prediction, of the input that the user named so; `row` counts the rows of a file from 1."""
+    """One prediction, of the input that the user named so, a path or a text; `row` counts the rows of a file from 1."""
 
     input: str
+    is_path: bool
     row: int | None
     prediction: Prediction
 
@@ -75,7 +76,7 @@ def classify(model: Model, words: Sequence[str], files: Sequence[Path], out: Out
             {
                 "model": model.artifact.name,
                 "task": model.artifact.task,
-                "predictions": [_json(item) for item in said],
+                "predictions": finite([_json(item) for item in said]),
                 "usage": {"rows": len(said)},
                 "timings": {"load_s": round(model.engine.load_s, 4), "total_s": round(took, 6)},
                 "backend": model.plan.engine,
@@ -154,13 +155,18 @@ def _predict(model: Model, given: Sequence[tuple[str, Any]]) -> Iterator[Said]:
         if alone[at]:
             rows = item if isinstance(item, list) and item and isinstance(item[0], dict | list) else [item]
             found = model.classify(rows)
-            yield from (Said(name, row, prediction) for row, prediction in enumerate(found, start=1))
+            yield from (
+                Said(name, isinstance(item, Path), row, prediction) for row, prediction in enumerate(found, start=1)
+            )
             at += 1
             continue
         end = next((next_ for next_ in range(at, len(given)) if alone[next_]), len(given))
         part = given[at:end]
         found = model.classify([item for _, item in part])
-        yield from (Said(name, None, prediction) for (name, _), prediction in zip(part, found, strict=True))
+        yield from (
+            Said(name, isinstance(item, Path), None, prediction)
+            for (name, item), prediction in zip(part, found, strict=True)
+        )
         at = end
 
 
@@ -188,8 +194,9 @@ def _print(said: Sequence[Said], out: Output) -> None:
 
 def _name(said: Said) -> str:
     text = printable(said.input)
-    short = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-    return short if said.row is None else f"{short} row {said.row}"
+    if len(text) > LONGEST:  # paths differ at their end
+        text = f"…{text[1 - LONGEST :]}" if said.is_path else f"{text[: LONGEST - 1]}…"
+    return text if said.row is None else f"{text} row {said.row}"
 
 
 def _ranked(prediction: Prediction) -> tuple[str, str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import difflib
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +81,10 @@ class Tables:
             target[:] = exact
             return True
 
-        return fill
+        # In a context where numpy does not warn of an overflow in that product: `errstate` would take as long as all of it.
+        context = contextvars.copy_context()
+        context.run(np.seterr, all="ignore")
+        return partial(context.run, fill)
 
     def batches(self, items: Sequence[Any], rows: int) -> Iterator[Batch]:
         """Yield ITEMS in batches of at most ROWS. All rows are read, and checked, before the first batch."""
