@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def finished(model: Model, item: Any) -> Mapping[str, Any]:
     return dict(next(iter(reader.batches([item], 1))).feed)
 
 
-def latencies(call: Callable[[], Any], calls: int) -> list[float]:
-    """Return how long each of CALLS took, in microseconds, after a tenth as many that do not count."""
+def spread(call: Callable[[], Any], calls: int, percentile: int) -> float:
+    """Return the PERCENTILE of how long CALLS calls took, in microseconds, after a tenth as many that do not count."""
     for _ in range(calls // 10):
         call()
     found = []
@@ -65,7 +66,7 @@ def latencies(call: Callable[[], Any], calls: int) -> list[float]:
         began = time.perf_counter_ns()
         call()
         found.append((time.perf_counter_ns() - began) / 1000)
-    return found
+    return statistics.quantiles(found, n=100, method="inclusive")[percentile - 1]
 
 
 def main() -> None:
@@ -82,25 +83,12 @@ def main() -> None:
             item = item_of(model)
             feed = finished(model, item)
             bare = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers()[-1:])
-            ours = [item]
-            name = path.stem
-            found[f"{name} bytes"] = path.stat().st_size
+            found[f"{path.stem} bytes"] = path.stat().st_size
             for quantile in (50, 99):
-                found[f"{name} p{quantile} µs"] = pairs(
-                    lambda model=model, quantile=quantile: percentile(
-                        latencies(lambda: model.classify(ours), arguments.calls), quantile
-                    ),
-                    lambda bare=bare, feed=feed, quantile=quantile: percentile(
-                        latencies(lambda: bare.run(None, feed), arguments.calls), quantile
-                    ),
-                    arguments.rounds,
-                )
+                ours = partial(spread, partial(model.classify, [item]), arguments.calls, quantile)
+                theirs = partial(spread, partial(bare.run, None, feed), arguments.calls, quantile)
+                found[f"{path.stem} p{quantile} µs"] = pairs(ours, theirs, arguments.rounds)
     save("classify", found, keep=arguments.keep)
-
-
-def percentile(values: list[float], which: int) -> float:
-    """Return the percentile WHICH of VALUES."""
-    return statistics.quantiles(values, n=100, method="inclusive")[which - 1]
 
 
 if __name__ == "__main__":

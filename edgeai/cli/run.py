@@ -126,14 +126,14 @@ FOR_ANSWERS = ("system", "raw", *ANSWER_OPTIONS, *SAMPLING_OPTIONS, *FORM_OPTION
 
 def classifier_path(model: str) -> Path | None:
     """Return the path of MODEL if it is an ONNX file of something else than a language or embedding model, else None."""
-    from edgeai.store import Store, looks_like_path
+    from edgeai.store import Store, exists, looks_like_path
 
     path = Path(model)
     if path.suffix.lower() == ".onnx":
         path = Store.open().find(model)
     elif not looks_like_path(model):
         path = Store.open().path_of(model) or path
-    if path.suffix.lower() != ".onnx" and not (path / "model.onnx").is_file():
+    if path.suffix.lower() != ".onnx" and not exists(path / "model.onnx"):
         return None
     from edgeai.artifact import open_artifact
 

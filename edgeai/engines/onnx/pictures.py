@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeai.engines.onnx.batches import Batch, Fill, Place, groups, never
+from edgeai.engines.onnx.batches import Batch, Fill, Place, groups
 from edgeai.engines.onnx.schema import Image
 from edgeai.errors import UsageError
 from edgeai.types import Notice
@@ -55,7 +55,6 @@ class Pictures:
         self._levels = [
             ((levels - mean) / std).astype(np.float32) for mean, std in zip(image.mean, image.std, strict=True)
         ]
-        self._gray = self._levels[0] if image.channels == 1 else None
         self._shape = (image.height, image.width)
         self.item_shape: tuple[int, ...] = (image.channels, image.height, image.width)
         self.dtype = np.dtype(np.float32)
@@ -67,19 +66,28 @@ class Pictures:
         return (self._image.name,)
 
     def filler(self, into: F32) -> Fill:
-        """Return what writes a grey array of uint8 in the right size to INTO, (1, channels, height, width)."""
-        if self._gray is None:
-            return never
-        target, shape, pixels, array = into[0, 0], self._shape, self._pixels, type(into)
-        take: Callable[..., Any] = self._gray.take
+        """Return what writes an array of uint8 in the right size and colours to INTO, (1, channels, height, width)."""
+        pixels, array = self._pixels, type(into)
+        gray, colours = self._levels[0].take, [levels.take for levels in self._levels]
+        if self._image.channels == 1:
+            target, shape = into[0, 0], self._shape
 
-        def fill(item: Any) -> bool:
-            if type(item) is not array or item.dtype != pixels or item.shape != shape:
+            def fill(item: Any) -> bool:
+                if type(item) is not array or item.dtype != pixels or item.shape != shape:
+                    return False
+                gray(item, None, target, "clip")
+                return True
+
+            return fill
+
+        def fill_colours(item: Any) -> bool:
+            if type(item) is not array or item.dtype != pixels or item.shape != (*self._shape, 3):
                 return False
-            take(item, out=target, mode="clip")
+            for channel, take in enumerate(colours):
+                take(item[:, :, channel], None, into[0, channel], "clip")
             return True
 
-        return fill
+        return fill_colours
 
     def batches(self, items: Sequence[Any], rows: int) -> Iterator[Batch]:
         """Yield a Batch of at most ROWS for each part of ITEMS. Paths are looked for before anything is computed."""

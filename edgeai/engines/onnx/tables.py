@@ -84,7 +84,7 @@ class Tables:
         # In a context where numpy does not warn of an overflow in that product: `errstate` would take as long as all of it.
         context = contextvars.copy_context()
         context.run(np.seterr, all="ignore")
-        return partial(context.run, fill)
+        return partial(context.run, fill)  # type: ignore[call-arg]  # the item comes with the call
 
     def batches(self, items: Sequence[Any], rows: int) -> Iterator[Batch]:
         """Yield ITEMS in batches of at most ROWS. All rows are read, and checked, before the first batch."""

@@ -74,7 +74,10 @@ class Texts:
         import numpy as np
 
         texts = [text for at, item in enumerate(items) for text in self._texts(item, at, len(items))]
-        encoded = self._tokenizer.encode_batch([text for text, _ in texts], add_special_tokens=True)
+        if len(texts) == 1:  # without the library's threads, which take longer to start than a text to read
+            encoded = [self._tokenizer.encode(texts[0][0])]
+        else:
+            encoded = self._tokenizer.encode_batch([text for text, _ in texts])
         found = [self._cut(text, list(tokens.ids), place) for (text, place), tokens in zip(texts, encoded, strict=True)]
         # Without a token to pad with, each text is computed alone.
         for group in groups(found, 1 if self._pad is None else rows):

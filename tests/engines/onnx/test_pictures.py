@@ -237,4 +237,8 @@ def test_the_short_way_gives_the_same_to_the_bit() -> None:
     assert np.array_equal(into[0], read(GREY)[0])
     for other in (GREY.astype(np.int64), GREY[:2], GREY.tolist(), COLOUR):
         assert not fill(other)
-    assert not Pictures(image(3)).filler(np.zeros((1, 3, 4, 6), np.float32))(COLOUR)
+    colours = np.zeros((1, 3, 4, 6), np.float32)
+    wanted = image(3, mean=(0.1, 0.2, 0.3))
+    assert Pictures(wanted).filler(colours)(COLOUR)
+    assert np.array_equal(colours[0], read(COLOUR, wanted)[0])
+    assert not Pictures(wanted).filler(colours)(GREY)
