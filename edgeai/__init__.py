@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgeai import errors
     from edgeai.aio import AsyncModel, AsyncStream
     from edgeai.model import Model, Stream, load
-    from edgeai.types import Chunk, Completion, Constraint, GenerationConfig, Message, Notice
+    from edgeai.types import Chunk, Completion, Constraint, GenerationConfig, Message, Notice, Prediction
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ __all__ = [
     "Message",
     "Model",
     "Notice",
+    "Prediction",
     "Stream",
     "__version__",
     "errors",

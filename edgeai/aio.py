@@ -107,6 +107,7 @@ class AsyncModel(Methods):
     score = awaited(Model.score, lane="long")
     embed = awaited(Model.embed, lane="long")
     rank = awaited(Model.rank, lane="long")
+    classify = awaited(Model.classify, lane="long")
     save_prompt = awaited(Model.save_prompt, lane="long")
     load_prompt = awaited(Model.load_prompt, lane="long")
 

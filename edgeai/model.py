@@ -20,7 +20,7 @@ from edgeai.paper import failed_notice
 from edgeai.plan import Plan
 from edgeai.schema import FORMS, constraint_of
 from edgeai.transcript import Transcript
-from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice, Prompt
+from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice, Prediction, Prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,6 +200,18 @@ class Model(Methods):
         """Return how well each of DOCUMENTS answers QUERY, higher is better. Raises UsageError for a model that is no reranker."""
         return self.open_engine().rank(query, documents)
 
+    def classify(self, items: Sequence[Any]) -> list[Prediction]:
+        """Return what a classifier or regression says of each of ITEMS; of a file with rows, of each of its rows.
+
+        An item is, as the model's file says, a picture (path, PIL image or array of uint8), a row or series (dict, list, numpy array, or
+        the path of a CSV, TSV, JSON, JSONL or .npy file), a text (a pathlib.Path is a file with texts), or an array. An array of rows is a
+        list of them. All rows and texts are read before any is computed. Raises UsageError with the place of what is wrong, and for
+        other models.
+        """
+        if self._closed:  # not through `open_engine`: this call takes as long as some models
+            raise self._gone()
+        return self.engine.classify(items)
+
     def save_prompt(self, prompt: Prompt, path: str | os.PathLike[str]) -> int:
         """Compute PROMPT (messages or a text) once and keep its state in the file PATH; return how many tokens are in it.
 
@@ -221,8 +233,11 @@ class Model(Methods):
     def open_engine(self) -> Engine:
         """Return the engine. Raises ClosedError after `close`."""
         if self._closed:
-            raise ClosedError(f"{self.artifact.name!r} has been closed", hint="load it again")
+            raise self._gone()
         return self.engine
+
+    def _gone(self) -> ClosedError:
+        return ClosedError(f"{self.artifact.name!r} has been closed", hint="load it again")
 
     def close(self) -> None:
         """End what runs and free the model; everything else raises ClosedError from now on. Calling it twice is fine."""

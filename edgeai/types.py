@@ -22,6 +22,7 @@ __all__ = [
     "Message",
     "Notice",
     "Overflow",
+    "Prediction",
     "Progress",
     "Prompt",
     "Report",
@@ -294,6 +295,53 @@ class Completion:
         if self.logprobs is None:
             del found["logprobs"]
         return found
+
+
+@dataclass(slots=True)
+class Prediction:
+    """What a classifier or a regression says of one item.
+
+    Of a classifier `names` are the labels, `logits` the outputs in their order, `index` the greatest of them and `score` its
+    probability. Of a regression `names` are the targets and `values` what they are, in their units; of a model that does not say what it
+    gives, `values` are its output in the order of memory and there are no names. `warnings` are of this item.
+    """
+
+    # Not frozen: Python then takes 0.6 µs more to make one, a tenth of what a small model takes for all of its work.
+
+    names: tuple[str, ...]
+    logits: tuple[float, ...] = ()
+    index: int | None = None
+    score: float | None = None
+    values: tuple[float, ...] = ()
+    warnings: tuple[Notice, ...] = ()
+
+    @property
+    def label(self) -> str | None:
+        """The likeliest label; None of a regression."""
+        return None if self.index is None else self.names[self.index]
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of each label, the softmax of the logits in float64; nothing of a regression."""
+        if not self.logits:
+            return {}
+        most = max(self.logits)
+        parts = [math.exp(logit - most) for logit in self.logits]
+        total = math.fsum(parts)
+        return {name: part / total for name, part in zip(self.names, parts, strict=True)}
+
+    @property
+    def value(self) -> float:
+        """The only value. Raises UsageError where there are several, or none."""
+        if len(self.values) != 1:
+            raise UsageError(f"there are {len(self.values)} values, not one", hint="use values, probabilities or label")
+        return self.values[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the prediction as JSON-ready values."""
+        if self.index is not None:
+            return {"label": self.label, "index": self.index, "score": self.score, "probabilities": self.probabilities}
+        return {"values": dict(zip(self.names, self.values, strict=True)) if self.names else list(self.values)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

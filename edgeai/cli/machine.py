@@ -10,7 +10,7 @@ from typing import Any, get_args
 import click
 
 from edgeai.errors import UsageError
-from edgeai.options import KVType, Numerics
+from edgeai.options import DeviceChoice, KVType, Numerics
 
 __all__ = ["MACHINE_OPTIONS", "load_options"]
 
@@ -24,7 +24,7 @@ MACHINE_OPTIONS = (
 def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options, and pass the command one `load: dict` of those that were given, for LoadOptions, and `lora`: names → scales."""
 
-    @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+    @click.option("--device", type=click.Choice(get_args(DeviceChoice)), default="auto", show_default=True)
     @click.option("--gpu-layers", type=int, help="Layers on the GPU.  [default: as many as fit]")
     @click.option("--ctx", type=int, help="Context in tokens, the answer included.")
     @click.option(

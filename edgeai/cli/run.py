@@ -34,7 +34,7 @@ SECTIONS = {
 
 @click.command("run", cls=SectionedCommand, sections=SECTIONS, short_help="Answer a prompt, or chat.")
 @click.argument("model")
-@click.argument("prompt", required=False)
+@click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
 @click.option("-s", "--system", help="System message.")
 @click.option(
     "-f", "--file", "files", multiple=True, type=READABLE, help="Add a text file to the prompt; may be repeated."
@@ -47,7 +47,7 @@ SECTIONS = {
 @output_options
 def run_command(
     model: str,
-    prompt: str | None,
+    prompts: tuple[str, ...],
     system: str | None,
     files: tuple[Path, ...],
     raw: bool,
@@ -58,9 +58,10 @@ def run_command(
     pull: bool,
     out: Output,
 ) -> None:
-    """Answer PROMPT with MODEL: a pulled model's name, or the path of a .gguf file.
+    """Answer PROMPT with MODEL: a pulled model's name, or the path of a .gguf or .onnx file.
 
     Piped text is added to the prompt. Without a prompt, on a terminal, this is a chat. An embedding model prints the vector of PROMPT.
+    A classifier takes pictures, files with rows (.csv, .tsv, .json, .jsonl, .npy) or texts, any number of them, and says what they are.
     """
     from edgeai.cli.answer import answer_once
     from edgeai.cli.chat import Chat
@@ -68,6 +69,19 @@ def run_command(
     from edgeai.store import Store
     from edgeai.types import GenerationConfig
 
+    if (classifier := classifier_path(model)) is not None:
+        from edgeai.cli.classify import classify
+
+        refuse_answer_options(classifier.stem, "has labels or values and no answers")
+        with load_model(classifier, load, out) as loaded:
+            classify(loaded, prompts, files, out)
+        return
+    if len(prompts) > 1:
+        raise UsageError(
+            f"there are {len(prompts)} prompts, {prompts[0]!r:.40} and {prompts[1]!r:.40}",
+            hint="put a prompt of several words in quotes",
+        )
+    prompt = prompts[0] if prompts else None
     answer |= {"adapters": lora, "speculation": speculation(answer, load)}
     GenerationConfig(**answer)  # fails before the model loads
     LoadOptions(**load)
@@ -107,20 +121,39 @@ def speculation(answer: Mapping[str, Any], load: Mapping[str, Any]) -> Speculati
 
 
 FOR_ANSWERS = ("system", "raw", *ANSWER_OPTIONS, *SAMPLING_OPTIONS, *FORM_OPTIONS)
-"""Options that mean nothing to an embedding model."""
+"""Options that mean nothing to an embedding model or a classifier."""
+
+
+def classifier_path(model: str) -> Path | None:
+    """Return the path of MODEL if it is an ONNX file of something else than a language or embedding model, else None."""
+    from edgeai.store import Store, exists, looks_like_path
+
+    path = Path(model)
+    if path.suffix.lower() == ".onnx":
+        path = Store.open().find(model)
+    elif not looks_like_path(model):
+        path = Store.open().path_of(model) or path
+    if path.suffix.lower() != ".onnx" and not exists(path / "model.onnx"):
+        return None
+    from edgeai.artifact import open_artifact
+
+    return None if open_artifact(path).task in ("generation", "embedding", "ranking") else path
+
+
+def refuse_answer_options(name: str, what: str) -> None:
+    """Raise UsageError for the first option that the model NAME, of which WHAT is said, would ignore."""
+    context = click.get_current_context()
+    for option in FOR_ANSWERS:
+        if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+            written = f"--{option.replace('_', '-')}"
+            raise UsageError(f"{name} {what}, and {written} is for answers", hint=f"leave {written} out")
 
 
 def embed(loaded: Model, text: str | None, out: Output) -> None:
     """Print the vector of TEXT. Raises UsageError for an option that would be ignored, and where there is no text."""
     from edgeai.cli.embed import embed_once
 
-    context = click.get_current_context()
-    for name in FOR_ANSWERS:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(
-                f"{loaded.artifact.name} is an embedding model, and {option} is for answers", hint=f"leave {option} out"
-            )
+    refuse_answer_options(loaded.artifact.name, "is an embedding model")
     if text is None:
         raise UsageError(
             f"{loaded.artifact.name} is an embedding model and needs a text", hint='edgeai run MODEL "TEXT"'
@@ -202,7 +235,9 @@ def load_model(path: Path, options: Mapping[str, Any], out: Output) -> Model:
 def load_line(loaded: Model) -> str:
     """Return one line like `smollm2 Q4_1 · CPU 2 threads · ctx 8192 · 0.3 GB · loaded 0.1 s`."""
     artifact, plan = loaded.artifact, loaded.plan
-    where = f"CUDA {plan.gpu_layers} layers" if plan.device == "cuda" else f"CPU {plan.threads} threads"
+    where = f"CUDA {plan.gpu_layers} layers" if plan.gpu_layers else f"{plan.device.upper()} {plan.threads} threads"
+    if artifact.format == "onnx" and not plan.context:
+        return f"{artifact.name} {artifact.quant} · {where} · loaded {loaded.engine.load_s:.1f} s"
     size = f"{plan.memory_bytes / 1e9:.1f} GB"
     return f"{artifact.name} {artifact.quant} · {where} · ctx {plan.context} · {size} · loaded {loaded.engine.load_s:.1f} s"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from edgeai.artifact import Artifact
 from edgeai.engines.streaming import ChunkStream
 from edgeai.plan import Plan
-from edgeai.types import GenerationConfig, Prompt
+from edgeai.types import GenerationConfig, Prediction, Prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +58,9 @@ class Engine(Protocol):
 
     def rank(self, query: str, documents: Sequence[str]) -> list[float]:
         """Return how well each of DOCUMENTS answers QUERY, higher is better. Raises UsageError where the model is no reranker."""
+
+    def classify(self, items: Sequence[Any]) -> list[Prediction]:
+        """Return what the model says of each of ITEMS: pictures, rows, series, texts or arrays. Raises UsageError for other models."""
 
     def save_prompt(self, prompt: Prompt, path: Path) -> int:
         """Compute PROMPT once and keep its state in the file PATH; return its tokens. Raises UsageError where the engine cannot."""

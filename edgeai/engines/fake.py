@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeai.artifact import Artifact
 from edgeai.engines.overflow import Tokens, fit_prompt
 from edgeai.engines.streaming import Channel, ChunkStream, StopFilter
 from edgeai.plan import Plan
-from edgeai.types import Chunk, FinishReason, GenerationConfig, Prompt, Timings, Usage
+from edgeai.types import Chunk, FinishReason, GenerationConfig, Prediction, Prompt, Timings, Usage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +63,11 @@ class FakeEngine:
         """Return for each document how many of its words are in QUERY."""
         words = set(query.split())
         return [float(len(words & set(document.split()))) for document in documents]
+
+    def classify(self, items: Sequence[Any]) -> list[Prediction]:
+        """Say of each item whether its text is of even or odd length, and give both the same probability."""
+        found = [len(str(item)) % 2 for item in items]
+        return [Prediction(("even", "odd"), (0.0, 0.0), index, 0.5) for index in found]
 
     def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
         """Answer, honouring max_tokens and stop."""

@@ -43,6 +43,10 @@ def open_engine(path: Path, **options: Any) -> Engine:
 
 def load_onnx(artifact: Artifact, wanted: LoadOptions) -> Engine:
     """Plan the ONNX model ARTIFACT for this machine and load it into this process with the runtime that is made for it."""
+    if artifact.task != "generation":
+        from edgeai.engines.onnx import load_model
+
+        return load_model(artifact, wanted)
     from edgeai.engines.genai import GenaiEngine
     from edgeai.engines.genai.runtime import has_provider
     from edgeai.onnxplan import language_plan
@@ -56,10 +60,10 @@ def load_engine(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> Eng
     Where the memory turns out to be short, what the plan chose by itself is made smaller and loading tried again, with a notice; what
     WANTED fixes is not. How much was really taken is remembered for the next plan of this model.
     """
-    found = open_model(path)
-    if found.format == "onnx":
-        return load_onnx(found, wanted)
-    artifact, device, plan = _prepare(path, wanted, vetted=vetted)
+    artifact = open_model(path)
+    if artifact.format == "onnx":
+        return load_onnx(artifact, wanted)
+    device, plan = _prepare(artifact, wanted, vetted=vetted)
     for _ in range(ATTEMPTS):
         try:
             engine = _load(artifact, plan, wanted, vetted=vetted)
@@ -85,7 +89,7 @@ def _load(artifact: Artifact, plan: Plan, wanted: LoadOptions, *, vetted: bool) 
     if wanted.draft is None:
         return LlamaCppEngine(artifact, plan)
     # One context for all streams: where it is full, requests go on without guesses.
-    context = _draft_context(open_model(wanted.draft), plan.context)
+    context = _draft_context(open_model(wanted.draft, gguf=True), plan.context)
     beside = LoadOptions(
         ctx=context, needed=context, streams=plan.streams, prefix_bytes=0, threads=plan.threads, device=wanted.device
     )
@@ -132,15 +136,19 @@ def beside_bytes(wanted: LoadOptions) -> int:
     adapters = sum(path.stat().st_size for path in wanted.adapters.values() if path.is_file())
     if wanted.draft is None:
         return adapters
-    draft = open_model(wanted.draft)
+    draft = open_model(wanted.draft, gguf=True)
     cells = _draft_context(draft, wanted.ctx or default_context(draft, wanted.needed))
     settings = Settings(cells=cells, batch=min(BATCH, cells))
     return adapters + estimate(shape_of(draft), settings).needed_ram_bytes
 
 
-def open_model(path: Path) -> Artifact:
-    """Return the facts of the model file at PATH. Raises InvalidModel for one that the runtime does not run."""
+def open_model(path: Path, *, gguf: bool = False) -> Artifact:
+    """Return the facts of the model file at PATH. Raises InvalidModel for one that the runtime does not run, or that must be GGUF."""
     artifact = open_artifact(path)
+    if gguf and artifact.format == "onnx":
+        raise InvalidModel(
+            f"{str(path)!r} is an ONNX model, and this is done with GGUF files", hint="name a .gguf file"
+        )
     if artifact.format == "hf":
         raise InvalidModel(
             f"{str(path)!r} is a {artifact.format} folder of full-precision weights, which the runtime does not run",
@@ -151,18 +159,17 @@ def open_model(path: Path) -> Artifact:
 
 def planned(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> tuple[Artifact, Plan]:
     """Check the file at PATH, plan it for this machine and try it in a child unless it is VETTED; it can then be loaded."""
-    artifact, _, plan = _prepare(path, wanted, vetted=vetted)
-    return artifact, plan
+    artifact = open_model(path, gguf=True)
+    return artifact, _prepare(artifact, wanted, vetted=vetted)[1]
 
 
-def _prepare(path: Path, wanted: LoadOptions, *, vetted: bool) -> tuple[Artifact, Device, Plan]:
+def _prepare(artifact: Artifact, wanted: LoadOptions, *, vetted: bool) -> tuple[Device, Plan]:
     from edgeai.device import probe
     from edgeai.vetting import vet
 
-    artifact = open_model(path)
     device = probe(gpus=wanted.device == "cuda")
     correction = read_correction(home() / "cache", artifact, device)
     plan = make_plan(artifact, device, wanted, correction=correction, beside_bytes=beside_bytes(wanted))
     if not vetted:
         vet(artifact.path, home() / "cache", extra_bufts=plan.extra_bufts)
-    return artifact, device, plan
+    return device, plan

@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from edgeai import chat
 from edgeai.artifact import Artifact
@@ -134,6 +134,10 @@ class GenaiEngine:
     def rank(self, query: str, documents: Sequence[str]) -> NoReturn:  # noqa: ARG002
         """Raise UsageError: a language model has no classifier that ranks."""
         raise UsageError(f"{self.artifact.name} is a language model, not a reranker", hint="use a reranker")
+
+    def classify(self, items: Sequence[Any]) -> NoReturn:  # noqa: ARG002
+        """Raise UsageError: a language model has no labels."""
+        raise UsageError(f"{self.artifact.name} is a language model, not a classifier", hint="ask it with choices=[…]")
 
     def save_prompt(self, prompt: Prompt, path: Path) -> NoReturn:  # noqa: ARG002
         """Raise UsageError: onnxruntime-genai cannot give its states away."""

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgeai.artifact import Artifact
 from edgeai.engines.llamacpp.pooled import MAX_TEXTS, RANK, Text
@@ -146,6 +146,10 @@ class EmbeddingEngine:
     def score(self, text: str | Sequence[int]) -> list[float]:  # noqa: ARG002
         """Raise UsageError: there are no probabilities."""
         self._no_text()
+
+    def classify(self, items: Sequence[Any]) -> NoReturn:  # noqa: ARG002
+        """Raise UsageError: there are no labels."""
+        raise UsageError(f"{self.artifact.name} is an embedding model: it has no labels", hint="use embed")
 
     def save_prompt(self, prompt: Prompt, path: Path) -> NoReturn:  # noqa: ARG002
         """Raise UsageError: nothing is continued."""

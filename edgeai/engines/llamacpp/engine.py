@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from edgeai import chat
 from edgeai.artifact import Artifact
@@ -230,6 +230,12 @@ class LlamaCppEngine:
         raise UsageError(
             f"{self.artifact.name} is a language model, not an embedding model",
             hint="edgeai pull minilm, and then edgeai convert minilm, makes one",
+        )
+
+    def classify(self, items: Sequence[Any]) -> NoReturn:  # noqa: ARG002
+        """Raise UsageError: a language model has no labels."""
+        raise UsageError(
+            f"{self.artifact.name} is a language model, not a classifier", hint="ask it in words, with choices=[…]"
         )
 
     def rank(self, query: str, documents: Sequence[str]) -> NoReturn:  # noqa: ARG002

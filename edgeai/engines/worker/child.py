@@ -32,7 +32,19 @@ from edgeai.types import Chunk, GenerationConfig
 __all__ = ["METHODS", "Server"]
 
 METHODS = frozenset(
-    {"tokenize", "detokenize", "prompt_ids", "score", "embed", "rank", "save_prompt", "load_prompt", "stats"}
+    {
+        "tokenize",
+        "detokenize",
+        "prompt_ids",
+        "score",
+        "embed",
+        "rank",
+        "save_prompt",
+        "load_prompt",
+        "stats",
+        "ports",
+        "infer",
+    }
 )
 """The methods of an engine that take values and return one; not every engine has all of them."""
 
@@ -116,7 +128,8 @@ class Server:
 
         native.echo_log(_say)
         engine = load_engine(path, options, vetted=True)
-        _try_out(engine, path.absolute())
+        if engine.artifact.format == "gguf":
+            _try_out(engine, path.absolute())
         self._engine = engine
         self._outbox.put(pack("loaded", 0, {"plan": engine.plan, "backend": engine.backend}))
 

@@ -17,13 +17,14 @@ from edgeai.engines.worker.request import Request
 from edgeai.engines.worker.supervisor import Loaded, Supervisor
 from edgeai.options import LoadOptions
 from edgeai.plan import Plan
-from edgeai.types import GenerationConfig, Prompt
+from edgeai.types import GenerationConfig, Prediction, Prompt
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from edgeai.engines.llamacpp.scheduler import Stats
+    from edgeai.engines.onnx.classifier import Classifier
 
 __all__ = ["WorkerEngine"]
 
@@ -40,6 +41,7 @@ class WorkerEngine:
         self, artifact: Artifact, options: LoadOptions, *, limits: Limits | None = None, module: str = CHILD
     ) -> None:
         self.artifact = artifact
+        self._classifier: Classifier | None = None
         path = artifact.path.absolute()
         self._supervisor = Supervisor(artifact.name, path, _anywhere(options), limits=limits or Limits(), module=module)
         weakref.finalize(self, self._supervisor.shut)
@@ -106,6 +108,16 @@ class WorkerEngine:
         documents = documents if isinstance(documents, str) else list(documents)
         found: list[float] = self._call("rank", query, documents)
         return found
+
+    def classify(self, items: Sequence[Any]) -> list[Prediction]:
+        """Return what the model says of each of ITEMS. They become arrays here; the child computes."""
+        if self._classifier is None:
+            from edgeai.engines.onnx.classifier import check_task, classifier_of
+
+            check_task(self.artifact)
+            self._classifier = classifier_of(self.artifact, self._call("ports"))
+        batch = self.plan.batch
+        return self._classifier.classify(items, lambda feed: self._call("infer", feed), batch)
 
     def save_prompt(self, prompt: Prompt, path: Path) -> int:
         """Compute PROMPT once and keep its state in the file PATH; return its tokens."""

@@ -1,0 +1,95 @@
+"""Microseconds from an item to its prediction, against a bare InferenceSession.run of the same array, in turns.
+
+    python bench/classify.py FILE.onnx [FILE.onnx …] [--rounds 5] [--calls 5000] [--keep]
+
+Ours has all the rest in it: the item is scaled as the file says, checked, and its logits become probabilities. The peer is a session
+as onnxruntime makes it without options; it gets the finished array. Items are drawn at random as the file's schema says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from measure import pairs, save
+
+import edgeai
+from edgeai.model import Model
+
+
+def item_of(model: Model) -> Any:
+    """Return an item for MODEL: noise of its shape, or a text of words."""
+    rng = np.random.default_rng(0)
+    given = (model.artifact.schema or {"inputs": [{"kind": "tensor"}]})["inputs"][0]
+    if given["kind"] == "image":
+        colours = () if given["channels"] == 1 else (3,)
+        return rng.integers(0, 256, (given["height"], given["width"], *colours), dtype=np.uint8)
+    if given["kind"] == "table":
+        drawn = {
+            c["name"]: rng.normal(c.get("mean", 0), c.get("std", 1)) if "values" not in c else c["values"][0]
+            for c in given["columns"]
+        }
+        plain = all(isinstance(value, float) for value in drawn.values())
+        return np.array(list(drawn.values()), dtype=np.float32) if plain else drawn
+    if given["kind"] == "series":
+        return rng.standard_normal((given["channels"], given["length"])).astype(np.float32)
+    if given["kind"] == "text":
+        return "a text of as many words as a sentence has, to be read by the model and told its topic"
+    shape = given.get("shape") or [side if isinstance(side, int) else 1 for side in ports(model)[0].shape[1:]]
+    return rng.standard_normal([side if isinstance(side, int) else 1 for side in shape]).astype(np.float32)
+
+
+def ports(model: Model) -> Any:
+    """Return the inputs of the graph of MODEL."""
+    return model.engine.session.native.get_inputs()  # type: ignore[attr-defined]
+
+
+def finished(model: Model, item: Any) -> Mapping[str, Any]:
+    """Return what the engine gives the graph for ITEM."""
+    reader = model.engine._classifier.reader  # type: ignore[attr-defined]
+    return dict(next(iter(reader.batches([item], 1))).feed)
+
+
+def spread(call: Callable[[], Any], calls: int, percentile: int) -> float:
+    """Return the PERCENTILE of how long CALLS calls took, in microseconds, after a tenth as many that do not count."""
+    for _ in range(calls // 10):
+        call()
+    found = []
+    for _ in range(calls):
+        began = time.perf_counter_ns()
+        call()
+        found.append((time.perf_counter_ns() - began) / 1000)
+    return statistics.quantiles(found, n=100, method="inclusive")[percentile - 1]
+
+
+def main() -> None:
+    """Measure and print; --keep writes the results."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=5000)
+    parser.add_argument("--keep", action="store_true", help="write bench/results/classify.json")
+    arguments = parser.parse_args()
+    found: dict[str, Any] = {}
+    for path in arguments.files:
+        with edgeai.load(path) as model:
+            item = item_of(model)
+            feed = finished(model, item)
+            bare = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers()[-1:])
+            found[f"{path.stem} bytes"] = path.stat().st_size
+            for quantile in (50, 99):
+                ours = partial(spread, partial(model.classify, [item]), arguments.calls, quantile)
+                theirs = partial(spread, partial(bare.run, None, feed), arguments.calls, quantile)
+                found[f"{path.stem} p{quantile} µs"] = pairs(ours, theirs, arguments.rounds)
+    save("classify", found, keep=arguments.keep)
+
+
+if __name__ == "__main__":
+    main()
