@@ -263,28 +263,58 @@ def widen(value: torch.Tensor, axes: Mapping[int, str]) -> torch.Tensor:
 def trace(
     module: torch.nn.Module, examples: Mapping[str, torch.Tensor], axes: Sequence[Mapping[int, str]], opset: int
 ) -> Any:
-    """Return the onnx.ModelProto of MODULE. Raises ConvertError with torch's reason."""
-    import torch
-    from torch.export import Dim
+    """Return the onnx.ModelProto of MODULE. Raises ConvertError with torch's reason.
 
-    dims = {text: Dim(text, min=1) for item in axes for text in item.values()}
-    shapes = [{axis: dims[text] for axis, text in item.items()} for item in axes]
-    signature = inspect.signature(module.forward)
-    variadic = any(item.kind is inspect.Parameter.VAR_POSITIONAL for item in signature.parameters.values())
-    given: dict[str, Any]
-    if variadic:
-        fixed = sum(item.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for item in signature.parameters.values())
-        given = {"args": tuple(examples.values()), "dynamic_shapes": (*shapes[:fixed], tuple(shapes[fixed:]))}
-    else:
-        given = {"args": (), "kwargs": dict(examples), "dynamic_shapes": dict(zip(examples, shapes, strict=True))}
+    Where an axis may only have some sizes, as the length of a text has an end where the table of positions has, torch says so
+    and wants to hear it: it is asked once more with those.
+    """
+    import torch
+
+    ends: dict[str, dict[str, int]] = {text: {"min": 1} for item in axes for text in item.values()}
     failure: Exception | None = None
     with quiet(), torch.no_grad():
-        try:
-            program = torch.export.export(module, strict=False, **given)
-            return torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset).model_proto
-        except Exception as error:  # noqa: BLE001 - whatever the module's own code, torch and onnxscript raise
-            failure = error
+        for _ in range(2):
+            try:
+                program = torch.export.export(module, strict=False, **call(module, examples, axes, ends))
+                return torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset).model_proto
+            except Exception as error:  # noqa: BLE001 - whatever the module's own code, torch and onnxscript raise
+                failure = error
+            found = {name: sizes for name, sizes in suggested(str(failure)).items() if name in ends}
+            if not found:
+                break
+            ends |= found
+    assert failure is not None  # noqa: S101 - the loop has returned otherwise
     raise why_not(type(module).__name__, failure) from failure
+
+
+def call(
+    module: torch.nn.Module,
+    examples: Mapping[str, torch.Tensor],
+    axes: Sequence[Mapping[int, str]],
+    ends: Mapping[str, Mapping[str, int]],
+) -> dict[str, Any]:
+    """Return what torch.export is given: the examples, and the axes of each that vary, with their ENDS."""
+    from torch.export import Dim
+
+    dims = {text: Dim(text, **sizes) for text, sizes in ends.items()}
+    shapes = [{axis: dims[text] for axis, text in item.items()} for item in axes]
+    kinds = [item.kind for item in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        fixed = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return {"args": tuple(examples.values()), "dynamic_shapes": (*shapes[:fixed], tuple(shapes[fixed:]))}
+    return {"args": (), "kwargs": dict(examples), "dynamic_shapes": dict(zip(examples, shapes, strict=True))}
+
+
+SUGGESTED = re.compile(r"^\s*(\w+) = Dim\('\w+'((?:, (?:min|max)=\d+)+)\)", re.MULTILINE)
+
+
+def suggested(message: str) -> dict[str, dict[str, int]]:
+    """Return axis → {"min": …, "max": …} as torch suggests in MESSAGE; one that would have to be a constant is not among them."""
+    found = {}
+    for name, sizes in SUGGESTED.findall(message):
+        pairs = (part.split("=") for part in sizes.removeprefix(", ").split(", "))
+        found[name] = {"min": 1} | {key: int(value) for key, value in pairs}
+    return found
 
 
 REASONS: Mapping[str, str] = {

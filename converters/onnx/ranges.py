@@ -28,7 +28,8 @@ __all__ = ["METHODS", "Method", "calibration_arrays", "chunks", "entropy_range",
 Method = Literal["minmax", "entropy", "percentile"]
 METHODS: Mapping[str, str] = {
     "minmax": "from the least to the largest value: nothing is cut",
-    "entropy": "cut where the distribution loses least information (Migacz, 8-bit inference with TensorRT, GTC 2017)",
+    "entropy": "cut where the distribution loses least information (Migacz, 8-bit inference with TensorRT, GTC 2017); it needs some ten "
+    "thousand numbers of each value, and is the worst of the three with some hundred rows of a table",
     "percentile": "cut the same small share at both ends",
 }
 BINS = 8192
