@@ -5,13 +5,50 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgeai.errors import UsageError
 from edgeai.pipeline import Conversion
 
 __all__ = ["convert_onnx"]
 
 
 def convert_onnx(source: Path, output: Path | None = None, quant: str | None = None, **options: Any) -> Conversion:
-    """Convert the folder SOURCE to ONNX, whatever kind of model it has; OPTIONS are those of `language.convert_language`."""
-    from edgeai.exporting.language import DEFAULT_QUANT, convert_language
+    """Convert the folder SOURCE to ONNX, whatever kind of model it has.
 
-    return convert_language(source, output, quant or DEFAULT_QUANT, **options)
+    OPTIONS are those of `language.convert_language`; one that the kind of model has no use for is a UsageError.
+    """
+    from edgeai.exporting.modules import DEFAULT_QUANT, convert_module, is_module_folder
+
+    if is_module_folder(source):
+        refuse(options, ("types", "max_kl", "text", "origin"), "a classifier or regression")
+        return convert_module(source, output, quant or DEFAULT_QUANT, **options)
+    from converters.checkpoint import open_checkpoint
+    from converters.families import plan_model
+    from converters.onnx.choices import ARCHITECTURES
+
+    checkpoint = open_checkpoint(source)
+    classes = checkpoint.config.get("architectures") or [""]
+    if (
+        classes[0] not in ARCHITECTURES
+        and "CausalLM" not in str(classes[0])
+        and plan_model(checkpoint).pooling is not None
+    ):
+        from edgeai.exporting.embedder import convert_embedder
+
+        refuse(options, ("types", "max_kl"), "an embedding model")
+        return convert_embedder(source, output, quant, **options)
+    from edgeai.exporting.language import convert_language
+
+    return convert_language(source, output, quant, **options)
+
+
+OPTION = {"types": "--type", "max_kl": "--max-kl", "text": "--eval-text"}
+
+
+def refuse(options: dict[str, Any], names: tuple[str, ...], what: str) -> None:
+    """Take what WHAT has no use for out of OPTIONS. Raises UsageError for one that is set."""
+    for name in names:
+        value = options.pop(name, None)
+        if value and name in OPTION:
+            raise UsageError(
+                f"{OPTION[name]} does nothing where the source is {what}", hint=f"leave {OPTION[name]} out"
+            )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edgeai.artifact import Artifact
 from edgeai.engines.onnx.cache import OptimizedModels
 from edgeai.engines.onnx.classifier import TASKS
+from edgeai.engines.onnx.embedder import EmbedderEngine
 from edgeai.engines.onnx.engine import ClassifierEngine
 from edgeai.engines.onnx.schema import Image, Series, Table, Tensor, Text, schema_of
 from edgeai.errors import DoesNotFit, InvalidModel, UsageError
@@ -29,12 +30,12 @@ LANGUAGE_ONLY = ("ctx", "threads_batch", "gpu_layers", "kv_type", "prefix_bytes"
 """Options that mean nothing to a model without a context."""
 
 
-def load_model(artifact: Artifact, wanted: LoadOptions) -> ClassifierEngine:
+def load_model(artifact: Artifact, wanted: LoadOptions) -> ClassifierEngine | EmbedderEngine:
     """Plan the model ARTIFACT for this machine and load it into this process.
 
     Raises UsageError for options that mean nothing to it, DeviceUnavailable, InvalidModel, DoesNotFit.
     """
-    if artifact.task not in TASKS:
+    if artifact.task not in (*TASKS, "embedding"):
         raise InvalidModel(
             f"{artifact.name} is an ONNX model for {artifact.task}, which is not run here", hint="use its GGUF file"
         )
@@ -47,6 +48,8 @@ def load_model(artifact: Artifact, wanted: LoadOptions) -> ClassifierEngine:
     from edgeai.device import cpu_facts
 
     cpu = cpu_facts()
+    if artifact.task == "embedding":
+        return EmbedderEngine(artifact, plan_of(artifact, wanted, cpu), device=wanted.device, cache=_cache(cpu))
     return ClassifierEngine(artifact, plan_of(artifact, wanted, cpu), device=wanted.device, cache=_cache(cpu))
 
 
