@@ -33,6 +33,7 @@ __all__ = [
     "shipped",
     "top_level",
     "unknown",
+    "unknown_choice",
 ]
 
 PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
@@ -273,3 +274,11 @@ def unknown(key: str, known: Iterable[str], where: str = "") -> RecipeError:
     near = f"{where}.{close[0]}" if close and where else "".join(close)
     hint = f"did you mean {near!r}?" if close else f"known here: {', '.join(known)}"
     return RecipeError(f"{name!r} is not a setting of a recipe", hint=hint)
+
+
+def unknown_choice(word: str, known: Iterable[str], message: str) -> RecipeError:
+    """Return the error MESSAGE for a WORD that is none of KNOWN, with what is close."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names[:20])}"
+    return RecipeError(message, hint=hint)
