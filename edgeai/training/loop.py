@@ -159,6 +159,7 @@ class _Run(Steps):
         facts = export.lineage(
             self.recipe,
             self.corpus.tokenizer,
+            self.recipe.tokenizer,
             data={
                 "source": self.recipe.data.source,
                 "sha256": self.corpus.sha256,

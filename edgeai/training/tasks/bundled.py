@@ -118,7 +118,7 @@ def topics() -> Examples:
     return Examples(
         source=TOPICS,
         texts=tuple(words for words, _ in rows),
-        classes=np.array([labels.index(*parts) for _, parts in rows], dtype=np.int64),
+        classes=np.array([labels.index(min(parts)) for _, parts in rows], dtype=np.int64),
         labels=labels,
         notices=(Notice(code="topics_left_out", message=message),) if others else (),
     )

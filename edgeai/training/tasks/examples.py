@@ -58,7 +58,8 @@ class Examples:
     def row_bytes(self, row: int) -> bytes:
         """Return what the model gets to see of ROW; equal rows have equal bytes."""
         if self.images is not None:
-            return self.images[row].tobytes()
+            pixels: bytes = self.images[row].tobytes()
+            return pixels
         if self.texts:
             return " ".join(self.texts[row].split()).casefold().encode()
         parts = [

@@ -77,15 +77,15 @@ def load_module(folder: Path) -> nn.Module:
     return module.float().eval().requires_grad_(False)
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, *, floats_only: bool = True) -> dict[str, torch.Tensor]:
     """Return the tensors of the safetensors file at PATH; raises InvalidModel for a damaged one, and for NaN."""
     try:
         weights: dict[str, torch.Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise _damaged(path, f"cannot be read: {error}") from error
     for name, value in weights.items():
-        if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
-            raise _damaged(path, f"has in {name!r} what is no number")
+        if (floats_only and not value.is_floating_point()) or not bool(torch.isfinite(value).all()):
+            raise _damaged(path, f"has values in {name!r} that no weight can have")
     return weights
 
 
@@ -114,12 +114,10 @@ def _shape(architecture: Any, network: Any) -> Shape:
 
 def _compare(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, torch.Tensor], path: Path) -> None:
     for name in sorted(expected.keys() | weights.keys()):
-        wanted, found = expected.get(name), tuple(weights[name].shape) if name in weights else None
+        wanted = expected.get(name, ())
+        found = tuple(weights[name].shape) if name in weights else ()
         if wanted != found:
-            words = {None: "nothing"}
-            raise _damaged(
-                path, f"has {words.get(found, found)} for {name!r}, and config.json {words.get(wanted, wanted)}"
-            )
+            raise _damaged(path, f"has {found or 'nothing'} for {name!r}, and config.json {wanted or 'nothing'}")
 
 
 def _damaged(path: Path, what: str) -> InvalidModel:

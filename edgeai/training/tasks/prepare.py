@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from edgeai.errors import RecipeError
-from edgeai.training.tasks import bundled, tables, texts
+from edgeai.training.tasks import texts
 from edgeai.training.tasks.examples import Examples, Split, split
 from edgeai.training.tasks.networks import Shape
 from edgeai.training.tasks.numeric_networks import CnnShape, MlpShape, TcnShape
@@ -22,7 +21,6 @@ from edgeai.training.tasks.recipe import (
     ImageData,
     MlpSettings,
     SeriesData,
-    TableData,
     TaskRecipe,
     TcnSettings,
     TextData,
@@ -31,12 +29,10 @@ from edgeai.training.tasks.recipe import (
 from edgeai.training.tasks.text_networks import EmbedderHeadShape, TextEncoderShape
 from edgeai.types import Notice
 
-__all__ = ["Part", "Prepared", "prepare", "read"]
+__all__ = ["Part", "Prepared", "prepare"]
 
 Array = npt.NDArray[Any]
 SCALE = 1 / 255
-TABLE_FILES = (".csv", ".tsv")
-TEXT_FILES = (".csv", ".tsv", ".jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,48 +78,6 @@ class _Inputs:
     tokenizer: Tokenizer | None = None
     encoder: texts.Encoder | None = None
     notices: tuple[Notice, ...] = ()
-
-
-def read(recipe: TaskRecipe) -> Examples:
-    """Return the examples that RECIPE names; raises RecipeError for bad data, and says where it is bad."""
-    data, classes = recipe.data, recipe.is_classification
-    if isinstance(data, ImageData):
-        return _classified(recipe, _images(recipe, data))
-    if isinstance(data, TextData):
-        if data.source == bundled.TOPICS:
-            return _classified(recipe, bundled.topics())
-        table = tables.read_table(data.source, recipe.folder, TEXT_FILES)
-        found = tables.answers(table, data.target, classes=classes)
-        return replace(found, texts=tables.texts(table, data.text))
-    assert isinstance(data, TableData | SeriesData)  # noqa: S101 - `recipe.READS` has no other
-    if data.source.startswith(bundled.PREFIX):
-        if isinstance(data, TableData):
-            return bundled.table(data.source, classes=classes)
-        return _classified(recipe, bundled.series(data.source))
-    table = tables.read_table(data.source, recipe.folder, TABLE_FILES)
-    found = tables.answers(table, data.target, classes=classes)
-    if isinstance(data, TableData):
-        columns = tables.table(table, target=data.target, ignore=data.ignore, categories=data.categories)
-    else:
-        columns = tables.series(table, target=data.target, ignore=data.ignore, channels=data.channels)
-    return replace(found, columns=columns)
-
-
-def _images(recipe: TaskRecipe, data: ImageData) -> Examples:
-    if data.source.startswith(bundled.PREFIX):
-        return bundled.images(data)
-    from edgeai.training.tasks.images import read_folder
-
-    return read_folder(data, recipe.folder)
-
-
-def _classified(recipe: TaskRecipe, examples: Examples) -> Examples:
-    """Return EXAMPLES of a source that has classes alone; raises RecipeError where numbers are wanted."""
-    if not recipe.is_classification:
-        raise RecipeError(
-            f"data.source {recipe.data.source!r} has classes as answers", hint='task.kind must be "classification"'
-        )
-    return examples
 
 
 def prepare(recipe: TaskRecipe, examples: Examples) -> Prepared:
