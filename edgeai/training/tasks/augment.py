@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from edgeai.training.tasks.prepare import Part
+import numpy as np
+import numpy.typing as npt
+
 from edgeai.training.tasks.recipe import ImageData
 
 __all__ = ["augment"]
 
+Pictures = npt.NDArray[np.float32]
 
-def augment(batch: Part, settings: ImageData, *, seed: int, number: int) -> Part:
-    """Return BATCH, each picture moved and mirrored as SETTINGS allow; a function of SEED and the step's NUMBER alone.
 
-    What moves in from outside repeats the edge.
+def augment(pictures: Pictures, data: ImageData, schema: dict[str, Any], *, seed: int, number: int) -> Pictures:
+    """Return PICTURES (rows, channels, height, width), each moved and mirrored as DATA allows.
+
+    It is a function of SEED and the step's NUMBER alone. What moves in is black (where `invert` is set: white) by the
+    mean and spread of SCHEMA: a digit fills its picture, and repeating its edge would draw strokes that nobody wrote.
     """
-    (pictures,) = batch.inputs  # (rows, channels, height, width)
     rng = np.random.Generator(np.random.PCG64([seed, 3, number]))
-    count, _, height, width = pictures.shape
-    if settings.shift:
-        reach = settings.shift
-        down, right = rng.integers(-reach, reach + 1, size=(2, count, 1))
-        rows = np.clip(np.arange(height) + down, 0, height - 1)
-        columns = np.clip(np.arange(width) + right, 0, width - 1)
-        pictures = np.take_along_axis(pictures, rows[:, None, :, None], axis=2)
-        pictures = np.take_along_axis(pictures, columns[:, None, None, :], axis=3)
-    if settings.flip:
+    count, channels, height, width = pictures.shape
+    if data.shift:
+        reach = data.shift
+        outside = (-np.array(schema["mean"]) / np.array(schema["std"])).astype(np.float32)
+        wide = np.empty((count, channels, height + 2 * reach, width + 2 * reach), dtype=np.float32)
+        wide[:] = outside[:, None, None]
+        wide[:, :, reach:-reach, reach:-reach] = pictures
+        down, right = rng.integers(0, 2 * reach + 1, size=(2, count, 1))
+        wide = np.take_along_axis(wide, (np.arange(height) + down)[:, None, :, None], axis=2)
+        pictures = np.take_along_axis(wide, (np.arange(width) + right)[:, None, None, :], axis=3)
+    if data.flip:
         mirrored = rng.integers(2, size=(count, 1, 1, 1)) == 1
         pictures = np.where(mirrored, pictures[..., ::-1], pictures)
-    return Part((pictures,), batch.answers)
+    return pictures

@@ -138,7 +138,9 @@ class _Run(Steps):
         chosen = data.draw(number, settings.batch_size, len(part), self._order)
         batch = part.rows(chosen)
         if isinstance(self.recipe.data, ImageData):
-            batch = augment(batch, self.recipe.data, seed=self.recipe.seed, number=number)
+            schema, seed = self.ready.schema["inputs"][0], self.recipe.seed
+            pictures = augment(batch.inputs[0], self.recipe.data, schema, seed=seed, number=number)
+            batch = Part((pictures,), batch.answers)
         micro = settings.micro_batch_size or settings.batch_size
         total = 0.0
         for first in range(0, len(batch), micro):
