@@ -280,5 +280,5 @@ def unknown_choice(word: str, known: Iterable[str], message: str) -> RecipeError
     """Return the error MESSAGE for a WORD that is none of KNOWN, with what is close."""
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names[:20])}"
-    return RecipeError(message, hint=hint)
+    near = f"did you mean {close[0]!r}? " if close else ""
+    return RecipeError(message, hint=f"{near}known here: {', '.join(names[:20])}")

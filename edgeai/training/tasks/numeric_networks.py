@@ -44,7 +44,7 @@ class Cnn(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
         left = before * (shape.height >> shape.stages) * (shape.width >> shape.stages)
         self.head = nn.Linear(left, shape.outputs)
-        _he_init(self)
+        _he_init(self, self.head)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return (batch, outputs) for IMAGE (batch, channels, height, width)."""
@@ -73,8 +73,9 @@ class Mlp(nn.Module):
         for _ in range(shape.layers):
             layers += [nn.Linear(before, shape.hidden_size), nn.ReLU(), nn.Dropout(shape.dropout)]
             before = shape.hidden_size
-        self.layers = nn.Sequential(*layers, nn.Linear(before, shape.outputs))
-        _he_init(self)
+        head = nn.Linear(before, shape.outputs)
+        self.layers = nn.Sequential(*layers, head)
+        _he_init(self, head)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return (batch, outputs) for FEATURES (batch, inputs)."""
@@ -129,17 +130,21 @@ class Tcn(nn.Module):
             )
         )
         self.head = nn.Linear(shape.width, shape.outputs)
-        _he_init(self)
+        _he_init(self, self.head)
 
     def forward(self, series: torch.Tensor) -> torch.Tensor:
         """Return (batch, outputs) for SERIES (batch, channels, length)."""
         return self.head(self.blocks(series)[:, :, -1])
 
 
-def _he_init(module: nn.Module) -> None:
-    """Draw weights that keep the size of what goes through a ReLU (He et al. 2015); there is no normalisation here."""
+def _he_init(module: nn.Module, head: nn.Linear) -> None:
+    """Draw weights that keep the size of what goes through a ReLU (He et al. 2015); there is no normalisation here.
+
+    HEAD, the last layer, begins close to saying nothing: large first answers would have to be unlearned.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+    nn.init.normal_(head.weight, std=0.01)

@@ -17,9 +17,14 @@ TEXT_FILES = (".csv", ".tsv", ".jsonl")
 
 def read(recipe: TaskRecipe) -> Examples:
     """Return the examples that RECIPE names; raises RecipeError for bad data, and says where it is bad."""
+    examples = _read(recipe)
+    if recipe.data.source == bundled.TOPICS or recipe.data.source.startswith(bundled.PREFIX):
+        _check_unused(recipe.data)
+    return examples
+
+
+def _read(recipe: TaskRecipe) -> Examples:
     data, classes = recipe.data, recipe.is_classification
-    if data.source == bundled.TOPICS or data.source.startswith(bundled.PREFIX):
-        _check_unused(data)
     if isinstance(data, ImageData):
         return _classified(recipe, _images(recipe, data))
     if isinstance(data, TextData):
