@@ -95,12 +95,22 @@ def pixels(file: Path, settings: ImageData) -> npt.NDArray[np.uint8]:
                     raise RecipeError(
                         f"{str(file)!r} has more than 8 bits a colour ({image.mode})", hint="save it with 8 bits"
                     )
-                upright = ImageOps.exif_transpose(image).convert("L" if settings.channels == 1 else "RGB")
+                flat = _on_white(ImageOps.exif_transpose(image)).convert("L" if settings.channels == 1 else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RecipeError(
             f"{str(file)!r} is a picture that cannot be read: {error}",
             hint="save it again, or take it out of the folder",
         ) from error
-    small = upright.resize((settings.width, settings.height), RESAMPLING[settings.resize])
-    values = np.asarray(small, dtype=np.uint8)
+    size = (settings.width, settings.height)
+    if flat.size != size:
+        flat = flat.resize(size, RESAMPLING[settings.resize])
+    values = np.asarray(flat, dtype=np.uint8)
     return values[None] if settings.channels == 1 else values.transpose(2, 0, 1)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return IMAGE with white behind what can be seen through: what colour a hidden pixel has is an accident."""
+    if not image.has_transparency_data:
+        return image
+    layered = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)

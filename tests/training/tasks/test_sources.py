@@ -193,6 +193,14 @@ def test_pictures_of_folders_are_what_pillow_makes_of_them(load: Load, pictures:
     assert np.allclose(back, np.round(back), atol=1e-3)
 
 
+def test_picture_that_is_seen_through_lies_on_white(load: Load, pictures: Path) -> None:
+    recipe = load("cnn", f"data.source={pictures}", "data.channels=1")
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(pictures / "dark" / "0.png")
+    examples = sources.read(recipe)
+    assert examples.images is not None
+    assert any((image == 255).all() for image in examples.images)
+
+
 def test_inverted_picture_is_one_less_what_it_was(load: Load, pictures: Path) -> None:
     grey = [f"data.source={pictures}", "data.channels=1"]
     plain, inverted = (
