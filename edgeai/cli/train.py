@@ -1,4 +1,4 @@
-"""`edgeai train`: a recipe → a model in the Hugging Face layout."""
+"""`edgeai train`: a recipe → a language model in the Hugging Face layout, or the folder of a classifier."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import click
 
@@ -16,6 +16,7 @@ from edgeai.cli.output import Output, is_terminal, output_options
 if TYPE_CHECKING:
     from edgeai.training.loop import Trained
     from edgeai.training.monitor import Event
+    from edgeai.training.tasks.loop import TrainedTask
 
 __all__ = ["train_command"]
 
@@ -43,18 +44,25 @@ def train_command(
     device: str,
     out: Output,
 ) -> None:
-    """Train the model that RECIPE describes, and export it. RECIPE is a .toml file, or "tiny", which comes with edgeai.
+    """Train the model that RECIPE describes, and export it. RECIPE is a .toml file, or a name of one that comes with edgeai.
+
+    \b
+    tiny       a language model              digits       pictures of digits (CNN)
+    tumors     a table, two classes (MLP)    sequence     digits as a series (TCN)
+    diabetes   a table → a number (MLP)      topics       texts, from nothing
+                                             topics-head  texts, on minilm
 
     \b
     edgeai train tiny -o out/tiny
     edgeai train tiny -o out/tiny --resume
+    edgeai train digits --set model.width=16
     edgeai train my-recipe.toml --set training.steps=100 --set model.layers=1
     """
     from edgeai import training
     from edgeai.training import recipe as recipes
 
     training.require_torch()
-    settings = recipes.load(recipes.find(recipe), overrides)
+    settings = training.load(recipes.find(recipe), overrides)
     folder = output or Path("out") / settings.name
     again = ["edgeai", "train", recipe, "-o", str(folder), "--resume"]
     again += ["--steps", str(steps)] if steps is not None else []
@@ -65,8 +73,30 @@ def train_command(
         )
     if out.as_json:
         out.json(trained.to_dict())
+    elif isinstance(settings, recipes.Recipe):
+        _summary(cast("Trained", trained), out)
     else:
-        _summary(trained, out)
+        _task_summary(cast("TrainedTask", trained), out)
+
+
+def _task_summary(trained: TrainedTask, out: Output) -> None:
+    """Say how good the model is on what it has never seen, where it is, and what to do with it."""
+    test = trained.test
+    if "accuracy" in test:
+        low, high = test["interval"]
+        out.note(
+            f"test accuracy {test['accuracy']:.1%} (95 % between {low:.1%} and {high:.1%}, {test['rows']} rows) · "
+            f"macro-F1 {test['macro_f1']:.3f} · always the commonest class {test['baseline']:.1%} · {_duration(trained.seconds)}"
+        )
+    else:
+        out.note(
+            f"test RMSE {test['rmse']:.4g} · R² {test['r2']:.3f} ({test['rows']} rows) · "
+            f"always the mean {test['baseline']:.4g} · {_duration(trained.seconds)}"
+        )
+    _say_stopped(trained, out)
+    folder = str(trained.path)
+    out.note(f"next: edgeai convert {shlex.quote(folder)} --to onnx -o {shlex.quote(folder.rstrip('/') + '.onnx')}")
+    out.answer(folder)
 
 
 def _summary(trained: Trained, out: Output) -> None:
@@ -78,13 +108,17 @@ def _summary(trained: Trained, out: Output) -> None:
         f"eval loss {trained.eval_loss:.3f} nats per token · perplexity {trained.perplexity:.1f} · "
         f"{verdict} a bigram model ({trained.bigram_loss:.3f}) · {_duration(trained.seconds)}"
     )
+    _say_stopped(trained, out)
+    out.note(f"next: edgeai convert {shlex.quote(folder)} --quant q8_0 -o {shlex.quote(folder.rstrip('/') + '.gguf')}")
+    out.answer(folder)
+
+
+def _say_stopped(trained: Trained | TrainedTask, out: Output) -> None:
     if trained.steps < trained.horizon:
         out.note(
             f"stopped at step {trained.steps} of the recipe's {trained.horizon}, before the learning rate came down: "
             "--resume goes on; for a whole shorter run --set training.steps (and warmup_steps below it)"
         )
-    out.note(f"next: edgeai convert {shlex.quote(folder)} --quant q8_0 -o {shlex.quote(folder.rstrip('/') + '.gguf')}")
-    out.answer(folder)
 
 
 class LiveLine:
@@ -94,6 +128,7 @@ class LiveLine:
         self._out = out
         self._live = is_terminal(sys.stderr)
         self._eval: float | None = None
+        self._score: tuple[str, float] | None = None
         self._drawn_at = float("-inf")
         self._open = False
 
@@ -105,7 +140,7 @@ class LiveLine:
             click.echo(event.text, err=True)
             return
         if event.eval_loss is not None:
-            self._eval = event.eval_loss
+            self._eval, self._score = event.eval_loss, event.score
         if self._live:
             self._draw(event)
         elif event.step == event.steps or event.step % max(1, -(-event.steps // 10)) == 0:
@@ -125,10 +160,12 @@ class LiveLine:
             f"step {event.step}/{event.steps}",
             f"loss {event.loss:.3f}",
             f"lr {event.lr:.1e}".replace("e-0", "e-"),
-            f"{event.tok_s / 1000:.1f}k tok/s" if event.tok_s >= 1000 else f"{event.tok_s:.0f} tok/s",
+            _speed(event.tok_s, "tok") if event.row_s is None else _speed(event.row_s, "rows"),
         ]
         if self._eval is not None:
             parts.append(f"eval {self._eval:.3f}")
+        if self._score is not None:
+            parts.append(f"{self._score[0]} {self._score[1]:.3f}")
         if event.step < event.steps:
             parts.append(f"ETA {_duration(event.eta_s)}")
         return " · ".join(parts)
@@ -140,6 +177,11 @@ class LiveLine:
         if self._open:  # whatever comes next, an error too, starts on a line of its own
             click.echo(err=True)
             self._open = False
+
+
+def _speed(each_s: float, what: str) -> str:
+    """Return EACH_S of WHAT in a second as 41.0k tok/s."""
+    return f"{each_s / 1000:.1f}k {what}/s" if each_s >= 1000 else f"{each_s:.0f} {what}/s"
 
 
 def _duration(seconds: float) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeai.errors import UsageError
 
@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from edgeai.training.loop import Trained
     from edgeai.training.monitor import Event
     from edgeai.training.recipe import Recipe
+    from edgeai.training.tasks.loop import TrainedTask
+    from edgeai.training.tasks.recipe import TaskRecipe
 
-__all__ = ["require_torch", "train"]
+__all__ = ["load", "require_torch", "train"]
 
-NEEDED = ("torch", "transformers")
+NEEDED = {"torch": "torch", "transformers": "transformers", "sklearn": "scikit-learn", "PIL": "pillow"}
+"""The libraries of the `train` extra: how they are imported → how they are installed."""
 
 
 def require_torch() -> None:
     """Raise UsageError unless the libraries of the `train` extra are installed."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise UsageError(
             f"training needs {' and '.join(missing)}, not installed here", hint="pip install 'edgeai[train]'"
@@ -47,8 +50,23 @@ def _waiting_threads_sleep() -> Iterator[None]:
             os.environ.pop("OMP_WAIT_POLICY", None)
 
 
+def load(path: Path, overrides: Iterable[str] = ()) -> Recipe | TaskRecipe:
+    """Read the recipe at PATH with OVERRIDES; one with a table [task] is of a classifier or a regression.
+
+    Raises RecipeError naming the setting, its value and what it may be.
+    """
+    from edgeai.training import recipe, settings
+
+    values = settings.read(path)
+    if "task" not in values:
+        return recipe.from_values(values, path, overrides)
+    from edgeai.training.tasks import recipe as tasks
+
+    return tasks.from_values(values, path, overrides)
+
+
 def train(
-    recipe: Recipe,
+    recipe: Recipe | TaskRecipe,
     folder: Path,
     *,
     steps: int | None = None,
@@ -56,23 +74,29 @@ def train(
     device: str = "auto",
     observe: Callable[[Event], None] | None = None,
     resume_command: str | None = None,
-) -> Trained:
-    """Train RECIPE and write the model into FOLDER, an HF folder with its working state in FOLDER/run.
+) -> Trained | TrainedTask:
+    """Train RECIPE and write the model into FOLDER, with its working state in FOLDER/run.
+
+    A language model becomes an HF folder; what a classifier becomes is in `edgeai.training.tasks.export`.
 
     STEPS says where to stop (default: the recipe's steps); the learning-rate schedule stays the recipe's. RESUME goes
     on from the last checkpoint, and gives bit for bit the weights of a run that was never interrupted. OBSERVE is
     told of each step. Raises UsageError, OutputError, DeviceUnavailable, DoesNotFit, Diverged or Interrupted.
     """
     require_torch()
-    with _waiting_threads_sleep():
-        from edgeai.training import loop
+    options: dict[str, Any] = {
+        "steps": steps,
+        "resume": resume,
+        "device": device,
+        "observe": observe or (lambda _: None),
+        "resume_command": resume_command,
+    }
+    from edgeai.training.recipe import Recipe
 
-    return loop.train(
-        recipe,
-        folder,
-        steps=steps,
-        resume=resume,
-        device=device,
-        observe=observe or (lambda _: None),
-        resume_command=resume_command,
-    )
+    if isinstance(recipe, Recipe):
+        with _waiting_threads_sleep():
+            from edgeai.training import loop
+        return loop.train(recipe, folder, **options)
+    with _waiting_threads_sleep():
+        from edgeai.training.tasks import loop as tasks
+    return tasks.train(recipe, folder, **options)

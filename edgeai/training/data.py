@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from edgeai.training import tokenizer as bpe
 from edgeai.training.recipe import DataSettings
 from edgeai.training.workspace import write_whole
 
-__all__ = ["Document", "Windows", "encode", "read", "sha256", "split"]
+__all__ = ["Document", "Windows", "draw", "encode", "read", "sha256", "split"]
 
 Tokens = npt.NDArray[np.integer]
 
@@ -151,6 +151,19 @@ def encode(tokenizer: Tokenizer, documents: Iterable[Document], path: Path) -> T
     return np.memmap(path, dtype=dtype, mode="r")
 
 
+def draw(
+    step: int, batch_size: int, per_epoch: int, order: Callable[[int], npt.NDArray[np.int64]]
+) -> npt.NDArray[np.int64]:
+    """Return the examples of STEP: the next BATCH_SIZE of passes in a row, each with the ORDER of its number."""
+    first = step * batch_size
+    return np.concatenate(
+        [
+            order(epoch)[max(first - epoch * per_epoch, 0) : first + batch_size - epoch * per_epoch]
+            for epoch in range(first // per_epoch, (first + batch_size - 1) // per_epoch + 1)
+        ]
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Windows:
     """Training windows of CONTEXT + 1 tokens in an order that depends on the seed alone."""
@@ -174,15 +187,7 @@ class Windows:
 
     def sample(self, step: int) -> npt.NDArray[np.int64]:
         """Return the (batch, context + 1) ids of STEP: a slice of each pass's seeded permutation."""
-        first = step * self.batch_size
-        starts = np.concatenate(
-            [
-                self._starts(epoch)[
-                    max(first - epoch * self.per_epoch, 0) : first + self.batch_size - epoch * self.per_epoch
-                ]
-                for epoch in range(first // self.per_epoch, (first + self.batch_size - 1) // self.per_epoch + 1)
-            ]
-        )
+        starts = draw(step, self.batch_size, self.per_epoch, self._starts)
         return np.stack([self.tokens[start : start + self.context + 1] for start in starts]).astype(np.int64)
 
     def _starts(self, epoch: int) -> npt.NDArray[np.int64]:

@@ -18,8 +18,9 @@ from tokenizers import Tokenizer
 from edgeai import __version__
 from edgeai.training import tokenizer as bpe
 from edgeai.training.recipe import Recipe
+from edgeai.training.settings import BaseRecipe, TokenizerSettings
 
-__all__ = ["LINEAGE_VERSION", "file_sha256", "lineage", "round_weights", "write_folder"]
+__all__ = ["LINEAGE_VERSION", "file_sha256", "lineage", "round_weights", "save_tensors", "write_folder", "write_json"]
 
 LINEAGE_VERSION = 1
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -41,17 +42,17 @@ def write_folder(folder: Path, model: Any, tokenizer: Tokenizer, recipe: Recipe,
     if recipe.model.tie_embeddings:
         del tensors["lm_head.weight"]  # it is the embedding, and tie_word_embeddings in config.json says so
     weights = folder / "model.safetensors"
-    _save_weights(tensors, weights)
+    save_tensors(tensors, weights)
     (folder / "tokenizer.json").write_text(bpe.dump(tokenizer), encoding="utf-8")
-    _write_json(folder / "tokenizer_config.json", bpe.config(context=recipe.model.context))
+    write_json(folder / "tokenizer_config.json", bpe.config(context=recipe.model.context))
     ids = {name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    _write_json(folder / "generation_config.json", GENERATION | ids)
-    _write_json(folder / "edgeai.json", facts)
-    _write_json(folder / "config.json", _config(model, recipe))
+    write_json(folder / "generation_config.json", GENERATION | ids)
+    write_json(folder / "edgeai.json", facts)
+    write_json(folder / "config.json", _config(model, recipe))
     weights.chmod((folder / "config.json").stat().st_mode)  # safetensors makes its files readable by the owner alone
 
 
-def _save_weights(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write TENSORS to PATH; what the disk refuses is an OSError, as for every other file.
 
     The library has an error of its own, with the system's number in its text: `I/O error: … (os error 28)`.
@@ -102,19 +103,31 @@ def _config(model: Any, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def lineage(recipe: Recipe, tokenizer: Tokenizer, **facts: Any) -> dict[str, Any]:
-    """Return the contents of edgeai.json. It holds no time and no path, so equal runs give equal files."""
+def lineage(
+    recipe: BaseRecipe, tokenizer: Tokenizer | None, settings: TokenizerSettings | None, **facts: Any
+) -> dict[str, Any]:
+    """Return the contents of edgeai.json. It holds no time and no path, so equal runs give equal files.
+
+    SETTINGS are those that the TOKENIZER was trained with; both are None where none was.
+    """
+    trained = (
+        {
+            "tokenizer": {
+                "pre": settings.pre,
+                "sha256": bpe.sha256(tokenizer),
+                "vocab_size": tokenizer.get_vocab_size(),
+            }
+        }
+        if tokenizer and settings
+        else {}
+    )
     return {
         "format": LINEAGE_VERSION,
         "edgeai": __version__,
         "kind": "train",
         "recipe": recipe.to_dict(),
         "recipe_sha256": recipe.sha256,
-        "tokenizer": {
-            "pre": recipe.tokenizer.pre,
-            "sha256": bpe.sha256(tokenizer),
-            "vocab_size": tokenizer.get_vocab_size(),
-        },
+        **trained,
         "seed": recipe.seed,
         "torch": torch.__version__,
         **facts,
@@ -127,5 +140,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write VALUES to PATH."""
     path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

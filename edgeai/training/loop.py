@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,24 +13,18 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from edgeai.errors import EdgeAIError, Interrupted, UsageError
-from edgeai.training import accelerator, checkpoint, data, export, footprint, model, step, workspace
+from edgeai.errors import UsageError
+from edgeai.training import accelerator, data, export, footprint, model, step, workspace
 from edgeai.training import tokenizer as bpe
 from edgeai.training.accelerator import Accelerator
 from edgeai.training.baseline import bigram_loss
-from edgeai.training.monitor import Event, Meter, Metrics
+from edgeai.training.monitor import Event
 from edgeai.training.recipe import Recipe
+from edgeai.training.steps import Diverged, Steps, interruptible, torch_settings
 from edgeai.training.workspace import Workspace
 from edgeai.types import Notice
 
 __all__ = ["Diverged", "Trained", "train"]
-
-SMOOTHING = 0.95
-"""Weight of the past in the reported training loss: about the mean of the last twenty steps."""
-
-
-class Diverged(EdgeAIError):
-    """The loss or its gradient is no longer a finite number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +85,15 @@ def train(
         raise UsageError(f"steps {stop!r} is not possible", hint="train at least 1 step")
     chosen = accelerator.choose(device)
     documents = data.read(recipe.data, recipe.folder)
-    with workspace.open_workspace(folder, resume=resume) as space, _torch_settings(chosen):
+    with workspace.open_workspace(folder, resume=resume) as space, torch_settings(chosen):
+        _quiet_transformers()
         footprint.check_memory(recipe, chosen)
         workspace.check_space(folder, footprint.disk_bytes(recipe))
         run = _Run(recipe, space, chosen, _prepare(recipe, documents, space), stop)
         if resume:
             run.restore()
         observe(Event(text=run.describe(), notices=chosen.notices))
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             run.train(observe, interrupted, resume_command)
         return replace(run.finish(), seconds=time.monotonic() - began)
 
@@ -121,24 +112,21 @@ def _prepare(recipe: Recipe, documents: list[data.Document], space: Workspace) -
     )
 
 
-class _Run:
-    """The state of a run between its first and its last step."""
+class _Run(Steps):
+    """The steps of a language model, and its export."""
 
     def __init__(self, recipe: Recipe, space: Workspace, chosen: Accelerator, corpus: Corpus, stop: int) -> None:
-        settings = recipe.training
-        self.recipe, self.space, self.chosen, self.corpus, self.stop = recipe, space, chosen, corpus, stop
-        self.windows = data.Windows(corpus.train, recipe.model.context, settings.batch_size, recipe.seed)
-        self.model = model.build(recipe, corpus.tokenizer).to(chosen.device).train()
-        self.adamw = step.optimizer(self.model, settings)
-        self.params = model.parameter_count(self.model)
-        self.meter = Meter()
-        self.done = 0
-        self.train_loss: float | None = None
-        self.identity = {
+        identity = {
             "recipe_sha256": recipe.sha256,
             "text_sha256": corpus.sha256,
             "tokenizer_sha256": bpe.sha256(corpus.tokenizer),
         }
+        settings = recipe.training
+        self.recipe, self.chosen, self.corpus = recipe, chosen, corpus
+        self.windows = data.Windows(corpus.train, recipe.model.context, settings.batch_size, recipe.seed)
+        self.model = model.build(recipe, corpus.tokenizer).to(chosen.device).train()
+        self.params = model.parameter_count(self.model)
+        super().__init__(settings, space, self.model, identity, stop)
 
     def describe(self) -> str:
         """Return one line on what is trained, on what and where."""
@@ -148,69 +136,19 @@ class _Run:
             f"{len(self.corpus.train)} tokens, {len(self.corpus.val)} held out · {self.chosen}{start}"
         )
 
-    def restore(self) -> None:
-        """Go on from the last checkpoint."""
-        self.done, facts = checkpoint.load(self.space.checkpoints[-1], self.model, self.adamw, self.identity)
-        self.train_loss = facts["train_loss"]
-        published = (self.space.folder / "config.json").exists()
-        if self.done > self.stop or (self.done == self.stop and published):
-            raise UsageError(
-                f"the run in {str(self.space.folder)!r} is at step {self.done} already, "
-                f"and {self.stop!r} steps were asked for",
-                hint=f"ask for more: --resume --steps {self.done * 2}",
-            )
+    def gradient(self, number: int) -> tuple[float, int]:
+        """Put the gradient of the windows of step NUMBER into the parameters; return their loss and tokens."""
+        batch = torch.from_numpy(self.windows.sample(number)).to(self.chosen.device)
+        micro = self.settings.micro_batch_size or self.settings.batch_size
+        return step.accumulate(self.model, batch, micro, bf16=self.chosen.bf16), batch[:, 1:].numel()
 
-    def train(
-        self, observe: Callable[[Event], None], interrupted: Callable[[], bool], resume_command: str | None
-    ) -> None:
-        """Take the steps that are left, looking and saving as often as the recipe says."""
-        settings = self.recipe.training
-        metrics = Metrics(self.space.run / "metrics.jsonl", after_step=self.done)
-        try:
-            while self.done < self.stop:
-                event = self._step()
-                last = self.done == self.stop
-                if last or self.done % settings.eval_every == 0:
-                    event = replace(event, eval_loss=self.evaluate())
-                if last or self.done % settings.log_every == 0 or event.eval_loss is not None:
-                    metrics.write(event)
-                observe(replace(event, eta_s=self.meter.eta_s(self.stop - self.done)))
-                if last or interrupted() or self.done % settings.checkpoint_every == 0:
-                    self.save()
-                if interrupted() and not last:
-                    raise Interrupted(
-                        f"interrupted after step {self.done} of {self.stop}; nothing is lost",
-                        hint=resume_command and f"go on with: {resume_command}",
-                    )
-        finally:
-            metrics.close()
-
-    def _step(self) -> Event:
-        settings = self.recipe.training
-        rate = step.learning_rate(self.done, settings)
-        self.meter.start()
-        batch = torch.from_numpy(self.windows.sample(self.done)).to(self.chosen.device)
-        micro = settings.micro_batch_size or settings.batch_size
-        loss = step.accumulate(self.model, batch, micro, bf16=self.chosen.bf16)
-        norm = step.update(self.model, self.adamw, rate, settings.grad_clip)
-        self.meter.stop(batch[:, 1:].numel())
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"the loss is {loss!r} and its gradient {norm!r} at step {self.done + 1}; nothing was exported",
-                hint=f"lower the learning rate: --set training.lr={settings.lr / 3:.1g}",
-            )
-        self.done += 1
-        self.train_loss = loss if self.train_loss is None else SMOOTHING * self.train_loss + (1 - SMOOTHING) * loss
-        return Event(step=self.done, steps=self.stop, loss=loss, lr=rate, grad_norm=norm, tok_s=self.meter.tok_s)
+    def look(self, event: Event) -> Event:
+        """Return EVENT with the loss on the held-out documents."""
+        return replace(event, eval_loss=self.evaluate())
 
     def evaluate(self) -> float:
         """Return the loss on the held-out documents, in nats per token."""
         return step.evaluate(self.model, self.corpus.val, self.recipe.model.context, bf16=self.chosen.bf16)
-
-    def save(self) -> None:
-        """Write a checkpoint."""
-        facts = self.identity | {"train_loss": self.train_loss}
-        checkpoint.save(self.space, self.done, self.model, self.adamw, facts)
 
     def finish(self) -> Trained:
         """Round the weights to their stored type, evaluate exactly those, and export them."""
@@ -221,6 +159,7 @@ class _Run:
         facts = export.lineage(
             self.recipe,
             self.corpus.tokenizer,
+            self.recipe.tokenizer,
             data={
                 "source": self.recipe.data.source,
                 "sha256": self.corpus.sha256,
@@ -258,40 +197,6 @@ class _Run:
         )
 
 
-@contextlib.contextmanager
-def _torch_settings(chosen: Accelerator) -> Iterator[None]:
-    """Make torch quiet, deterministic and as wide as the machine for the time of a run."""
+def _quiet_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    rng = torch.get_rng_state()
-    # cuBLAS is deterministic only with a workspace of fixed size, which it reads when the first product is made.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_num_threads(threads)
-        torch.set_rng_state(rng)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag that is read between two steps; the second one interrupts at once."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
-        yield flag.is_set
-        return
-
-    def note(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGINT, previous)
-        flag.set()
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield flag.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -18,7 +18,11 @@ __all__ = ["Event", "Meter", "Metrics"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something to tell: a line of text and the notices before the first step, or the state after a step."""
+    """Something to tell: a line of text and the notices before the first step, or the state after a step.
+
+    What is counted are tokens, or rows where there is a `row_s`; `score` is the name and the value of what is
+    measured on the held-out part beside its loss.
+    """
 
     text: str | None = None
     notices: tuple[Notice, ...] = ()
@@ -28,7 +32,9 @@ class Event:
     lr: float = 0.0
     grad_norm: float = 0.0
     tok_s: float = 0.0
+    row_s: float | None = None
     eval_loss: float | None = None
+    score: tuple[str, float] | None = None
     eta_s: float = 0.0
 
 
@@ -76,8 +82,10 @@ class Metrics:
     def write(self, event: Event) -> None:
         """Append EVENT."""
         values: dict[str, Any] = asdict(event)
-        for key in ("text", "notices", "steps", "eta_s"):
+        for key in ("text", "notices", "steps", "eta_s", "score", "row_s" if event.row_s is None else "tok_s"):
             del values[key]
+        if event.score is not None:
+            values[event.score[0]] = event.score[1]
         with disk_errors(self._path):
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()

@@ -1,23 +1,22 @@
-"""A training recipe: TOML → frozen values, each with its type and range checked before anything else happens."""
+"""The recipe of a language model: where the text is from, the tokenizer, a Llama's shape, and how it is trained."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-import math
-import os
-import re
-import tomllib
-import types
-import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeai.catalogue import builtin
-from edgeai.errors import RecipeError
+from edgeai.training import settings
+from edgeai.training.settings import (
+    BaseRecipe,
+    TokenizerSettings,
+    TrainingSettings,
+    choice,
+    find,
+    number,
+    shipped,
+)
 
 __all__ = [
     "DataSettings",
@@ -27,25 +26,12 @@ __all__ = [
     "TokenizerSettings",
     "TrainingSettings",
     "find",
+    "from_values",
     "load",
     "shipped",
 ]
 
-PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
-SCHEDULES = ("cosine", "wsd")
 DTYPES = ("fp16", "fp32")
-SPECIAL_TOKENS = 3
-BYTE_ALPHABET = 256
-
-
-def _number(low: float, high: float, default: Any = MISSING, *, multiple_of: int = 1) -> Any:
-    """Declare a number between LOW and HIGH, both allowed."""
-    return field(default=default, metadata={"low": low, "high": high, "multiple_of": multiple_of})
-
-
-def _choice(options: tuple[str, ...], default: Any = MISSING) -> Any:
-    """Declare a text that is one of OPTIONS."""
-    return field(default=default, metadata={"options": options})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,30 +43,22 @@ class DataSettings:
     """
 
     source: str = "pydoc_data.topics"
-    val_fraction: float = _number(0.01, 0.5, 0.1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerSettings:
-    """The byte-level BPE: its split, by llama.cpp's name, and its number of tokens."""
-
-    pre: str = _choice(PRE_TOKENIZERS, "gpt-2")
-    vocab_size: int = _number(BYTE_ALPHABET + SPECIAL_TOKENS, 2**20)
+    val_fraction: float = number(0.01, 0.5, 0.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
     """The shape of a Llama. Widths are multiples of 32: no GGUF block type can hold anything else."""
 
-    hidden_size: int = _number(32, 65536, multiple_of=32)
-    intermediate_size: int = _number(32, 2**20, multiple_of=32)
-    layers: int = _number(1, 512)
-    heads: int = _number(1, 1024)
-    kv_heads: int = _number(1, 1024)
-    context: int = _number(8, 2**20)
-    rope_theta: float = _number(1.0, 1e9, 10000.0)
-    norm_eps: float = _number(1e-8, 1e-2, 1e-5)
-    init_std: float = _number(1e-6, 1.0, 0.02)
+    hidden_size: int = number(32, 65536, multiple_of=32)
+    intermediate_size: int = number(32, 2**20, multiple_of=32)
+    layers: int = number(1, 512)
+    heads: int = number(1, 1024)
+    kv_heads: int = number(1, 1024)
+    context: int = number(8, 2**20)
+    rope_theta: float = number(1.0, 1e9, 10000.0)
+    norm_eps: float = number(1e-8, 1e-2, 1e-5)
+    init_std: float = number(1e-6, 1.0, 0.02)
     tie_embeddings: bool = True
 
     @property
@@ -90,56 +68,21 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSettings:
-    """The optimiser, its schedule and how often to look. `steps` is also the schedule's horizon."""
-
-    steps: int = _number(1, 10**9)
-    batch_size: int = _number(1, 2**20)
-    micro_batch_size: int | None = _number(1, 2**20, None)
-    lr: float = _number(1e-8, 10.0)
-    min_lr: float = _number(0.0, 10.0, 0.0)
-    schedule: str = _choice(SCHEDULES, "cosine")
-    warmup_steps: int = _number(0, 10**9, 0)
-    decay_steps: int = _number(0, 10**9, 0)
-    weight_decay: float = _number(0.0, 10.0, 0.1)
-    beta1: float = _number(0.0, 0.9999, 0.9)
-    beta2: float = _number(0.0, 0.999999, 0.95)
-    grad_clip: float = _number(1e-6, 1e6, 1.0)
-    log_every: int = _number(1, 10**9, 10)
-    eval_every: int = _number(1, 10**9, 100)
-    checkpoint_every: int = _number(1, 10**9, 100)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSettings:
     """How the weights are stored; never bf16, which moves most block scales of a later quantization."""
 
-    dtype: str = _choice(DTYPES, "fp16")
+    dtype: str = choice(DTYPES, "fp16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """Everything that decides what a training run computes. `folder` (of the recipe file) is only where paths start."""
+class Recipe(BaseRecipe):
+    """Everything that decides what a language model's training computes."""
 
-    name: str
-    seed: int = _number(0, 2**32 - 1, 1)
     data: DataSettings
     tokenizer: TokenizerSettings
     model: ModelSettings
     training: TrainingSettings
     export: ExportSettings
-    folder: Path = Path()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON-ready values, without `folder`."""
-        values = asdict(self)
-        del values["folder"]
-        return values
-
-    @property
-    def sha256(self) -> str:
-        """Hash of every setting, defaults included; equal recipes are equal however their files are written."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 TABLES: Mapping[str, type] = {
@@ -151,169 +94,32 @@ TABLES: Mapping[str, type] = {
 }
 
 
-def shipped() -> dict[str, Path]:
-    """Return the recipes that come with edgeai, by name; they lie beside its catalogue."""
-    return {path.stem: path for path in sorted((builtin().parent / "recipes").glob("*.toml"))}
-
-
-def find(ref: str) -> Path:
-    """Return the recipe file that REF stands for: a file, else a name of one that comes with edgeai.
-
-    With a separator or the ending .toml it is a path. Raises RecipeError for a word that is neither, with what is
-    close.
-    """
-    path = Path(ref)
-    is_path = any(mark in ref for mark in {"/", os.sep, os.altsep or "/"}) or path.suffix == ".toml"
-    if is_path or os.path.isfile(ref):  # noqa: PTH113 - pathlib raises for a name that is too long
-        return path
-    recipes = shipped()
-    if ref in recipes:
-        return recipes[ref]
-    close = difflib.get_close_matches(ref.lower(), recipes, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"name a recipe file, or one of edgeai's: {', '.join(recipes)}"
-    raise RecipeError(f"there is no recipe {ref!r}", hint=hint)
-
-
 def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read the recipe at PATH with OVERRIDES (`model.hidden_size=128`), all checked alike.
 
     Raises RecipeError naming the setting, its value and what it may be.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"the recipe {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}",
-            hint="name a recipe file, or one that comes with edgeai: edgeai train tiny",
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(
-            f"the recipe {str(path)!r} is not TOML: {error}",
-            hint=f"compare it with {str(builtin().parent / 'recipes' / 'tiny.toml')!r}",
-        ) from error
+    return from_values(settings.read(path), path, overrides)
+
+
+def from_values(values: dict[str, Any], path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Return the recipe of VALUES, which PATH holds, with OVERRIDES; see `load`."""
     for override in overrides:
-        _override(values, override)
-    return _recipe(values, path.parent, default_name=path.stem)
-
-
-PLAIN_NAME = re.compile(r"\w(?:[\w. -]{0,98}[\w-])?")
-
-
-def _recipe(values: Mapping[str, Any], folder: Path, default_name: str) -> Recipe:
-    known = ("name", "seed", *TABLES)
-    for key in values:
-        if key not in known:
-            raise _unknown(key, known)
-    tables = {name: _table(cls, values.get(name, {}), name) for name, cls in TABLES.items()}
-    top: dict[str, Any] = {"name": default_name}
-    for spec in fields(Recipe):
-        if spec.name in ("name", "seed") and spec.name in values:
-            top[spec.name] = _value(spec, int if spec.name == "seed" else str, values[spec.name], spec.name)
-    if not PLAIN_NAME.fullmatch(top["name"]):
-        hint = "a name is made of letters, digits, '.', '_', '-' and spaces, and names no folder: it becomes out/NAME"
-        raise RecipeError(f"name {top['name']!r} is not possible", hint=hint)
-    recipe = Recipe(**top, **tables, folder=folder)
+        settings.override(values, override, TABLES)
+    top = settings.top_level(values, TABLES, default_name=path.stem)
+    tables = {name: settings.build(cls, values.get(name, {}), name) for name, cls in TABLES.items()}
+    recipe = Recipe(**top, **tables, folder=path.parent)
     _check_together(recipe)
     return recipe
 
 
-def _table(cls: type, values: Any, where: str) -> Any:
-    """Build the settings CLS from one TOML table."""
-    if not isinstance(values, Mapping):
-        raise RecipeError(f"{where} {values!r} is not a table", hint=f"write [{where}] and its settings below it")
-    assert is_dataclass(cls)  # noqa: S101 - TABLES holds nothing else
-    specs = {spec.name: spec for spec in fields(cls)}
-    for key in values:
-        if key not in specs:
-            raise _unknown(key, specs, where)
-    kinds = typing.get_type_hints(cls)
-    made = {key: _value(specs[key], kinds[key], value, f"{where}.{key}") for key, value in values.items()}
-    missing = [name for name, spec in specs.items() if spec.default is MISSING and name not in made]
-    if missing:
-        raise RecipeError(f"the recipe has no {where}.{missing[0]}", hint=f"add {missing[0]} = … below [{where}]")
-    return cls(**made)
-
-
-def _value(spec: Field[Any], kind: Any, value: Any, name: str) -> Any:
-    """Return VALUE as the KIND that the setting NAME has, or say what it must be."""
-    if isinstance(kind, types.UnionType):  # only `int | None`: None is the default and cannot be written in TOML
-        kind = typing.get_args(kind)[0]
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        raise RecipeError(f"{name} {value!r} is not possible", hint=f"{name} must be {words[kind]}")
-    rules = spec.metadata
-    if "options" in rules and value not in rules["options"]:
-        raise RecipeError(
-            f"{name} {value!r} is not possible", hint=f"{name} must be one of: {', '.join(rules['options'])}"
-        )
-    if "low" in rules:
-        _check_range(value, rules, name)
-    return value
-
-
-def _check_range(value: float, rules: Mapping[str, Any], name: str) -> None:
-    low, high, multiple = rules["low"], rules["high"], rules["multiple_of"]
-    if not (math.isfinite(value) and low <= value <= high):
-        raise RecipeError(f"{name} {value!r} is not possible", hint=f"{name} must be between {low:g} and {high:g}")
-    if multiple > 1 and value % multiple:
-        raise RecipeError(f"{name} {value!r} is not possible", hint=f"{name} must be a multiple of {multiple}")
-
-
 def _check_together(recipe: Recipe) -> None:
     """Check what no single setting can show."""
-    m, t = recipe.model, recipe.training
-    micro = t.micro_batch_size or t.batch_size
+    m = recipe.model
     limits = (
         ("model.heads", m.heads, m.hidden_size % m.heads == 0, f"a divisor of model.hidden_size {m.hidden_size}"),
         ("model.heads", m.heads, m.head_dim % 2 == 0, f"such that hidden_size / heads is even (it is {m.head_dim})"),
         ("model.kv_heads", m.kv_heads, m.heads % m.kv_heads == 0, f"a divisor of model.heads {m.heads}"),
-        ("training.micro_batch_size", micro, t.batch_size % micro == 0, f"a divisor of batch_size {t.batch_size}"),
-        ("training.min_lr", t.min_lr, t.min_lr <= t.lr, f"at most training.lr {t.lr}"),
-        ("training.warmup_steps", t.warmup_steps, t.warmup_steps < t.steps, f"below training.steps {t.steps}"),
-        (
-            "training.decay_steps",
-            t.decay_steps,
-            t.warmup_steps + t.decay_steps <= t.steps,
-            f"at most steps - warmup_steps ({t.steps - t.warmup_steps})",
-        ),
-        ("training.decay_steps", t.decay_steps, t.decay_steps == 0 or t.schedule == "wsd", "left out: only wsd has it"),
+        *recipe.training.rules(),
     )
-    for name, value, ok, rule in limits:
-        if not ok:
-            raise RecipeError(f"{name} {value!r} is not possible", hint=f"{name} must be {rule}")
-
-
-def _override(values: dict[str, Any], text: str) -> None:
-    """Put `table.key=value` into VALUES; the value is TOML, or plain text where it is not."""
-    name, equals, raw = text.partition("=")
-    table, dot, key = name.strip().partition(".")
-    if not equals or not table or (dot and not key):
-        raise RecipeError(f"--set {text!r} is not key=value", hint="for example: --set training.lr=0.001")
-    value = _toml_value(raw.strip())
-    if not dot:
-        if table in TABLES:
-            raise RecipeError(f"--set {text!r} names a table", hint=f"name one of its settings: --set {table}.…=…")
-        values[table] = value
-        return
-    if table not in TABLES:
-        raise _unknown(table, tuple(TABLES))
-    if isinstance(values.setdefault(table, {}), dict):
-        values[table][key] = value
-
-
-def _toml_value(raw: str) -> Any:
-    try:
-        parsed = tomllib.loads(f"value = {raw}")
-    except tomllib.TOMLDecodeError:
-        return raw
-    return parsed["value"] if set(parsed) == {"value"} else raw
-
-
-def _unknown(key: str, known: Iterable[str], where: str = "") -> RecipeError:
-    name = f"{where}.{key}" if where else key
-    close = difflib.get_close_matches(key, list(known), n=1)
-    near = f"{where}.{close[0]}" if close and where else "".join(close)
-    hint = f"did you mean {near!r}?" if close else f"known here: {', '.join(known)}"
-    return RecipeError(f"{name!r} is not a setting of a recipe", hint=hint)
+    settings.check_rules(limits)

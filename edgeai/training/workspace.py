@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -146,8 +146,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def publish(space: Workspace, write: Callable[[Path], object]) -> None:
-    """Let WRITE fill a temporary folder with EXPORT_FILES, then move them into the run's folder.
+def publish(space: Workspace, write: Callable[[Path], object], files: Sequence[str] = EXPORT_FILES) -> None:
+    """Let WRITE fill a temporary folder with FILES, then move them into the run's folder; the last is config.json.
 
     An older config.json goes first and the new one comes last, so a crash in between leaves no folder that could be
     taken for a model, and `--resume` finishes the job.
@@ -158,10 +158,10 @@ def publish(space: Workspace, write: Callable[[Path], object]) -> None:
         with disk_errors(space.folder):
             temporary.mkdir()
             write(temporary)
-            for name in EXPORT_FILES:
+            for name in files:
                 _sync(temporary / name)
             (space.folder / "config.json").unlink(missing_ok=True)
-            for name in EXPORT_FILES:
+            for name in files:
                 (temporary / name).replace(space.folder / name)
             _sync(space.folder)
     finally:

@@ -186,3 +186,90 @@ def test_live_line_is_redrawn_in_place_and_ended(recipe: Path, monkeypatch: pyte
         live(Event(step=300, steps=900, loss=3.41, lr=2.8e-3, tok_s=41_000, eval_loss=3.55, eta_s=48))
     line = "step 300/900 · loss 3.410 · lr 2.8e-3 · 41.0k tok/s · eval 3.550 · ETA 0:48"
     assert capsys.readouterr().err == f"\r\x1b[2K{line}\n"
+
+
+TASK = """
+[task]
+architecture = "mlp"
+[data]
+source = "rows.csv"
+target = "kind"
+[model]
+hidden_size = 4
+layers = 1
+[training]
+steps = 20
+batch_size = 8
+lr = 0.01
+checkpoint_every = 5
+eval_every = 10
+"""
+
+
+@pytest.fixture
+def task(recipe: Path) -> Path:
+    rows = "".join(f"{number},{'ab'[number % 2]}\n" for number in range(40))
+    (recipe.parent / "rows.csv").write_text("size,kind\n" + rows, encoding="utf-8")
+    path = recipe.parent / "task.toml"
+    path.write_text(TASK, encoding="utf-8")
+    return path
+
+
+def test_json_of_a_task_is_one_object_with_the_test_s_result(task: Path, tmp_path: Path) -> None:
+    result = run(task, "-o", tmp_path / "out", "--json")
+    value = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert (value["path"], value["steps"], value["task"]) == (str(tmp_path / "out"), 20, "classification")
+    assert {"rows", "accuracy", "interval", "baseline", "macro_f1"} == set(value["test"])
+    assert {"architecture", "train_loss", "eval_loss", "params", "row_s", "seconds", "sha256", "warnings"} <= set(value)
+
+
+def test_task_ends_with_its_accuracy_its_interval_and_the_next_command(task: Path) -> None:
+    result = run(task)
+    assert result.stdout == "out/task\n"
+    lines = result.stderr.splitlines()
+    assert lines[-1] == "next: edgeai convert out/task --to onnx -o out/task.onnx"
+    assert "test accuracy " in lines[-2]
+    assert "95 % between" in lines[-2]
+    assert "always the commonest class 50.0%" in lines[-2]
+    assert "rows/s" in lines[1]
+    assert "accuracy " in lines[-3]
+
+
+def test_digits_of_edgeai_are_trained_by_their_name(recipe: Path) -> None:
+    result = run("digits", "--steps", 20, "--set", "model.width=4")
+    assert (result.exit_code, result.stdout) == (0, "out/digits\n")
+    assert "stopped at step 20 of the recipe's 800" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "hint"),
+    [
+        (["--set", "model.widht=3"], "'model.widht' is not a setting", "known here: hidden_size"),
+        (["--set", "data.target=knid"], "data.target 'knid' is not a column of 'rows.csv'", "did you mean 'kind'?"),
+        (["--set", "task.kind=regression"], "has 'a', which is no number, in column 'kind'", "fill it in"),
+        (["--resume"], "has no checkpoint to resume from", "leave --resume out"),
+    ],
+)
+def test_mistake_in_a_task_is_exit_2_with_a_hint(task: Path, args: list[str], error: str, hint: str) -> None:
+    result = run(task, *args)
+    assert result.exit_code == 2
+    assert error in result.stderr
+    assert hint in result.stderr.split("\n\nhint: ")[1]
+    assert not (task.parent / "out").exists()
+
+
+def test_interrupted_task_goes_on_by_the_command_of_its_hint(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = json.loads(run(task, "-o", "straight", "--json").stdout)
+    with monkeypatch.context() as patch:
+
+        def interrupt(_self: Any, event: Event) -> None:
+            if event.step == 4:
+                signal.raise_signal(signal.SIGINT)
+
+        patch.setattr(train_cli.LiveLine, "__call__", interrupt)
+        result = run("task.toml", "-o", "my out")
+    assert result.exit_code == 130
+    command = shlex.split(result.stderr.split("go on with: ")[1])
+    again = json.loads(CliRunner().invoke(cli, [*command[1:], "--json"]).stdout)
+    assert (again["sha256"], again["test"]) == (straight["sha256"], straight["test"])

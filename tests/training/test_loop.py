@@ -114,7 +114,7 @@ def test_export_that_fails_leaves_no_model_and_resume_finishes_it(
 
     straight = training.train(mini, tmp_path / "straight")
     with monkeypatch.context() as patch:
-        patch.setattr(loop.export, "_write_json", fail)
+        patch.setattr(loop.export, "write_json", fail)
         with pytest.raises(DoesNotFit, match="no space is left"):
             training.train(mini, tmp_path / "cut")
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["run"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 
 from edgeai.training import tokenizer as bpe
-from edgeai.training.recipe import PRE_TOKENIZERS
+from edgeai.training.settings import PRE_TOKENIZERS
 
 TEXT = ["The model reads the tokens; the tokens are read.\n\n    def read(model): return 12345\n"] * 3
 STRESS = "I'm We'LL  3 12345 x²  \t\n\n  \r\n नमस्ते 模型 don't — «é» 🦙👩‍🚀  end   "

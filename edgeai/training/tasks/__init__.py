@@ -1,0 +1,1 @@
+"""The trainer of small models that are no language models: pictures, tables, series and texts → classes or numbers."""
