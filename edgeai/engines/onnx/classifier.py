@@ -207,7 +207,8 @@ def check_items(items: Any) -> None:
     single = isinstance(items, str | bytes | os.PathLike | Mapping) or type(items).__module__.startswith("PIL.")
     if single:
         raise UsageError(f"classify takes a list of items, and this is one, {items!r:.60}", hint="classify([item])")
-    if not isinstance(items, Sequence) and not hasattr(items, "__array__"):
-        raise UsageError(f"{items!r:.60} is no list of items", hint="classify([item])")
+    if not isinstance(items, Sequence) and type(items).__name__ != "ndarray":
+        hint = "frame.to_dict('records')" if hasattr(items, "columns") else "classify([item])"
+        raise UsageError(f"{type(items).__name__} is no list of items", hint=hint)
     if getattr(items, "ndim", 1) == 0:
         raise UsageError("an array without a first axis is no list of items", hint="classify([item])")
