@@ -142,10 +142,16 @@ def test_errors_of_onnxruntime_are_one_line_of_ours(path: Path) -> None:
     assert isinstance(run_failure("m", ValueError("odd")), EngineCrashed)
 
 
-def test_threads_do_not_spin_and_are_as_many_as_asked_for(path: Path) -> None:
+def test_threads_spin_for_a_moment_or_not_at_all() -> None:
+    assert module._waiting("1.32.0") == module._waiting("2.0.1") == {"session.intra_op.spin_duration_us": "50"}
+    assert module._waiting("1.22.0") == module._waiting("odd") == {"session.intra_op.allow_spinning": "0"}
+
+
+def test_threads_do_not_spin_long_and_are_as_many_as_asked_for(path: Path) -> None:
     options = open_session(path, device="cpu", threads=2).native.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    for key, value in module._waiting(onnxruntime.__version__).items():
+        assert options.get_session_config_entry(key) == value
     assert options.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 
