@@ -208,10 +208,10 @@ def _check_positions(artifact: Artifact, options: LoadOptions) -> None:
 
 
 def _choose_device(device: Device, options: LoadOptions) -> tuple[Literal["cpu", "cuda"], list[str], list[Notice]]:
-    if options.device == "cpu" or options.gpu_layers == 0:
-        return "cpu", ["the CPU was asked for"], []
     if options.device == "dml":
         raise DeviceUnavailable("device 'dml' runs ONNX models, and this is a GGUF file", hint="use `device=auto`")
+    if options.device == "cpu" or options.gpu_layers == 0:
+        return "cpu", ["the CPU was asked for"], []
     problem = trouble(device)
     if problem is None:
         names = ", ".join(dict.fromkeys(found.description for found in device.cuda_devices))

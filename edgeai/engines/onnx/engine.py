@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from edgeai.artifact import Artifact
 from edgeai.engines.onnx.batches import Fill
 from edgeai.engines.onnx.cache import OptimizedModels
-from edgeai.engines.onnx.classifier import Ports, check_task, classifier_of
+from edgeai.engines.onnx.classifier import FEW, Ports, check_task, classifier_of
 from edgeai.engines.onnx.session import Session, open_session, run_failure
+from edgeai.engines.onnx.texts import Texts
 from edgeai.engines.streaming import ChunkStream
 from edgeai.errors import ClosedError, EdgeAIError, InvalidModel, UsageError
 from edgeai.options import DeviceChoice
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassifierEngine", "graph_of", "ports_of"]
 
-FEW = 64
-"""Up to so many labels plain Python makes a prediction faster than numpy."""
 TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(int64)": "int64",
     "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(bool)": "bool",
@@ -74,6 +73,7 @@ class ClassifierEngine:
         self._classifier = classifier_of(artifact, self._ports)
         self._output = [self._ports["output"][0]]
         self._local: threading.local | None = threading.local() if self._may_bind() else None
+        self._alone = self._for_one()
         self.batches = 0
         self.load_s = time.perf_counter() - began
 
@@ -88,6 +88,19 @@ class ClassifierEngine:
             plain and bool(reader.item_shape) and self._classifier.fixed in (None, 1) and port[0] == reader.dtype.name
         )
 
+    def _for_one(self) -> Callable[[Any], dict[str, Any] | None] | None:
+        """Return what makes the inputs of one text without the steps that only a batch needs; None for other models."""
+        reader, count, (_, _, shape) = self._classifier.reader, len(self._classifier.names), self._ports["output"]
+        if (
+            not isinstance(reader, Texts)
+            or shape[1:] != (count,)
+            or count > FEW
+            or self._classifier.fixed not in (None, 1)
+        ):
+            return None
+        same = all(kind == reader.dtype.name for kind, _ in self._ports["inputs"].values())
+        return reader.alone if same else None
+
     def classify(self, items: Sequence[Any]) -> list[Prediction]:
         """Return what the model says of each of ITEMS; of a file with rows, of each row.
 
@@ -101,6 +114,9 @@ class ClassifierEngine:
                 bound = local.bound = self._bind()
             if bound.fill(items[0]):
                 return [self._classifier.single(self._run_bound(bound))]
+        alone = self._alone
+        if alone is not None and type(items) is list and len(items) == 1 and (feed := alone(items[0])) is not None:
+            return [self._classifier.single(self.infer(feed)[0].tolist())]
         return self._classifier.classify(items, self.infer, self.plan.batch)
 
     def _run_bound(self, bound: _Bound) -> list[float]:

@@ -68,7 +68,8 @@ class Pictures:
     def filler(self, into: F32) -> Fill:
         """Return what writes an array of uint8 in the right size and colours to INTO, (1, channels, height, width)."""
         pixels, array = self._pixels, type(into)
-        gray, colours = self._levels[0].take, [levels.take for levels in self._levels]
+        colours: list[Any] = [levels.take for levels in self._levels]
+        gray = colours[0]
         if self._image.channels == 1:
             target, shape = into[0, 0], self._shape
 

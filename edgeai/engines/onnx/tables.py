@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import difflib
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -325,7 +324,7 @@ def _is_number(text: str) -> bool:
 
 
 def _number(cell: Any, place: Place) -> float:
-    """Return the number in a cell. Raises UsageError for an empty one, for text, NaN and infinity."""
+    """Return the number in a cell, which need not be finite. Raises UsageError for an empty one and for text."""
     if isinstance(cell, bool) or cell is None or (isinstance(cell, str) and not cell.strip()):
         what = "is empty" if cell is None or cell == "" or isinstance(cell, str) else f"is {cell!r}, no number"
         raise UsageError(f"{place} {what}", hint="give a number; fill in what is missing first")
@@ -337,6 +336,4 @@ def _number(cell: Any, place: Place) -> float:
         comma = isinstance(cell, str) and DECIMAL_COMMA.fullmatch(cell)
         hint = "write numbers with a point: 1.5" if comma else "give a number"
         raise UsageError(f"{place} is {cell!r:.60}, no number", hint=hint)
-    if not math.isfinite(value):
-        raise UsageError(f"{place} is {value}", hint="give finite numbers; fill in what is missing first")
     return value

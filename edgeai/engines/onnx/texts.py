@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Texts:
         self._pad = _pad_id(self._tokenizer)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._array, self._ones = partial(np.array, dtype=np.int64), np.ones_like
         self._cutter = _tokenizer(tokenizer_json, where)
         self._cutter.no_padding()
         self._cutter.enable_truncation(text.max_tokens)
@@ -60,6 +62,19 @@ class Texts:
     def filler(self, into: Any) -> Fill:  # noqa: ARG002
         """Return what never writes: a text has no fixed shape."""
         return never
+
+    def alone(self, item: Any) -> dict[str, Any] | None:
+        """Return the inputs of the graph for the one text ITEM; None for what `batches` has to say something of."""
+        if type(item) is not str:
+            return None
+        try:
+            ids = self._array([self._tokenizer.encode(item).ids])
+        except Exception:  # noqa: BLE001 - half a character, which `batches` names
+            return None
+        if not 0 < ids.shape[1] <= self._text.max_tokens:
+            return None
+        graph = self._text.graph
+        return {graph[0]: ids} if len(graph) == 1 else {graph[0]: ids, graph[1]: self._ones(ids)}
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Return the token ids of TEXT, all of them."""

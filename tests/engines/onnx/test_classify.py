@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,18 @@ from onnx import TensorProto, helper
 import edgeai
 from edgeai.artifact import open_artifact
 from edgeai.engines.fake import FakeEngine
-from edgeai.errors import ClosedError, EngineCrashed, InvalidModel, UsageError
+from edgeai.engines.onnx.engine import _Bound
+from edgeai.engines.onnx.schema import Column, Table
+from edgeai.engines.onnx.tables import Tables
+from edgeai.errors import ClosedError, DeviceUnavailable, EngineCrashed, InvalidModel, UsageError
 from edgeai.model import Model
 from edgeai.types import GenerationConfig, Prediction
 from tests.engines.onnx.models import IMAGE, LABELS, NUMBERS, linear, save, schema, softmax, table, weights
 
 ROWS = np.random.default_rng(1).standard_normal((1000, 2)) * 3
+READER = Tables(
+    Table(name="features", columns=(Column(name="width", mean=2.0, std=4.0), Column(name="height", mean=-1.0, std=0.5)))
+)
 MEAN, STD = np.array([2.0, -1.0]), np.array([4.0, 0.5])
 
 
@@ -172,6 +179,16 @@ def test_more_labels_than_plain_python_is_used_for(tmp_path: Path) -> None:
     assert found.label == labels[int(wanted.argmax())]
 
 
+def test_without_the_way_into_native_code_the_public_method_is_used(model: Model) -> None:
+    native = model.engine.session.native  # type: ignore[attr-defined]
+    bound = _Bound(
+        SimpleNamespace(io_binding=native.io_binding, run_with_iobinding=native.run_with_iobinding), READER, "logits", 3
+    )
+    assert bound.fill(ROWS[0])
+    bound.run()
+    assert np.allclose(bound.row, logits_of(ROWS[0]), atol=1e-5)
+
+
 def test_a_closed_model_says_so(path: Path) -> None:
     model = edgeai.load(path)
     model.classify([ROWS[0]])
@@ -273,6 +290,19 @@ def test_options_for_language_models_are_refused(path: Path, option: dict[str, A
 def test_an_onnx_file_is_no_draft(path: Path, tiny_gguf: Path) -> None:
     with pytest.raises(InvalidModel, match="GGUF"):
         edgeai.load(tiny_gguf, draft=path)
+
+
+def test_directml_runs_no_gguf_file(tiny_gguf: Path) -> None:
+    for options in ({}, {"gpu_layers": 0}):
+        with pytest.raises(DeviceUnavailable, match="GGUF"):
+            edgeai.load(tiny_gguf, device="dml", **options)
+
+
+def test_a_table_of_pandas_is_told_how_to_come(model: Model) -> None:
+    frame = SimpleNamespace(columns=["width"])
+    with pytest.raises(UsageError) as caught:
+        model.classify(frame)  # type: ignore[arg-type]
+    assert "to_dict" in (caught.value.hint or "")
 
 
 def test_the_plan_says_how_it_runs(path: Path) -> None:

@@ -108,6 +108,19 @@ def test_a_model_of_texts_gives_the_mean_of_its_tokens_whatever_is_beside(tmp_pa
         assert apart.classify(["good film"])[0].logits == pytest.approx(wanted.tolist(), abs=1e-6)
 
 
+def test_the_short_way_gives_the_same_and_leaves_what_needs_a_word() -> None:
+    found = reader()
+    (batch,) = found.batches(["good film"], 8)
+    alone = found.alone("good film")
+    assert alone is not None
+    assert {name: array.tolist() for name, array in alone.items()} == {
+        name: array.tolist() for name, array in batch.feed.items()
+    }
+    assert list(reader(graph=("ids",)).alone("good") or {}) == ["ids"]
+    for other in ("very " * 9, "a\ud800", Path("a.txt"), 3):
+        assert found.alone(other) is None
+
+
 def test_a_broken_tokenizer_is_an_invalid_model(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="tokenizer"):
         edgeai.load(text_model(tmp_path / "t.onnx", edgeai__tokenizer="{}"))
