@@ -62,6 +62,11 @@ __all__ = ["convert_command"]
     "--imatrix-out", type=click.Path(path_type=Path), metavar="FILE", help="Keep the importance matrix of TEXT."
 )
 @click.option(
+    "--calibration",
+    type=click.Choice(["minmax", "entropy", "percentile"]),
+    help="With --to onnx --quant int8, of a classifier: how ranges of activations are found in its data.  [default: minmax]",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Say which type every tensor would get and how large the file; write nothing."
 )
 @click.option(
@@ -107,6 +112,7 @@ def convert_command(
     imatrix: Path | None,
     calibration_tokens: int | None,
     imatrix_out: Path | None,
+    calibration: str | None,
     dry_run: bool,
     requantize: bool,
     base: str | None,
@@ -151,7 +157,17 @@ def convert_command(
 
         path, default, origin = find(source, out)
         made = convert_formats(
-            path, output, default, quants, types=types, force=force, max_kl=max_kl, text=text, origin=origin, out=out
+            path,
+            output,
+            default,
+            quants,
+            types=types,
+            force=force,
+            max_kl=max_kl,
+            text=text,
+            origin=origin,
+            calibration=calibration,
+            out=out,
         )
         if len(made) == 1:
             finish(made[0], out)
@@ -280,6 +296,7 @@ OF_TARGETS = {
     **dict.fromkeys(("imatrix", "calibration_tokens", "imatrix_out", "dry_run", "requantize"), ("gguf",)),
     **dict.fromkeys(("base", "merge", "keep_failed", "allow_inexact_tokenizer"), ("gguf",)),
     **dict.fromkeys(("quant", "types", "max_kl", "eval_text"), ("gguf", "onnx")),
+    "calibration": ("onnx",),
     "dtype": ("hf",),
 }
 """Option → the only targets that it belongs to."""

@@ -18,7 +18,8 @@ __all__ = ["convert_formats"]
 
 def convert_formats(
     path: Path, output: Path | None, default: Path | None, quants: Mapping[str, str | None], *, types: tuple[str, ...],
-    force: bool, max_kl: float | None, text: str | None, origin: str | None, out: Output,
+    force: bool, max_kl: float | None, text: str | None, origin: str | None,
+    calibration: str | None, out: Output,
 ) -> list[Conversion]:  # fmt: skip
     """Convert the folder PATH to each of QUANTS' formats; several are measured and shown side by side."""
     from converters.lora import is_adapter
@@ -43,7 +44,11 @@ def convert_formats(
             "notify": lambda notice: out.warn([notice]),
         }  # fmt: skip
         if target == "onnx":
-            done.append(exporting.convert_onnx(path, where, quant, types=types, tell=out.note, **shared))
+            done.append(
+                exporting.convert_onnx(
+                    path, where, quant, types=types, calibration=calibration, tell=out.note, **shared
+                )
+            )
         else:
             wish = Wish(quant=quant or DEFAULT_QUANT)
             wish.check()

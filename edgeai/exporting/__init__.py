@@ -18,9 +18,13 @@ def convert_onnx(source: Path, output: Path | None = None, quant: str | None = N
     """
     from edgeai.exporting.modules import DEFAULT_QUANT, convert_module, is_module_folder
 
+    calibration = options.pop("calibration", None)
     if is_module_folder(source):
-        refuse(options, ("types", "max_kl", "text", "origin"), "a classifier or regression")
+        options |= {"calibration_method": calibration} if calibration else {}
+        refuse(options, ("types", "max_kl", "text", "origin", "tell"), "a classifier or regression")
         return convert_module(source, output, quant or DEFAULT_QUANT, **options)
+    if calibration:
+        raise UsageError("--calibration is for classifiers and regressions in int8", hint="leave --calibration out")
     from converters.checkpoint import open_checkpoint
     from converters.families import plan_model
     from converters.onnx.choices import ARCHITECTURES
