@@ -12,7 +12,15 @@ from converters.tokenizer import Vocabulary, source_tokenizer
 from edgeai.errors import UsageError
 from edgeai.evaluation.prompts import BLOCK, window_tokens
 
-__all__ = ["MOST_TOKENS", "corpus_sha256", "default_text", "default_tokens", "read_text", "windows"]
+__all__ = [
+    "MOST_TOKENS",
+    "calibration_texts",
+    "corpus_sha256",
+    "default_text",
+    "default_tokens",
+    "read_text",
+    "windows",
+]
 
 FEWEST_TOKENS, MOST_TOKENS = 512, 1280
 WORK = 3e11
@@ -22,6 +30,9 @@ GIVEN_TOKENS = 8192
 LEAST = 2 * BLOCK
 """Fewer tokens than this say nothing about a quantized file."""
 MAX_TEXT_BYTES = 64 << 20
+PROVED_ON = ("for", "numbers", "assignment", "class", "strings", "naming")
+"""The topics of Python's documentation that are in the default text."""
+LEAST_CHARS = 60
 SHORT = 4
 """A text of the stress list with fewer words is a case for tokenizers, not for models."""
 
@@ -47,6 +58,19 @@ def read_text(path: Path) -> str:
     return text
 
 
+def calibration_texts(count: int) -> list[str]:
+    """Return COUNT texts like those that `default_text` has, and none of those, to see on what values a model usually computes."""
+    try:
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        topics = {}
+    parts = [part.strip() for name in sorted(topics) if name not in PROVED_ON for part in topics[name].split("\n\n")]
+    long = [" ".join(part.split()) for part in parts if len(part) >= LEAST_CHARS]
+    step = max(1, len(long) // max(1, count - len(STRESS)))
+    short = [text for text in STRESS if text.strip()][: count // 2]
+    return [*short, *long[::step]][:count] or list(PROSE)
+
+
 def default_text(*, scripts: bool = True) -> str:
     """Return prose, lines in many SCRIPTS, and then Python's own documentation, which is wherever Python is."""
     lines = [text for text in STRESS if scripts and len(text.split()) >= SHORT]
@@ -54,9 +78,7 @@ def default_text(*, scripts: bool = True) -> str:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError:  # distributions may leave it out
         topics = {}
-    documentation = [
-        topics[name] for name in ("for", "numbers", "assignment", "class", "strings", "naming") if name in topics
-    ]
+    documentation = [topics[name] for name in PROVED_ON if name in topics]
     return "\n\n".join([*PROSE, *lines, *documentation])
 
 

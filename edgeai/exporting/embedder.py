@@ -9,33 +9,41 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from converters import manifest
 from converters.checkpoint import open_checkpoint
 from converters.families import plan_model
-from converters.onnx.embedder import export_embedder
+from converters.onnx.embedder import INPUTS, export_embedder
+from converters.onnx.encoders import quantize_encoder
 from converters.onnx.halves import halve_file
 from converters.onnx.header import read_header
 from converters.onnx.language import MODEL, write_tokenizer
 from converters.onnx.metadata import write_metadata
-from converters.onnx.quantize import quantize_dynamic
 from converters.output_folder import OutputFolder, check_output_folder
 from converters.scratch import Scratch
-from converters.tokenizer import read_vocabulary
+from converters.tokenizer import read_vocabulary, source_tokenizer
 from edgeai import __version__
 from edgeai.errors import UsageError
+from edgeai.evaluation.corpus import calibration_texts
 from edgeai.evaluation.onnx_embedding import OnnxEmbeddingProof
 from edgeai.exporting.job import FolderJob, check_room, place_of, require
 from edgeai.pipeline import Conversion, Notify, cannot_write, peak_rss_bytes
 from edgeai.types import Notice, Progress, Report, no_progress
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 __all__ = ["DEFAULT_QUANT", "QUANTS", "convert_embedder"]
 
 QUANTS: Mapping[str, str] = {"F32": "F32", "F16": "F16", "INT8": "INT8"}
-"""Quant type → the row of limits that it is judged by. INT8 is dynamic: weights in 8 bits, activations as they come."""
+"""Quant type → the row of limits that it is judged by. INT8 rounds activations as they come (converters.onnx.encoders)."""
 ALIASES = {"FP32": "F32", "FP16": "F16", "INT8_DYNAMIC": "INT8"}
 DEFAULT_QUANT = "int8"
 TORCH_BYTES = 500 << 20
+TEXTS, MOST_TOKENS = 64, 128
+"""How many texts are looked at, and the tokens of the longest."""
 
 
 def convert_embedder(
@@ -123,11 +131,26 @@ def write(job: FolderJob, export: Path, path: Path, source_sha256: str) -> None:
     export_embedder(job.checkpoint, job.plan, export, name=name, metadata=facts)
     if job.quant == "INT8":
         job.progress("quantizing", 0, 1)
-        quantize_dynamic(export, path)
+        quantize_encoder(export, path, usual_texts(job))
     elif job.quant == "F16":
         halve_file(export, path)
     write_metadata(path, {"edgeai.quant": job.quant})
     job.progress("exporting F32", 1, 1)
+
+
+def usual_texts(job: FolderJob) -> list[dict[str, npt.NDArray[np.int64]]]:
+    """Return texts as the graph takes them, by which it is seen how large activations get; none of them is in the proof."""
+    import numpy as np
+
+    tokenizer = source_tokenizer(job.vocabulary.spec)
+    tokenizer.encode_special_tokens = True
+    around = len(job.vocabulary.before) + len(job.vocabulary.after)
+    most = max(1, min(MOST_TOKENS, job.plan.context) - around)
+    found = []
+    for item in tokenizer.encode_batch(calibration_texts(TEXTS), add_special_tokens=False):
+        ids = np.asarray([job.vocabulary.with_ends(item.ids[:most])], np.int64)
+        found.append(dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True)))
+    return found
 
 
 def prove(job: FolderJob, path: Path, export: Path, text: str | None) -> tuple[Report, Mapping[str, float | str]]:
