@@ -3,7 +3,8 @@
     python bench/embed.py [--rounds 5] [--quick]
 
 Both have all threads of the machine and the same texts: paragraphs of Python's own help texts, of mixed length, cut at 256 tokens (what
-sentence-transformers cuts at for this model). Ours runs F32, F16 and Q8_0 files of the same weights.
+sentence-transformers cuts at for this model). Ours runs GGUF files in F32, F16 and Q8_0, and ONNX folders in F32 and INT8, of the same
+weights.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import numpy as np
 from measure import pairs, save
 
 import edgeai
+from edgeai.exporting import convert_onnx
 from edgeai.pipeline import convert
 from edgeai.store import Store
 
 MODEL = "minilm"
 BATCH = 32
+QUICK = ("Q8_0", "ONNX INT8")
+ALL = ("F32", "F16", "Q8_0", "ONNX F32", "ONNX INT8")
 
 
 def texts(count: int) -> list[str]:
@@ -59,9 +63,10 @@ def main() -> None:
 
     found: dict[str, Any] = {"model": MODEL, "texts": len(many), "texts_alone": len(few)}
     with tempfile.TemporaryDirectory() as folder:
-        for quant in ("Q8_0",) if arguments.quick else ("F32", "F16", "Q8_0"):
-            path = Path(folder) / f"{quant}.gguf"
-            convert(source, path, quant.lower())
+        for quant in QUICK if arguments.quick else ALL:
+            kind, _, name = quant.rpartition(" ")
+            path = Path(folder) / (f"{name}.gguf" if not kind else f"{name}-onnx")
+            (convert_onnx if kind else convert)(source, path, name.lower())
             with edgeai.load(path) as model:
                 cosines = (model.embed(few) * theirs(few)).sum(axis=1)
                 found[f"{quant} least cosine"] = float(np.min(cosines))

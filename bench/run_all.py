@@ -19,6 +19,7 @@ SCRIPTS = (
     "constraint.py",
     "embed.py",
     "kv_types.py",
+    "onnx.py",
 )
 
 
