@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import importlib
 import io
 import json
 import os
@@ -32,6 +34,8 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     options = parse_extra_options(*place, [f"{key}={value}" for key, value in request["options"].items()])
     config = options["hf_details"]["hf_config"]
     flatten_rope(config)
+    mend_gemma()
+    load_in_float32()
     config.update({"eos_token_id": request["stop"], "bos_token_id": request["bos"]})
     create_model(*place, **options)
     check(Path(request["output"]) / "model.onnx")
@@ -79,6 +83,30 @@ def flatten_rope(config: Any) -> None:
     config.rope_local_base_freq = local["rope_theta"]
     config.rope_theta = whole["rope_theta"]
     config.rope_parameters = dict(whole)
+
+
+def mend_gemma() -> None:
+    """Scale Gemma's embeddings by the square root of their width: the builder (0.18) rounds it to two decimals, 25.3 in place of 25.298."""
+    model: Any = importlib.import_module("builders.gemma").GemmaModel  # the builder puts its own folder into sys.path
+    original = model.make_embedding
+
+    def make_embedding(self: Any, embedding: Any) -> None:
+        self.embed_attrs["scale"] = float(self.hidden_size) ** 0.5
+        original(self, embedding)
+
+    model.make_embedding = make_embedding
+
+
+def load_in_float32() -> None:
+    """Have the builder read weights in float32: it adds and multiplies them in the type that they are stored in.
+
+    Gemma's norms are 1 + w, which bfloat16 rounds by up to 0.4 %: the NMSE of the logits of Gemma-3-270M was 3e-5.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    original = AutoModelForCausalLM.from_pretrained
+    AutoModelForCausalLM.from_pretrained = functools.partial(original, dtype=torch.float32)
 
 
 def main() -> None:
