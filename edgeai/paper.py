@@ -65,9 +65,9 @@ def sha256_of(path: Path) -> str:
 
 
 def is_paper(path: Path, of: Path) -> bool:
-    """Whether the file PATH is a passport that was written here for a file of the name of OF."""
+    """Whether the file PATH is a passport that was written here for a file of the name of OF; in a folder there is one, whatever its name."""
     facts = load(path)
-    return facts is not None and facts["file"] == of.name
+    return facts is not None and (facts["file"] == of.name or of.is_dir())
 
 
 def read_paper(path: Path, metadata: Mapping[str, Any]) -> Paper:

@@ -36,7 +36,6 @@ __all__ = ["OnnxProof"]
 GENAI_CHILD = Path(__file__).with_name("genai_child.py")
 PART = 64
 """Tokens of a prompt that are read at once, as the engine reads them."""
-MODEL = "model.onnx"
 MOST_WINDOW = 2048
 """A prompt that is longer than a window of attention is run where the window is no longer than this."""
 
@@ -60,7 +59,7 @@ class OnnxProof(Proof):
 
     def _weights(self, path: Path) -> list[Row]:
         """Return the rows about the graph: operators, data, tables of rope."""
-        header = read_header(path / MODEL)
+        header = read_header(path / str(open_artifact(path).metadata["onnx.file"]))
         unknown = header.unknown_operators()
         nodes = sum(header.operators.values())
         opset = header.opsets.get("", 0)
