@@ -49,7 +49,7 @@ def language_rows(artifact: Artifact, header: Header, plan: ModelPlan, vocabular
 
 def differences(artifact: Artifact, header: Header, plan: ModelPlan) -> Iterator[tuple[str, Any, Any]]:
     """Yield (what, in the file, in the source) for everything that makes it pointless to run the two."""
-    keys = plan.keys
+    keys: Mapping[str, Any] = plan.keys
     heads = keys.get("attention.head_count_kv", keys.get("attention.head_count"))
     width = keys.get("attention.key_length")
     if width is None and isinstance(keys.get("attention.head_count"), int):
