@@ -338,7 +338,7 @@ def room_for(file: FileSpec) -> int:
 
 
 def check_path(path: Path) -> tuple[Row, ...]:
-    """Return the rows of a model file or folder outside the store, from its header; of ONNX one for the bytes, where a passport has them."""
+    """Return the rows of a model file or folder outside the store: its header, and of ONNX the bytes where a passport has them."""
     from edgeai.artifact import open_artifact
     from edgeai.paper import stated_sha256
 

@@ -58,11 +58,13 @@ def bench_command(
     """Measure how fast MODEL is on this machine: a prompt of N tokens at once (pp), N tokens one by one (tg).
 
     The columns, and what they measure, are llama-bench's. Options with N take several: 128,512 or 1-4 or 1-16*2.
+    A classifier has items a second instead, given one at a time and 32 at once.
 
     \b
     edgeai bench smollm2
     edgeai bench model.gguf --pp 0 --tg 32 --threads 1-4
     edgeai bench smollm2 --streams 1,8 --pp 64 --tg 64
+    edgeai bench out/tiny-onnx
     """
     from edgeai.evaluation import speed
     from edgeai.store import Store
@@ -114,7 +116,9 @@ COLUMNS = (
 
 def show(figure: Figure, *, first: bool, out: Output) -> None:
     """Print a row of the table; before the FIRST one, its head. Figures of several streams get two columns more."""
-    columns = list(COLUMNS)
+    wide = max(10, len(figure.backend))  # the same in all rows
+    units = {"backend": ("backend", wide, str.ljust), "t/s": (figure.unit, 20, str.rjust)}
+    columns = [units.get(column[0], column) for column in COLUMNS]
     cells = [
         figure.model,
         f"{figure.size_bytes / 2**20:.2f} MiB" if figure.size_bytes < 2**30 else f"{figure.size_bytes / 2**30:.2f} GiB",

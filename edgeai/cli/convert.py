@@ -156,7 +156,7 @@ def convert_command(
         from edgeai.cli.convert_onnx import convert_formats
 
         path, default, origin = find(source, out)
-        refuse_onnx(path)
+        check_source(path, targets)
         made = convert_formats(
             path,
             output,
@@ -182,7 +182,7 @@ def convert_command(
     )
     wish.check()
     path, default, origin = find(source, out)
-    refuse_onnx(path)
+    check_source(path, targets)
     if targets == ("hf",):
         finish(to_hf(path, output or (default and Path(f"{default.stem}-hf")), dtype, out, force=force), out)
         return
@@ -326,10 +326,16 @@ def refuse(names: tuple[str, ...], source: str) -> None:
             raise UsageError(f"{option} does nothing where the source is {source}", hint=f"leave {option} out")
 
 
-def refuse_onnx(path: Path) -> None:
-    """Raise UnsupportedModel for an ONNX file or folder as the source."""
+def check_source(path: Path, targets: tuple[str, ...]) -> None:
+    """Raise UnsupportedModel for an ONNX file or folder as the source, and for a classifier that is to be something else."""
     from edgeai.errors import UnsupportedModel
+    from edgeai.exporting.modules import is_module_folder
 
+    if is_module_folder(path) and (other := [target for target in targets if target != "onnx"]):
+        raise UnsupportedModel(
+            f"{str(path)!r} is the folder of a trained classifier, which becomes ONNX and not {other[0]}",
+            hint="--to onnx",
+        )
     weights = (*path.glob("*.safetensors"), *path.glob("*.bin")) if path.is_dir() else ()
     folder = (path / "genai_config.json").exists() or ((path / "model.onnx").exists() and not weights)
     if path.suffix.lower() == ".onnx" or folder:

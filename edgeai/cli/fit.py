@@ -68,7 +68,8 @@ def fit_command(
 ) -> None:
     """Show what MODEL takes on this machine, device by device, and what else would fit; it is not loaded.
 
-    MODEL is a pulled name, a .gguf file, hf:owner/repo[:quant] or a URL of a .gguf file: of the last two only the header is read.
+    MODEL is a pulled name, a .gguf file, an ONNX file or folder, hf:owner/repo[:quant] or a URL of a .gguf file: of the last two only
+    the header is read.
     """
     from edgeai.correction import read_correction
     from edgeai.device import probe
@@ -84,6 +85,11 @@ def fit_command(
     wanted.setdefault("streams", 1)
     options = LoadOptions(**wanted)
     artifact = _find(model, out)
+    if artifact.format == "onnx":
+        from edgeai.cli.fit_onnx import fit_onnx
+
+        fit_onnx(artifact, options, wanted, gpu_memory=bool(gpu_memory), ram=ram, measure=measure, out=out)
+        return
     if measure and not artifact.path.is_file():
         raise UsageError(f"--measure loads the model, and {model!r} is not on this machine", hint="download it first")
     device = _machine(probe(gpus=options.device == "cuda"), gpu_memory, ram)
@@ -109,13 +115,19 @@ def fit_command(
 def _find(model: str, out: Output) -> Artifact:
     """Return the facts of MODEL. Raises InvalidModel for a folder of full-precision weights: what it takes depends on its conversion."""
     from edgeai.artifact import open_artifact
+    from edgeai.engines.opening import CLASSIFIER
     from edgeai.fetch.remote import is_remote, remote_artifact
     from edgeai.store import Store
 
     if is_remote(model):
         return remote_artifact(model, out.progress)
     artifact = open_artifact(Store.open().find(model))
-    if artifact.format != "gguf":
+    if artifact.arch == CLASSIFIER:
+        raise InvalidModel(
+            f"{model!r} is the folder of a trained classifier",
+            hint=f"convert it first: edgeai convert {model} --to onnx",
+        )
+    if artifact.format == "hf":
         size = human_bytes(artifact.params * 4.85 / 8)
         raise InvalidModel(
             f"{model!r} is a {artifact.format} folder of {artifact.params / 1e6:.0f} M weights, which the runtime does not run",
