@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from edgeai.cli.numbers import numbers
 from edgeai.cli.output import Output, output_options
 from edgeai.errors import UsageError
+from edgeai.options import DeviceChoice
 
 if TYPE_CHECKING:
     from edgeai.evaluation.speed import Figure
@@ -35,7 +36,7 @@ TOKENS = numbers(0, 1_000_000)
 @click.option("--threads", callback=numbers(1, 512), metavar="N", help="CPU threads.  [default: the plan's]")
 @click.option("--threads-batch", callback=numbers(1, 512), metavar="N", help="CPU threads for prompts.")
 @click.option("--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs of each test.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(get_args(DeviceChoice)), default="auto", show_default=True)
 @click.option("--gpu-layers", type=click.IntRange(0, 10_000), help="Layers on the GPU.  [default: the plan's]")
 @click.option("--kv-type", help="Type of the KV cache.  [default: f16]")
 @click.option(

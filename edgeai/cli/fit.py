@@ -10,7 +10,7 @@ import click
 
 from edgeai.cli.output import Output, as_options, human_bytes, output_options
 from edgeai.errors import InvalidModel, UsageError
-from edgeai.options import KVType
+from edgeai.options import DeviceChoice, KVType
 
 if TYPE_CHECKING:
     from edgeai.alternatives import Alternative
@@ -55,7 +55,7 @@ class Bytes(click.ParamType[int]):
 @click.option("--kv-type", type=click.Choice(get_args(KVType)), help="Type of the KV cache.  [default: f16]")
 @click.option("--streams", type=int, help="Requests computed side by side.  [default: 1, as in edgeai run]")
 @click.option("--prefix-bytes", type=Bytes(), help="Room for prompts that are kept for later requests.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(get_args(DeviceChoice)), default="auto", show_default=True)
 @click.option("--gpu-layers", type=int, help="Layers on the GPU.  [default: as many as fit]")
 @click.option(
     "--gpu-memory", type=Bytes(), multiple=True, help="Plan for a GPU with so much free memory; once for each GPU."

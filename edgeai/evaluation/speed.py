@@ -271,8 +271,9 @@ def _items(artifact: Artifact, wanted: Wanted, notify: Notify, progress: Progres
         with Model(open_engine(artifact.path, threads=count, **options)) as model:
             notify(model.plan.notices)
             for batch in BATCHES:
+                items = items_of(artifact, batch)
                 progress(f"{batch} at once", 0, wanted.repeat)
-                found = tuple(rates(model.classify, items_of(artifact, batch), wanted.repeat))
+                found = tuple(rates(model.classify, items, wanted.repeat))
                 progress(f"{batch} at once", wanted.repeat, wanted.repeat)
                 yield Figure(
                     model=label(artifact),
