@@ -103,6 +103,18 @@ def open_language_model(folder: Path) -> Artifact:
     )
 
 
+def _ports(ports: Sequence[Port]) -> tuple[str, ...]:
+    """Return PORTS in words; those that every layer has are one."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for port in ports:
+        sides = ", ".join("?" if side is None else str(side) for side in port.shape or ())
+        groups.setdefault((re.sub(r"[0-9]+", "N", port.name), f"{port.dtype} ({sides})"), []).append(port.name)
+    return tuple(
+        f"{names[0]} {kind}" if len(names) == 1 else f"{pattern} {kind} × {len(names)}"
+        for (pattern, kind), names in list(groups.items())[:MOST_PORTS]
+    )
+
+
 def check_operators(header: Header) -> None:
     """Raise InvalidModel for operators of domains that onnxruntime does not have: they would need a library that came with the file."""
     if unknown := header.unknown_operators():
@@ -148,18 +160,6 @@ def _artifact(
             "onnx.inputs": _ports(header.inputs), "onnx.outputs": _ports(header.outputs),
         },
     )  # fmt: skip
-
-
-def _ports(ports: Sequence[Port]) -> tuple[str, ...]:
-    """Return PORTS in words; those that every layer has are one."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for port in ports:
-        sides = ", ".join("?" if side is None else str(side) for side in port.shape or ())
-        groups.setdefault((re.sub(r"[0-9]+", "N", port.name), f"{port.dtype} ({sides})"), []).append(port.name)
-    return tuple(
-        f"{names[0]} {kind}" if len(names) == 1 else f"{pattern} {kind} × {len(names)}"
-        for (pattern, kind), names in list(groups.items())[:MOST_PORTS]
-    )
 
 
 def _walk(value: Any, place: tuple[str, ...] = ("",)) -> Iterator[tuple[tuple[str, ...], Any]]:
