@@ -25,6 +25,7 @@ from edgeai.device import (
 from edgeai.errors import EdgeAIError
 from edgeai.native import cuda_install_command
 from edgeai.paths import home
+from edgeai.runtimes import onnx_facts, onnx_problems
 
 __all__ = ["Examination", "Problem", "examine"]
 
@@ -54,7 +55,7 @@ class Examination:
 
 
 def examine() -> Examination:
-    """Look at the machine, the native library, the optional packages and the store."""
+    """Look at the machine, the native library, onnxruntime, the optional packages and the store."""
     cpu, memory = cpu_facts(), memory_facts()
     gpus, gpu_problem = nvidia_gpus()
     problems: list[Problem] = []
@@ -74,11 +75,13 @@ def examine() -> Examination:
         },
         "gpu": {f"gpu {index}": _gpu(gpu) for index, gpu in enumerate(gpus)} or {"nvidia": gpu_problem or "none"},
         "native library": _library(library),
-        "packages": {name: _version(name) for name in ("llama-cpp-python", "gguf", "torch", "transformers")},
+        "onnx": onnx_facts(),
+        "packages": {name: _version(name) for name in ("llama-cpp-python", "gguf", "onnx", "torch", "transformers")},
         "store": _store(),
     }
     if library is not None:
         problems += _library_problems(library) + _gpu_problems(library, cpu, memory, gpus, gpu_problem)
+    problems += [Problem(what=what, mend=mend) for what, mend in onnx_problems(gpus)]
     problems += _store_problems()
     return Examination(sections=sections, problems=tuple(problems))
 

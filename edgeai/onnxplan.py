@@ -74,8 +74,10 @@ def choose_device(
     return "cpu", "the installed onnxruntime has the CPU only"
 
 
-def language_plan(artifact: Artifact, options: LoadOptions, has: Callable[[str], bool]) -> Plan:
-    """Decide how the language model ARTIFACT runs under OPTIONS.
+def language_plan(
+    artifact: Artifact, options: LoadOptions, has: Callable[[str], bool], *, free: int | None = None
+) -> Plan:
+    """Decide how the language model ARTIFACT runs under OPTIONS, with FREE bytes of memory instead of what is free.
 
     Raises UsageError for options that do nothing here and for a context beyond the model's, DeviceUnavailable, DoesNotFit.
     """
@@ -95,7 +97,7 @@ def language_plan(artifact: Artifact, options: LoadOptions, has: Callable[[str],
     token_bytes = kv_token_bytes(artifact, 2 if half else 4)
     weights = int(int(artifact.metadata.get("onnx.data_bytes", artifact.size_bytes)) * PACKED)
     kv = token_bytes * context
-    free = memory_facts().available
+    free = memory_facts().available if free is None else free
     if where == "cpu" and weights + kv > free:
         raise DoesNotFit(
             f"{artifact.name!r} at context {context} needs {(weights + kv) / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",

@@ -11,7 +11,17 @@ from typing import Any, Literal, Protocol
 from edgeai.errors import OutputError
 from edgeai.types import Notice, Report, Row
 
-__all__ = ["PREFIX", "Paper", "failed_notice", "is_paper", "paper_of", "read_paper", "sha256_of", "write_paper"]
+__all__ = [
+    "PREFIX",
+    "Paper",
+    "failed_notice",
+    "is_paper",
+    "paper_of",
+    "read_paper",
+    "sha256_of",
+    "stated_sha256",
+    "write_paper",
+]
 
 PREFIX = "edgeai.passport."
 """Keys in a GGUF file that say how its proof ended (evaluation.summary writes them)."""
@@ -64,10 +74,16 @@ def sha256_of(path: Path) -> str:
     return chain({item.name: file_sha256(item) for item in files})
 
 
+def stated_sha256(path: Path) -> tuple[str, str] | None:
+    """Return (what the passport of PATH says its sha256 is, what it is); None where there is no passport."""
+    facts = load(paper_of(path))
+    return None if facts is None else (str(facts["sha256"]), sha256_of(path))
+
+
 def is_paper(path: Path, of: Path) -> bool:
-    """Whether the file PATH is a passport that was written here for a file of the name of OF."""
+    """Whether the file PATH is a passport that was written here for a file of the name of OF, or for the folder OF it lies in."""
     facts = load(path)
-    return facts is not None and facts["file"] == of.name
+    return facts is not None and (facts["file"] == of.name or of.is_dir())
 
 
 def read_paper(path: Path, metadata: Mapping[str, Any]) -> Paper:

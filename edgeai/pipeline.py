@@ -55,7 +55,7 @@ class Conversion:
     """A finished, proved conversion: the object that `edgeai convert --json` prints.
 
     `peak_rss_bytes` is the memory of the conversion itself, and `proof_peak_rss_bytes` that of the largest process of the proof,
-    which runs the source in torch; `timings` keep the two apart as well (`proof_s`).
+    which runs the source in torch; `timings` keep the two apart as well (`proof_s`). `example` is what it could be run with.
     """
 
     path: Path
@@ -70,6 +70,7 @@ class Conversion:
     proof_peak_rss_bytes: int
     warnings: tuple[Notice, ...] = ()
     format: str = "gguf"
+    example: str = '"Hello"'
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""

@@ -102,7 +102,7 @@ class Store:
             return path
         entry = self.entry(ref)
         if entry is None:
-            raise self.unknown(ref)
+            raise self.unknown(ref, paths=True)
         state = "is not complete" if self.pulled(ref) else "is not on this machine yet"
         raise ModelNotFound(f"the model {ref!r} {state}", hint=f"edgeai pull {entry.name}")
 
@@ -122,12 +122,16 @@ class Store:
         """Return the manifest of the pulled model NAME; raises ModelNotFound."""
         manifest = self.pulled(name)
         if manifest is None:
+            if self.entry(name) is None and exists(Path(name)):
+                raise ModelNotFound(
+                    f"{name!r} is a path, and this is about pulled models", hint="files of your own are yours to delete"
+                )
             self.need(name)
             raise ModelNotFound(f"the model {name!r} is not on this machine", hint="`edgeai list` shows what is")
         return manifest
 
-    def unknown(self, name: str) -> ModelNotFound:
-        """Return the error for a name that is neither pulled nor in the catalogue, with the closest that is."""
+    def unknown(self, name: str, *, paths: bool = False) -> ModelNotFound:
+        """Return the error for a name that is neither pulled nor in the catalogue, with the closest that is; or here, with PATHS."""
         import difflib
 
         words = set(self.shelf.names())
@@ -135,6 +139,8 @@ class Store:
             words |= {entry.name, *entry.aliases}
         close = difflib.get_close_matches(name.lower(), sorted(words), n=1)
         hint = f"did you mean {close[0]!r}?" if close else "`edgeai list --all` shows what can be pulled"
+        if paths and not close and (here := near_here(name)):
+            hint = f"did you mean {here!r}?"
         if name.startswith("hf:"):
             hint = "only models of the catalogue can be pulled: add it to a file and name that in EDGEAI_CATALOGUE"
         return ModelNotFound(f"there is no model {name!r}", hint=hint)
@@ -249,7 +255,7 @@ class Store:
         except InvalidModel as error:
             return Report(rows=(Row(name=ref, value=error.message, ok=False),))
         if manifest is None:
-            return Report(rows=(check_path(self.find(ref)),))
+            return Report(rows=check_path(self.find(ref)))
         rows: tuple[Row, ...] = ()
         done = 0
         for file in manifest.files:
@@ -302,6 +308,24 @@ def near(path: Path) -> str:
     return f"did you mean {str(path.parent / close[0])!r}?" if close else "check the path, or see `edgeai list`"
 
 
+def near_here(name: str) -> str | None:
+    """Return the model file or folder of the working folder whose name is closest to NAME; None where none is close."""
+    import difflib
+
+    try:
+        found = [
+            item.name for item in Path().iterdir() if item.suffix.lower() in PATH_SUFFIXES or is_model_folder(item)
+        ]
+    except OSError:
+        return None
+    return next(iter(difflib.get_close_matches(name, found, n=1)), None)
+
+
+def is_model_folder(path: Path) -> bool:
+    """Return whether PATH is a folder that may be a model."""
+    return any(exists(path / name) for name in ("config.json", "genai_config.json", "model.onnx"))
+
+
 def describes(entry: Entry, manifest: Manifest) -> bool:
     """Return whether MANIFEST is of what ENTRY says now."""
     return [(file.path, file.sha256) for file in manifest.files] == [(file.path, file.sha256) for file in entry.files]
@@ -313,13 +337,22 @@ def room_for(file: FileSpec) -> int:
     return file.size_bytes * (2 if packed else 1)
 
 
-def check_path(path: Path) -> Row:
-    """Return the row of a model file or folder outside the store, from its header."""
+def check_path(path: Path) -> tuple[Row, ...]:
+    """Return the rows of a model file or folder outside the store: its header, and of ONNX the bytes where a passport has them."""
     from edgeai.artifact import open_artifact
+    from edgeai.paper import stated_sha256
 
     try:
         artifact = open_artifact(path)
     except InvalidModel as error:
-        return Row(name=str(path), value=error.message, ok=False)
-    value = f"{artifact.format}, {sum(artifact.types.values())} tensors, {artifact.size_bytes} bytes"
-    return Row(name=str(path), value=value)
+        return (Row(name=str(path), value=error.message, ok=False),)
+    if artifact.format != "onnx":
+        value = f"{artifact.format}, {sum(artifact.types.values())} tensors, {artifact.size_bytes} bytes"
+        return (Row(name=str(path), value=value),)
+    found = Row(name=str(path), value=f"onnx, {artifact.params} weights, {artifact.size_bytes} bytes")
+    pair = stated_sha256(artifact.path)
+    if pair is None:
+        return (found,)
+    wanted, have = pair
+    name = f"{path}, by its passport"
+    return (found, Row(name=name, value=f"sha256 {have}", limit=f"sha256 {wanted}", ok=have == wanted))

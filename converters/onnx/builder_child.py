@@ -46,6 +46,15 @@ def check(path: Path) -> None:
     """Run onnx's checker, which does not know that onnxruntime has SimplifiedLayerNormalization in the standard domain."""
     import onnx
 
+    if not onnx.defs.has("SimplifiedLayerNormalization"):
+        teach()
+    onnx.checker.check_model(str(path))
+
+
+def teach() -> None:
+    """Tell the checker of SimplifiedLayerNormalization, once in a process."""
+    import onnx
+
     kind = onnx.defs.OpSchema
     numbers = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
     onnx.defs.register_schema(
@@ -66,7 +75,6 @@ def check(path: Path) -> None:
             ],
         )
     )
-    onnx.checker.check_model(str(path))
 
 
 def flatten_rope(config: Any) -> None:

@@ -38,6 +38,8 @@ def file_checks(path: Path, *, opset: int | None = None) -> list[Check]:
     and onnx's own checker."""
     import onnx
 
+    from converters.onnx.builder_child import teach
+
     try:
         header = read_header(path)
     except InvalidModel as error:
@@ -54,6 +56,8 @@ def file_checks(path: Path, *, opset: int | None = None) -> list[Check]:
         return rows  # the checker does not know such operators either
     full = header.file_bytes < FULL_BYTES and not data_files(header)
     reason = ""
+    if header.operators["", "SimplifiedLayerNormalization"] and not onnx.defs.has("SimplifiedLayerNormalization"):
+        teach()  # an operator of onnxruntime that its language models have in the standard domain
     with quiet():
         try:
             onnx.checker.check_model(str(path), full_check=full)

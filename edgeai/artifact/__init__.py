@@ -28,7 +28,7 @@ def open_artifact(path: Path) -> Artifact:
     if os.path.isdir(path):  # noqa: PTH112
         if (path / GENAI_CONFIG).exists():
             return open_language_model(path)
-        return open_onnx(path / MODEL) if (path / MODEL).exists() else open_folder(path)
+        return open_onnx(path / MODEL, folder=True) if (path / MODEL).exists() else open_folder(path)
     if not os.path.exists(path):  # noqa: PTH110
         raise ModelNotFound(f"{str(path)!r} is not there", hint="check the path, or see `edgeai list --all` for names")
     beside = {".safetensors": "config.json", ".onnx": GENAI_CONFIG}.get(path.suffix)

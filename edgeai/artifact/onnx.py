@@ -7,11 +7,12 @@ They are untrusted as the graph is, and checked here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from converters.onnx.header import Header, data_files, inside, read_header
+from converters.onnx.header import Header, Port, data_files, inside, read_header
 from converters.weight_files import read_json
 from edgeai.artifact.facts import PASSPORT, SCHEMA, UNNAMED, Artifact
 from edgeai.artifact.folder import MAX_CONFIG_BYTES, folder_template, whole
@@ -23,18 +24,20 @@ GENAI_CONFIG, MODEL, LINEAGE = "genai_config.json", "model.onnx", "edgeai.json"
 MAX_TOKENIZER_BYTES = 64_000_000
 DECODER_ONLY = ("encoder", "vision", "speech", "embedding", "pipeline", "joiner")
 """Sections of genai_config.json that a plain language model does not have."""
+MOST_PORTS = 64
 NATIVE = ("library", "custom_op", "plugin")
 """Parts of names of settings by which onnxruntime would load code from a file."""
 
 
-def open_onnx(path: Path) -> Artifact:
+def open_onnx(path: Path, *, folder: bool = False) -> Artifact:
     """Return the facts of the ONNX file PATH: a model that gives vectors, labels or values, as its `edgeai.schema` says.
 
-    One that has been converted elsewhere has no schema; it can be looked at, and run on arrays.
+    One that has been converted elsewhere has no schema; it can be looked at, and run on arrays. With FOLDER, and where it was made here
+    in a folder, that is the model.
     """
     header = read_header(path)
     check_operators(header)
-    folder = path.name == MODEL and (path.parent / LINEAGE).exists()
+    folder = folder or (path.name == MODEL and (path.parent / LINEAGE).exists())
     place = path.parent if folder else path
     metadata: dict[str, Any] = {key: _value(key, value) for key, value in header.metadata.items()}
     metadata |= _lineage(path.parent) if folder else {}
@@ -100,6 +103,18 @@ def open_language_model(folder: Path) -> Artifact:
     )
 
 
+def _ports(ports: Sequence[Port]) -> tuple[str, ...]:
+    """Return PORTS in words; those that every layer has are one."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for port in ports:
+        sides = ", ".join("?" if side is None else str(side) for side in port.shape or ())
+        groups.setdefault((re.sub(r"[0-9]+", "N", port.name), f"{port.dtype} ({sides})"), []).append(port.name)
+    return tuple(
+        f"{names[0]} {kind}" if len(names) == 1 else f"{pattern} {kind} × {len(names)}"
+        for (pattern, kind), names in list(groups.items())[:MOST_PORTS]
+    )
+
+
 def check_operators(header: Header) -> None:
     """Raise InvalidModel for operators of domains that onnxruntime does not have: they would need a library that came with the file."""
     if unknown := header.unknown_operators():
@@ -139,8 +154,11 @@ def _artifact(
         parent=parent if isinstance(parent, str) else None,
         size_bytes=size,
         types=by_type,
-        metadata={**metadata, "onnx.opset": header.opsets.get("", header.opsets.get("ai.onnx", 0)), "onnx.file": header.path.name,
-                  "onnx.data_bytes": header.data_bytes},
+        metadata={
+            **metadata, "onnx.opset": header.opsets.get("", header.opsets.get("ai.onnx", 0)), "onnx.file": header.path.name,
+            "onnx.data_bytes": header.data_bytes, "onnx.producer": header.producer, "onnx.most": most,
+            "onnx.inputs": _ports(header.inputs), "onnx.outputs": _ports(header.outputs),
+        },
     )  # fmt: skip
 
 

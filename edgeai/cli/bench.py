@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from edgeai.cli.numbers import numbers
 from edgeai.cli.output import Output, output_options
 from edgeai.errors import UsageError
+from edgeai.options import DeviceChoice
 
 if TYPE_CHECKING:
     from edgeai.evaluation.speed import Figure
@@ -35,7 +36,7 @@ TOKENS = numbers(0, 1_000_000)
 @click.option("--threads", callback=numbers(1, 512), metavar="N", help="CPU threads.  [default: the plan's]")
 @click.option("--threads-batch", callback=numbers(1, 512), metavar="N", help="CPU threads for prompts.")
 @click.option("--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs of each test.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(get_args(DeviceChoice)), default="auto", show_default=True)
 @click.option("--gpu-layers", type=click.IntRange(0, 10_000), help="Layers on the GPU.  [default: the plan's]")
 @click.option("--kv-type", help="Type of the KV cache.  [default: f16]")
 @click.option(
@@ -58,11 +59,13 @@ def bench_command(
     """Measure how fast MODEL is on this machine: a prompt of N tokens at once (pp), N tokens one by one (tg).
 
     The columns, and what they measure, are llama-bench's. Options with N take several: 128,512 or 1-4 or 1-16*2.
+    A classifier has items a second instead, given one at a time and 32 at once.
 
     \b
     edgeai bench smollm2
     edgeai bench model.gguf --pp 0 --tg 32 --threads 1-4
     edgeai bench smollm2 --streams 1,8 --pp 64 --tg 64
+    edgeai bench out/tiny-onnx
     """
     from edgeai.evaluation import speed
     from edgeai.store import Store
@@ -114,7 +117,9 @@ COLUMNS = (
 
 def show(figure: Figure, *, first: bool, out: Output) -> None:
     """Print a row of the table; before the FIRST one, its head. Figures of several streams get two columns more."""
-    columns = list(COLUMNS)
+    wide = max(10, len(figure.backend))  # the same in all rows
+    units = {"backend": ("backend", wide, str.ljust), "t/s": (figure.unit, 20, str.rjust)}
+    columns = [units.get(column[0], column) for column in COLUMNS]
     cells = [
         figure.model,
         f"{figure.size_bytes / 2**20:.2f} MiB" if figure.size_bytes < 2**30 else f"{figure.size_bytes / 2**30:.2f} GiB",

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeai.cli.output import Output, is_terminal
 from edgeai.cli.show import printable
+from edgeai.engines.onnx.schema import EXAMPLES
 from edgeai.errors import InvalidModel, UsageError
 from edgeai.model import Model
 from edgeai.types import Prediction, finite
@@ -65,7 +66,7 @@ def classify(model: Model, words: Sequence[str], files: Sequence[Path], out: Out
         given += [(line, line) for line in _piped()]
     if not given:
         raise UsageError(
-            f"{model.artifact.name} needs {NAMES[kind]}", hint=f"edgeai run {model.artifact.path.name} {_example(kind)}"
+            f"{model.artifact.name} needs {NAMES[kind]}", hint=f"edgeai run {model.artifact.path.name} {EXAMPLES[kind]}"
         )
     began = time.perf_counter()
     said = list(_predict(model, given))
@@ -99,13 +100,9 @@ def _kind(model: Model) -> str:
     if schema is None:
         return "tensor"
     kind = schema["inputs"][0].get("kind")
-    if kind not in NAMES:
+    if kind not in EXAMPLES:
         raise InvalidModel(f"{model.artifact.name} reads {kind!r}, which is not known", hint="convert the model again")
     return str(kind)
-
-
-def _example(kind: str) -> str:
-    return {"image": "picture.png", "text": '"a text"', "tensor": "array.npy"}.get(kind, "rows.csv")
 
 
 def _item(word: str, kind: str) -> Any:

@@ -156,6 +156,7 @@ def convert_command(
         from edgeai.cli.convert_onnx import convert_formats
 
         path, default, origin = find(source, out)
+        check_source(path, targets)
         made = convert_formats(
             path,
             output,
@@ -181,6 +182,7 @@ def convert_command(
     )
     wish.check()
     path, default, origin = find(source, out)
+    check_source(path, targets)
     if targets == ("hf",):
         finish(to_hf(path, output or (default and Path(f"{default.stem}-hf")), dtype, out, force=force), out)
         return
@@ -324,6 +326,25 @@ def refuse(names: tuple[str, ...], source: str) -> None:
             raise UsageError(f"{option} does nothing where the source is {source}", hint=f"leave {option} out")
 
 
+def check_source(path: Path, targets: tuple[str, ...]) -> None:
+    """Raise UnsupportedModel for an ONNX file or folder as the source, and for a classifier that is to be something else."""
+    from edgeai.errors import UnsupportedModel
+    from edgeai.exporting.modules import is_module_folder
+
+    if is_module_folder(path) and (other := [target for target in targets if target != "onnx"]):
+        raise UnsupportedModel(
+            f"{str(path)!r} is the folder of a trained classifier, which becomes ONNX and not {other[0]}",
+            hint="--to onnx",
+        )
+    weights = (*path.glob("*.safetensors"), *path.glob("*.bin")) if path.is_dir() else ()
+    folder = (path / "genai_config.json").exists() or ((path / "model.onnx").exists() and not weights)
+    if path.suffix.lower() == ".onnx" or folder:
+        raise UnsupportedModel(
+            f"{str(path)!r} is an ONNX model already, and nothing is converted from ONNX",
+            hint="name the folder with the weights that it was made from; `edgeai run` runs it as it is",
+        )
+
+
 def given(name: str) -> str | None:
     """Return the option of the parameter NAME where it stands on the command line."""
     context = click.get_current_context()
@@ -362,4 +383,4 @@ def summarize(done: Conversion, out: Output) -> None:
         out.note(" · ".join(f"{name.removesuffix('_s')} {value:.2f} s" for name, value in done.timings.items()))
     path = shlex.quote(str(done.path))
     steps = {"hf": f"edgeai convert {path}", "gguf-adapter": f"llama-server -m BASE.gguf --lora {path}"}
-    out.note("next: " + steps.get(done.format, f'edgeai run {path} "Hello"'))
+    out.note("next: " + steps.get(done.format, f"edgeai run {path} {done.example}"))

@@ -10,7 +10,7 @@ import click
 
 from edgeai.cli.output import Output, as_options, human_bytes, output_options
 from edgeai.errors import InvalidModel, UsageError
-from edgeai.options import KVType
+from edgeai.options import DeviceChoice, KVType
 
 if TYPE_CHECKING:
     from edgeai.alternatives import Alternative
@@ -55,7 +55,7 @@ class Bytes(click.ParamType[int]):
 @click.option("--kv-type", type=click.Choice(get_args(KVType)), help="Type of the KV cache.  [default: f16]")
 @click.option("--streams", type=int, help="Requests computed side by side.  [default: 1, as in edgeai run]")
 @click.option("--prefix-bytes", type=Bytes(), help="Room for prompts that are kept for later requests.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(get_args(DeviceChoice)), default="auto", show_default=True)
 @click.option("--gpu-layers", type=int, help="Layers on the GPU.  [default: as many as fit]")
 @click.option(
     "--gpu-memory", type=Bytes(), multiple=True, help="Plan for a GPU with so much free memory; once for each GPU."
@@ -68,7 +68,8 @@ def fit_command(
 ) -> None:
     """Show what MODEL takes on this machine, device by device, and what else would fit; it is not loaded.
 
-    MODEL is a pulled name, a .gguf file, hf:owner/repo[:quant] or a URL of a .gguf file: of the last two only the header is read.
+    MODEL is a pulled name, a .gguf file, an ONNX file or folder, hf:owner/repo[:quant] or a URL of a .gguf file: of the last two only
+    the header is read.
     """
     from edgeai.correction import read_correction
     from edgeai.device import probe
@@ -84,6 +85,11 @@ def fit_command(
     wanted.setdefault("streams", 1)
     options = LoadOptions(**wanted)
     artifact = _find(model, out)
+    if artifact.format == "onnx":
+        from edgeai.cli.fit_onnx import fit_onnx
+
+        fit_onnx(artifact, options, wanted, gpu_memory=bool(gpu_memory), ram=ram, measure=measure, out=out)
+        return
     if measure and not artifact.path.is_file():
         raise UsageError(f"--measure loads the model, and {model!r} is not on this machine", hint="download it first")
     device = _machine(probe(gpus=options.device == "cuda"), gpu_memory, ram)
@@ -109,13 +115,19 @@ def fit_command(
 def _find(model: str, out: Output) -> Artifact:
     """Return the facts of MODEL. Raises InvalidModel for a folder of full-precision weights: what it takes depends on its conversion."""
     from edgeai.artifact import open_artifact
+    from edgeai.engines.opening import CLASSIFIER
     from edgeai.fetch.remote import is_remote, remote_artifact
     from edgeai.store import Store
 
     if is_remote(model):
         return remote_artifact(model, out.progress)
     artifact = open_artifact(Store.open().find(model))
-    if artifact.format != "gguf":
+    if artifact.arch == CLASSIFIER:
+        raise InvalidModel(
+            f"{model!r} is the folder of a trained classifier",
+            hint=f"convert it first: edgeai convert {model} --to onnx",
+        )
+    if artifact.format == "hf":
         size = human_bytes(artifact.params * 4.85 / 8)
         raise InvalidModel(
             f"{model!r} is a {artifact.format} folder of {artifact.params / 1e6:.0f} M weights, which the runtime does not run",

@@ -18,7 +18,7 @@ __all__ = ["prove_command"]
 
 @click.command("prove", short_help="Check that a file still is its source model.")
 @click.argument("source", metavar="SOURCE")
-@click.argument("artifact", metavar="FILE")
+@click.argument("artifact", metavar="ARTIFACT")
 @click.option(
     "--max-kl", type=float, metavar="NATS", help="Fail above this mean KL to the source  [default: by the type]"
 )
@@ -28,22 +28,28 @@ __all__ = ["prove_command"]
     metavar="TEXT",
     help="The text to compare on, instead of the bundled one.",
 )
-@click.option("--write", is_flag=True, help="Keep the report beside FILE, as FILE.passport.json.")
+@click.option(
+    "--write", is_flag=True, help="Keep the report: beside a file as FILE.passport.json, in a folder as passport.json."
+)
 @output_options
 def prove_command(
     source: str, artifact: str, max_kl: float | None, eval_text: Path | None, write: bool, out: Output
 ) -> None:
-    """Check that the GGUF file FILE still is the model in the folder SOURCE: token ids, chat template, logits, end of answers.
+    """Check that ARTIFACT, a GGUF file, an ONNX file or a folder with one, still is the model in the folder SOURCE.
 
-    The file may come from anywhere. Nothing is written unless --write is given. Exit code 9: it is not the model.
+    Of a language model token ids, chat template, logits and the end of answers are compared, of an embedding model vectors, of a
+    classifier its labels on the test set in SOURCE. ARTIFACT may come from anywhere. Nothing is written unless --write is given.
+    Exit code 9: it is not the model.
 
     \b
     edgeai prove out/tiny out/tiny.gguf
+    edgeai prove out/tiny out/tiny-onnx
+    edgeai prove out/digits out/digits.onnx
     edgeai prove ./SmolLM2-135M model-from-elsewhere.gguf --json
     """
     from edgeai.errors import ProofFailed
     from edgeai.evaluation.corpus import read_text
-    from edgeai.evaluation.prove import prove
+    from edgeai.exporting.proving import prove
     from edgeai.paper import write_paper
     from edgeai.store import Store
 

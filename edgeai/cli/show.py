@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeai.cli import show_onnx
 from edgeai.cli.output import Output, human_bytes, is_terminal, output_options
 from edgeai.errors import NoChatTemplate, UsageError
 
@@ -27,7 +28,7 @@ Section = tuple[str, list[tuple[str, str]]]
 @click.option("--template", is_flag=True, help="Print the chat template alone.")
 @output_options
 def show_command(model: str, template: bool, out: Output) -> None:
-    """Show what MODEL is: a pulled name, a .gguf file or a Hugging Face folder."""
+    """Show what MODEL is: a pulled name, a GGUF or ONNX file, a folder with an ONNX model, or a Hugging Face folder."""
     from edgeai.artifact import open_artifact
     from edgeai.store import Store
 
@@ -56,31 +57,39 @@ def to_json(artifact: Artifact, manifest: Manifest | None) -> dict[str, Any]:
     value = asdict(replace(artifact, tensors=())) | {"path": str(artifact.path), "types": dict(artifact.types)}
     del value["tensors"]  # hundreds of them, and `types` says what they are
     value |= {"claimed_quant": claimed_quant(artifact), "licence": licence(artifact, manifest)}
+    value |= show_onnx.onnx_json(artifact) if artifact.format == "onnx" else {}
     value["files"] = [asdict(file) for file in manifest.files] if manifest else []
     return {key: plain(item) for key, item in value.items()}
 
 
 def passport_json(artifact: Artifact) -> dict[str, Any] | None:
-    """Return what is known of the proof of a GGUF file; None for a folder."""
+    """Return what is known of the proof of a GGUF file or an ONNX model; None for a Hugging Face folder."""
     from edgeai.paper import read_paper
 
-    if artifact.format != "gguf":
+    if artifact.format == "hf":
         return None
     paper = read_paper(artifact.path, artifact.metadata)
     return {"found": paper.place, "ok": paper.ok, "changed": paper.changed, "facts": plain(paper.facts)}
 
 
 def passport(artifact: Artifact) -> Iterable[Section]:
-    """Yield the section about the proof of a GGUF file."""
+    """Yield the section about the proof of a GGUF file or an ONNX model."""
     from edgeai.cli.report import row_text
     from edgeai.paper import read_paper
 
-    if artifact.format != "gguf":
+    if artifact.format == "hf":
         return
     paper = read_paper(artifact.path, artifact.metadata)
-    lines = [("", "the file was changed after the passport beside it was written")] if paper.changed else []
+    what = (
+        "folder was changed after the passport in"
+        if artifact.path.is_dir()
+        else "file was changed after the passport beside"
+    )
+    lines = [("", f"the {what} it was written")] if paper.changed else []
     if paper.place == "nowhere":
-        yield "Passport", [*lines, ("", "none: `edgeai prove SOURCE FILE` makes one from the model it was made from")]
+        name = artifact.path.name or "."
+        hint = f"none: `edgeai prove SOURCE {name} --write` makes one from the model it was made from"
+        yield "Passport", [*lines, ("", printable(hint))]
         return
     said = "passed" if paper.ok else "FAILED: this is not the model it was made from"
     before = "before it was changed, by its own keys: " if paper.changed else ""
@@ -114,23 +123,28 @@ def licence(artifact: Artifact, manifest: Manifest | None) -> str | None:
 
 
 def sections(artifact: Artifact, manifest: Manifest | None) -> Iterable[Section]:
-    """Yield the sections of the page: Model, Tokenizer, Tensors, Lineage, Licence."""
+    """Yield the sections of the page: Model, Tokenizer, Tensors, Lineage, Licence; of ONNX models also what goes in and out."""
     from edgeai.artifact import claimed_quant
     from edgeai.model import file_sampling
 
     claim = claimed_quant(artifact)
     quant = artifact.quant if claim in (None, artifact.quant) else f"{artifact.quant} (the file says {claim})"
+    onnx = artifact.format == "onnx"
     model = {
         "name": artifact.name,
-        "architecture": artifact.arch,
+        "task": artifact.task if onnx else None,
+        "architecture": artifact.arch if (artifact.arch, onnx) != ("onnx", True) else None,
         "parameters": human_count(artifact.params),
         "context length": artifact.context,
-        "quantization": quant,
+        "quantization": show_onnx.quant_words(artifact) if onnx else quant,
         "bits per weight": f"{artifact.bpw:.2f}",
         "size": human_bytes(artifact.size_bytes),
         "path": artifact.path,
+        **(show_onnx.model_facts(artifact) if onnx else {}),
     }
     yield "Model", rows(model)
+    if onnx and (taken := rows(show_onnx.schema_rows(artifact.schema))):
+        yield "Takes and gives", taken
     kind = [artifact.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")]
     length = f"{len(artifact.template)} characters" if artifact.template else "none"
     tokenizer = {
@@ -140,8 +154,14 @@ def sections(artifact: Artifact, manifest: Manifest | None) -> Iterable[Section]
         "end token": artifact.eos,
         "chat template": length,
     }
-    yield "Tokenizer", rows(tokenizer)
-    yield "Tensors", rows(dict(sorted(artifact.types.items(), key=lambda item: -item[1])))
+    if artifact.vocab or not onnx:
+        yield "Tokenizer", rows(tokenizer)
+    most_first = dict(sorted(artifact.types.items(), key=lambda item: -item[1]))
+    if onnx:
+        yield "Weights", rows({kind: human_count(count) for kind, count in most_first.items()})
+        yield "Graph", [(key, printable(text)) for key, text in show_onnx.port_rows(artifact)]
+    else:
+        yield "Tensors", rows(most_first)
     yield "Lineage", list(lineage(artifact, manifest)) or [("", "not stated")]
     sampling = {**file_sampling(artifact), **(manifest.sampling if manifest else {})}
     if sampling:

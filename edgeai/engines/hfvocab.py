@@ -67,6 +67,11 @@ class HFVocab:
                 names[name] = value
         return cls(spec, ends=ends, names=names, size=size)
 
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Every token and its id."""
+        return dict(self._special.get_vocab(with_added_tokens=True))
+
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Return the ids of TEXT, with what the model puts around a text if `add_special`."""
         check_text(text)

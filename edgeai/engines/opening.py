@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["load_engine", "open_engine", "open_model", "planned", "step_down"]
 
 ATTEMPTS = 6
+CLASSIFIER = "edgeai-classifier"
+"""The model type of a folder that `edgeai train` makes of a task: it becomes ONNX alone."""
 TOLERATED = 0.05
 """Buffers that differ by more from the plan's arithmetic are remembered; what `edgeai fit --measure` found is not given up for less."""
 LESS = (0.6, 0.8, 0.95)
@@ -150,9 +152,12 @@ def open_model(path: Path, *, gguf: bool = False) -> Artifact:
             f"{str(path)!r} is an ONNX model, and this is done with GGUF files", hint="name a .gguf file"
         )
     if artifact.format == "hf":
+        hint = f"edgeai convert {str(path)!r} makes a GGUF file, and with --to onnx an ONNX model"
+        if artifact.arch == CLASSIFIER:
+            hint = f"edgeai convert {str(path)!r} --to onnx"
         raise InvalidModel(
             f"{str(path)!r} is a {artifact.format} folder of full-precision weights, which the runtime does not run",
-            hint=f"convert it first: edgeai convert {str(path)!r}",
+            hint=f"convert it first: {hint}",
         )
     return artifact
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from edgeai.artifact import Artifact
 from edgeai.engines.llamacpp.handle import Handle
@@ -236,8 +236,18 @@ def interruptible(work: Callable[[], T], stop: Callable[[], Any]) -> T:
     return results[0]
 
 
+class Measurable(Protocol):
+    """A loaded model that can be measured."""
+
+    def measure(self, case: Case, repeat: int, meter: Meter, progress: Progress = ...) -> Measured:
+        """Run CASE once to warm up and REPEAT times for the clock."""
+
+    def abort(self) -> None:
+        """End what runs, from any thread."""
+
+
 def all_of(
-    native: Native, cases: Iterable[Case], repeat: int, meter: Meter, progress: Progress = no_progress
+    native: Measurable, cases: Iterable[Case], repeat: int, meter: Meter, progress: Progress = no_progress
 ) -> Iterator[Measured]:
     """Yield each case as it is measured. A Ctrl-C ends the native work at once and is raised."""
     for case in cases:

@@ -75,6 +75,15 @@ def measure(artifact: Artifact, device: Device, options: LoadOptions, given: Map
     return Footprint(rows=tuple(rows))
 
 
+def measure_onnx(artifact: Artifact, plan: Plan, predicted: int, given: Mapping[str, Any]) -> Footprint:
+    """Load the ONNX language model ARTIFACT in a child process with the options GIVEN, and have as many requests as PLAN has streams run.
+
+    PREDICTED is what they are thought to take with the runtime. Nothing is remembered. Raises as `measure` does.
+    """
+    found = _ask(artifact, plan, given)
+    return Footprint(rows=(Row(device=CPU, what="all", predicted=predicted, measured=found["resident"]),))
+
+
 def _ask(artifact: Artifact, plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
     timeout_s = BASE_TIMEOUT_S + artifact.size_bytes / SLOWEST_READ
     arguments = (str(artifact.path.absolute()), json.dumps(dict(given)))
@@ -146,6 +155,26 @@ def _child(path: str, options: Mapping[str, Any]) -> None:
     os.write(1, json.dumps(result).encode())
 
 
+def _onnx_child(path: str, options: Mapping[str, Any]) -> None:
+    """Load the ONNX model PATH, have its streams answer, each with room for the whole context, and print what that took."""
+    from edgeai.engines.opening import load_engine
+    from edgeai.types import GenerationConfig
+
+    resident = _resident()
+    engine: Any = load_engine(Path(path), LoadOptions(**options))
+    plan = engine.plan
+    ids = engine.tokenize(" a" * plan.batch)[: max(1, min(plan.batch, plan.context - 8))]
+    config = GenerationConfig(max_tokens=plan.context - len(ids), temperature=0)
+    streams = [engine.generate(engine.detokenize(ids), config) for _ in range(plan.streams)]
+    for stream in streams:
+        next(stream)
+    taken = _resident() - resident
+    for stream in streams:
+        stream.close()
+    engine.close()
+    os.write(1, json.dumps({"resident": taken}).encode())
+
+
 def _work(engine: Any) -> None:
     from edgeai.types import GenerationConfig
 
@@ -162,4 +191,5 @@ def _work(engine: Any) -> None:
 
 
 if __name__ == "__main__":
-    _child(sys.argv[1], json.loads(sys.argv[2]))
+    work = _onnx_child if Path(sys.argv[1]).is_dir() else _child  # a language model in ONNX is a folder
+    work(sys.argv[1], json.loads(sys.argv[2]))

@@ -73,7 +73,9 @@ def standard_error(values: F64, blocks: Ints) -> tuple[float, int]:
 
 
 def mean_interval(values: F64, blocks: Ints) -> Interval:
-    """Return the mean of VALUES, (positions,), and its interval."""
+    """Return the mean of VALUES, (positions,), and its interval; of no positions nothing is known."""
+    if not len(values):
+        return Interval(value=math.nan, low=math.nan, high=math.nan)
     error, count = standard_error(values, blocks)
     mean = float(values.mean())
     half = error * t_quantile(count - 1) if count > 1 else math.inf

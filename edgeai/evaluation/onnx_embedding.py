@@ -41,11 +41,7 @@ class OnnxEmbeddingProof(EmbeddingProof):
         """Return the rows that prove the export PATH in float32 against torch."""
         self._export = path
         rows, alone, together = self._both(path)
-        facts = self._facts()
-        assert self._torch is not None  # noqa: S101 - an export to ONNX needs torch
-        found = self._vectors(self._torch.folder)
-        reference = Vectors(hidden=found.hidden, pooled=unit(found.pooled).astype("float32"))
-        self._reference = reference
+        facts, reference = self._facts(), self._torchs()
         rows += [
             at_most("F32 vectors of texts against torch: NMSE", nmse(reference.pooled, alone), EXACT_NMSE),
             at_most("F32 vectors beside longer texts: NMSE", nmse(alone, together), PADDED_NMSE),
@@ -56,14 +52,22 @@ class OnnxEmbeddingProof(EmbeddingProof):
     def quantized(self, path: Path) -> list[Row]:
         """Return the rows that compare the vectors of the file PATH with torch's."""
         rows, alone, together = self._both(path)
-        assert self._reference is not None  # noqa: S101 - `export` has set it
-        limit = limit_of(self.base)
+        reference, limit = self._torchs(), limit_of(self.base)
         return [
             *rows,
-            at_most("vectors of texts against torch: NMSE", nmse(self._reference.pooled, alone), limit.nmse),
+            at_most("vectors of texts against torch: NMSE", nmse(reference.pooled, alone), limit.nmse),
             at_most("vectors beside longer texts: NMSE", nmse(alone, together), limit.nmse),
-            *self._texts(self._reference, pooled(alone), limit.cosine, "vectors of texts"),
+            *self._texts(reference, pooled(alone), limit.cosine, "vectors of texts"),
         ]
+
+    def _torchs(self) -> Vectors:
+        """Return torch's vectors of the texts, of length 1."""
+        if self._reference is None:
+            self._facts()
+            assert self._torch is not None  # noqa: S101 - nothing in ONNX is proved without torch
+            found = self._vectors(self._torch.folder)
+            self._reference = Vectors(hidden=found.hidden, pooled=unit(found.pooled).astype("float32"))
+        return self._reference
 
     def _both(self, path: Path) -> tuple[list[Row], F32, F32]:
         """Run the file PATH on each text alone, and on batches of them; with the rows about the file and its token ids."""

@@ -64,7 +64,7 @@ class Verdict:
         """Return the passport that is kept beside the file."""
         return manifest.passport(
             {
-                "file": self.path.name,
+                "file": self.path.name or self.path.resolve().name,
                 "sha256": self.sha256,
                 "quant": self.quant,
                 "parameters": self.parameters,

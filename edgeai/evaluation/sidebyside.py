@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeai.engines.opening import open_engine
+from edgeai.evaluation.onnx_speed import ends_of
 from edgeai.evaluation.streams import distinct_texts, end_tokens
 from edgeai.model import Model
 from edgeai.types import Progress, no_progress
@@ -63,5 +64,4 @@ def _ends(model: Model) -> list[int]:
     """Return the tokens that would end an answer early."""
     if model.artifact.format == "gguf":
         return end_tokens(model.artifact.path)
-    ends = model.artifact.metadata.get("genai.eos_token_id", ())
-    return list(ends) if isinstance(ends, tuple) else [int(ends)]
+    return ends_of(model.artifact)

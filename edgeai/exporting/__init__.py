@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeai.errors import UsageError
 from edgeai.pipeline import Conversion
 
-__all__ = ["convert_onnx"]
+if TYPE_CHECKING:
+    from converters.checkpoint import Checkpoint
+
+__all__ = ["convert_onnx", "is_embedder", "refuse"]
 
 
 def convert_onnx(source: Path, output: Path | None = None, quant: str | None = None, **options: Any) -> Conversion:
@@ -26,16 +29,8 @@ def convert_onnx(source: Path, output: Path | None = None, quant: str | None = N
     if calibration:
         raise UsageError("--calibration is for classifiers and regressions in int8", hint="leave --calibration out")
     from converters.checkpoint import open_checkpoint
-    from converters.families import plan_model
-    from converters.onnx.choices import ARCHITECTURES
 
-    checkpoint = open_checkpoint(source)
-    classes = checkpoint.config.get("architectures") or [""]
-    if (
-        classes[0] not in ARCHITECTURES
-        and "CausalLM" not in str(classes[0])
-        and plan_model(checkpoint).pooling is not None
-    ):
+    if is_embedder(open_checkpoint(source)):
         from edgeai.exporting.embedder import convert_embedder
 
         refuse(options, ("types", "max_kl"), "an embedding model")
@@ -43,6 +38,16 @@ def convert_onnx(source: Path, output: Path | None = None, quant: str | None = N
     from edgeai.exporting.language import convert_language
 
     return convert_language(source, output, quant, **options)
+
+
+def is_embedder(checkpoint: Checkpoint) -> bool:
+    """Whether CHECKPOINT is an embedding model."""
+    from converters.families import plan_model
+    from converters.onnx.choices import ARCHITECTURES
+
+    classes = checkpoint.config.get("architectures") or [""]
+    language = classes[0] in ARCHITECTURES or "CausalLM" in str(classes[0])
+    return not language and plan_model(checkpoint).pooling is not None
 
 
 OPTION = {"types": "--type", "max_kl": "--max-kl", "text": "--eval-text"}

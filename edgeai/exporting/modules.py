@@ -27,6 +27,7 @@ from converters.onnx.ranges import METHODS, Method
 from converters.onnx.schema import graph_names
 from converters.output import OutputFile, check_output
 from edgeai import __version__
+from edgeai.engines.onnx.schema import EXAMPLES
 from edgeai.errors import ProofFailed, UnsupportedModel, UsageError
 from edgeai.evaluation.classifier import ClassifierProof
 from edgeai.evaluation.summary import rounded
@@ -156,6 +157,7 @@ def convert_module(
         proof_peak_rss_bytes=peak_rss_bytes(),
         warnings=tuple(job.notices),
         format="onnx",
+        example=EXAMPLES[job.schema["inputs"][0]["kind"]],
     )
 
 

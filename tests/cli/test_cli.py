@@ -57,7 +57,7 @@ def test_every_error_has_an_exit_code_of_the_contract() -> None:
 def test_doctor_looks_at_this_machine() -> None:
     result = CliRunner().invoke(cli, ["doctor", "--json"])
     found = json.loads(result.stdout)
-    assert set(found) == {"ok", "machine", "gpu", "native library", "packages", "store", "problems"}
+    assert set(found) == {"ok", "machine", "gpu", "native library", "onnx", "packages", "store", "problems"}
     assert found["native library"]["self-test"].startswith("passed")
 
 

@@ -18,7 +18,7 @@ from edgeai.plan import Plan
 if TYPE_CHECKING:
     from edgeai.device import CPU
 
-__all__ = ["load_model", "plan_of"]
+__all__ = ["load_model", "plan_of", "refuse_language_only"]
 
 SMALL_BYTES = 4_000_000
 """A smaller model runs with one thread: a network of 2.8 MB takes 199 µs with one and 334 µs with two, a picture of 8 × 8 less than 10."""
@@ -39,12 +39,7 @@ def load_model(artifact: Artifact, wanted: LoadOptions) -> ClassifierEngine | Em
         raise InvalidModel(
             f"{artifact.name} is an ONNX model for {artifact.task}, which is not run here", hint="use its GGUF file"
         )
-    for name in LANGUAGE_ONLY:
-        if value := getattr(wanted, name):
-            raise UsageError(
-                f"{name} {value!r:.60} is not possible: {artifact.name} is a model for {artifact.task}",
-                hint=f"leave `{name}` out",
-            )
+    refuse_language_only(artifact, wanted)
     from edgeai.device import cpu_facts
 
     cpu = cpu_facts()
@@ -53,8 +48,21 @@ def load_model(artifact: Artifact, wanted: LoadOptions) -> ClassifierEngine | Em
     return ClassifierEngine(artifact, plan_of(artifact, wanted, cpu), device=wanted.device, cache=_cache(cpu))
 
 
-def plan_of(artifact: Artifact, wanted: LoadOptions, cpu: CPU) -> Plan:
-    """Return how ARTIFACT will run on CPU; the device is known when it is loaded. Raises DoesNotFit."""
+def refuse_language_only(artifact: Artifact, wanted: LoadOptions) -> None:
+    """Raise UsageError for an option of WANTED that means nothing to ARTIFACT, which has no context."""
+    for name in LANGUAGE_ONLY:
+        if value := getattr(wanted, name):
+            raise UsageError(
+                f"{name} {value!r:.60} is not possible: {artifact.name} is a model for {artifact.task}",
+                hint=f"leave `{name}` out",
+            )
+
+
+def plan_of(artifact: Artifact, wanted: LoadOptions, cpu: CPU, *, free: int | None = None) -> Plan:
+    """Return how ARTIFACT will run on CPU, with FREE bytes instead of what is free; the device is known when it is loaded.
+
+    Raises DoesNotFit.
+    """
     from edgeai.device import memory_facts
 
     small = artifact.size_bytes < SMALL_BYTES
@@ -65,7 +73,7 @@ def plan_of(artifact: Artifact, wanted: LoadOptions, cpu: CPU) -> Plan:
         why = "1 thread: the model is small" if small else f"{threads} threads: one for each fast core"
     # onnxruntime reads the file, and keeps weights beside it in another order.
     needed = 2 * artifact.size_bytes + RUNTIME_BYTES
-    free = memory_facts().available
+    free = memory_facts().available if free is None else free
     if needed > free:
         raise DoesNotFit(
             f"{artifact.name!r} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free", hint="free memory"

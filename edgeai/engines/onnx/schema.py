@@ -10,13 +10,30 @@ from typing import Any, Literal, NoReturn, get_args
 from edgeai.artifact import Artifact
 from edgeai.errors import InvalidModel
 
-__all__ = ["Column", "Image", "Input", "Resize", "Schema", "Series", "Table", "Target", "Tensor", "Text", "schema_of"]
+__all__ = [
+    "EXAMPLES",
+    "Column",
+    "Image",
+    "Input",
+    "Resize",
+    "Schema",
+    "Series",
+    "Table",
+    "Target",
+    "Tensor",
+    "Text",
+    "schema_of",
+]
 
 Resize = Literal["nearest", "bilinear", "bicubic", "box"]
 Kind = Literal["logits", "values", "vectors"]
-KINDS: Mapping[str, Kind] = {"classification": "logits", "regression": "values", "embedding": "vectors"}
-"""Task → what its output is."""
 
+KINDS: Mapping[str, Kind] = {"classification": "logits", "regression": "values", "embedding": "vectors"}
+"""What a model does → what its first output then is."""
+EXAMPLES = {
+    "image": "picture.png", "table": "rows.csv", "series": "rows.csv", "text": '"a text"', "tensor": "array.npy",
+}  # fmt: skip
+"""What a model takes → what may stand behind `edgeai run MODEL`."""
 MAX_SIDE, MAX_NAMES, MAX_TOKENS, MAX_ITEM = 16_384, 1_000_000, 1_000_000, 1 << 28
 """Limits of what a file may ask for: pixels of a side, labels or columns, tokens of a text, numbers of one item."""
 
@@ -131,9 +148,9 @@ class _Reader:
             self._wrong("inputs", inputs, "a list of one object")
         if not isinstance(output, dict):
             self._wrong("output", output, "an object")
-        kind = self._one_of(output, "kind", tuple(KINDS.values()))
+        kind = self._one_of(output, "kind", get_args(Kind))
         if kind != KINDS[task]:
-            self._wrong("output.kind", kind, f"{KINDS[task]!r} for the task {task}")
+            self._wrong("output.kind", kind, f"{KINDS[task]!r} for a model for {task}")
         labels = self._names(found, "labels", least=2) if task == "classification" else ()
         return Schema(
             name=self._text(found, "name"),
