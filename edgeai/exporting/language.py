@@ -15,7 +15,7 @@ from pathlib import Path
 
 from converters import manifest
 from converters.checkpoint import open_checkpoint
-from converters.families import plan_model
+from converters.families import ModelPlan, plan_model
 from converters.onnx.choices import Choices, check_architecture, parse_choices
 from converters.onnx.header import Header
 from converters.onnx.language import build, built_bytes, needed_bytes
@@ -96,7 +96,7 @@ def prepare(
     classes = checkpoint.config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else "a model without `architectures`"
     check_architecture(str(name))
-    plan = plan_model(checkpoint)
+    plan = one_rope(plan_model(checkpoint))
     tied = bool(checkpoint.config.get("tie_word_embeddings", True))
     choices = parse_choices(quant, types, layers=plan.layers, tied=tied)
     # What libllama's tokenizers cannot do exactly is no matter here: the runtime uses the source's own.
@@ -114,6 +114,24 @@ def prepare(
         job.say(Notice(code=code, message=message))
     job.timings["preflight_s"] = time.perf_counter() - began
     return job, choices
+
+
+def one_rope(plan: ModelPlan) -> ModelPlan:
+    """Return PLAN with the context within which its heads are turned by one set of angles.
+
+    A longer text has other angles from its first token on. The graph chooses by the tokens that are there so far, so that keys of
+    prompts read in parts would have the angles of both.
+    """
+    if plan.rope_switch is None:
+        return plan
+    message = (
+        f"the context is {plan.rope_switch} tokens of the source's {plan.context}: longer texts need other rope factors from their first "
+        "token on, and prompts are read in parts"
+    )
+    others = tuple(item for item in plan.warnings if item[0] != "rope-switch")
+    return replace(
+        plan, context=plan.rope_switch, rope_switch=None, warnings=(*others, ("context-cut", message))
+    )
 
 
 def make(job: FolderJob, folder: Path, choices: Choices) -> Header:
