@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import io
 import json
 import os
@@ -77,7 +78,9 @@ def flatten_rope(config: Any) -> None:
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict):
         return
-    kinds = [kind for kind in ("full_attention", "sliding_attention") if isinstance(rope.get(kind), dict)]
+    kinds: list[str | None] = [
+        kind for kind in ("full_attention", "sliding_attention") if isinstance(rope.get(kind), dict)
+    ]
     parts = [rope[kind] for kind in kinds] or [rope]
     types = {part.get("rope_type", "default") for part in parts}
     if "longrope" in types:
@@ -97,7 +100,8 @@ def frequencies(config: Any, rope: dict[str, Any], kind: str | None) -> tuple[An
 
     if rope.get("rope_type", "default") != "default":
         named = {} if kind is None else {"layer_type": kind}
-        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"), **named)
+        found: tuple[Any, float] = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"), **named)
+        return found
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size), 1.0
 
@@ -105,8 +109,8 @@ def frequencies(config: Any, rope: dict[str, Any], kind: str | None) -> tuple[An
 def use_tables(found: list[tuple[Any, float]]) -> None:
     """Let the builder take the tables of rope that it makes, in their order, from FOUND."""
     import torch
-    from builders.base import Model
 
+    model: Any = importlib.import_module("builders.base").Model  # the builder puts its own folder into sys.path
     left = iter(found)
 
     def make(self: Any) -> tuple[Any, Any]:
@@ -115,7 +119,7 @@ def use_tables(found: list[tuple[Any, float]]) -> None:
         both = torch.cat((angles, angles), dim=-1)
         return both.cos() * scale, both.sin() * scale
 
-    Model.make_rotary_embedding_caches_from_scratch = make
+    model.make_rotary_embedding_caches_from_scratch = make
 
 
 def settle_window(config: Any) -> None:
@@ -138,9 +142,8 @@ def settle_phi(config: Any) -> None:
 
 def mend_smollm() -> None:
     """Leave rope out of the layers of SmolLM 3 that have none: the builder (0.18) looks for positions there that the graph does not get."""
-    from builders.smollm import SmolLM3Model
-
-    original = SmolLM3Model.make_attention
+    model: Any = importlib.import_module("builders.smollm").SmolLM3Model
+    original = model.make_attention
 
     def make_attention(self: Any, layer_id: int, *arguments: Any, **named: Any) -> None:
         rope = self.attention_attrs["rope"]
@@ -150,7 +153,7 @@ def mend_smollm() -> None:
         finally:
             self.attention_attrs["rope"] = rope
 
-    SmolLM3Model.make_attention = make_attention
+    model.make_attention = make_attention
 
 
 def main() -> None:

@@ -160,11 +160,11 @@ class HFVocab:
     @cached_property
     def _pieces(self) -> list[bytes]:
         vocab = self._special.get_vocab(with_added_tokens=True)
-        found = [b""] * (max(vocab.values(), default=-1) + 1)
+        found = [b""] * min(max(vocab.values(), default=-1) + 1, self.size)
         decode = _piece_decoder(self._spec)
         added = {int(item["id"]) for item in self._spec.get("added_tokens") or []}
         for text, token in vocab.items():
-            if token not in self._control_ids:
+            if token not in self._control_ids and token < len(found):
                 found[token] = text.encode("utf-8", "replace") if token in added else decode(text)
         return found
 

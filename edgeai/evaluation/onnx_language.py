@@ -75,9 +75,8 @@ class OnnxProof(Proof):
         """Compare the tables of rope in the graph with torch's, each with the one of torch that is nearest."""
         import numpy as np
 
-        tables = {
-            tensor.name: tensor for tensor in header.tensors if tensor.name.startswith(("cos_cache", "sin_cache"))
-        }
+        # a graph for layers with and without windows has both tables, where all its layers are of one kind too
+        tables = {tensor.name: tensor for tensor in header.tensors if tensor.name in header.tables}
         if self._torch is None or not tables:
             return []
         stems = self._facts().get("angles", [])

@@ -129,9 +129,7 @@ def one_rope(plan: ModelPlan) -> ModelPlan:
         "token on, and prompts are read in parts"
     )
     others = tuple(item for item in plan.warnings if item[0] != "rope-switch")
-    return replace(
-        plan, context=plan.rope_switch, rope_switch=None, warnings=(*others, ("context-cut", message))
-    )
+    return replace(plan, context=plan.rope_switch, rope_switch=None, warnings=(*others, ("context-cut", message)))
 
 
 def make(job: FolderJob, folder: Path, choices: Choices) -> Header:
