@@ -115,3 +115,31 @@ def tiny(tiny_gguf: Path) -> Iterator[Model]:
     model = Model(open_engine(tiny_gguf, threads=1))
     yield model
     model.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx_f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny converted to a folder of ONNX in F32 and proved; no test changes it."""
+    return converted_to_onnx(tmp_path_factory.mktemp("tiny onnx é") / "tiny-f32", "f32")
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx_int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny converted to a folder of ONNX in INT4 and proved; no test changes it."""
+    return converted_to_onnx(tmp_path_factory.mktemp("tiny onnx é") / "tiny-int4", "int4")
+
+
+def converted_to_onnx(output: Path, quant: str) -> Path:
+    """Convert models/tiny to the folder OUTPUT."""
+    from edgeai.exporting import convert_onnx
+
+    convert_onnx(ROOT / "models" / "tiny", output, quant)
+    return output
+
+
+@pytest.fixture(scope="session")
+def tiny_genai(tiny_onnx_f32: Path) -> Iterator[Model]:
+    """The tiny base model in onnxruntime-genai, loaded once."""
+    model = Model(open_engine(tiny_onnx_f32, threads=1))
+    yield model
+    model.close()

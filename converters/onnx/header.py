@@ -27,7 +27,7 @@ BITS: Mapping[int, tuple[str, int]] = {
     8: ("string", 0), 9: ("bool", 8), 10: ("float16", 16), 11: ("float64", 64), 12: ("uint32", 32), 13: ("uint64", 64),
     14: ("complex64", 64), 15: ("complex128", 128), 16: ("bfloat16", 16), 17: ("float8e4m3fn", 8), 18: ("float8e4m3fnuz", 8),
     19: ("float8e5m2", 8), 20: ("float8e5m2fnuz", 8), 21: ("uint4", 4), 22: ("int4", 4), 23: ("float4e2m1", 4), 24: ("float8e8m0", 8),
-    25: ("uint2", 2), 26: ("int2", 2),
+    25: ("uint2", 2), 26: ("int2", 2), 27: ("float6e2m3", 6), 28: ("float6e3m2", 6),
 }  # fmt: skip
 """`TensorProto.DataType` → name and bits of one number; a string has no fixed size."""
 STANDARD_DOMAINS = frozenset(
