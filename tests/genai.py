@@ -74,10 +74,10 @@ class InProcessBuilder:
 def built(source: Path, folder: Path, quant: str = "f32", types: Sequence[str] = ()) -> Path:
     """Build the checkpoint SOURCE into FOLDER, without a proof."""
     from converters.onnx.choices import parse_choices
-    from edgeai.exporting.language import one_rope
+    from edgeai.exporting.language import whole_context
 
     checkpoint = open_checkpoint(source)
-    plan = one_rope(plan_model(checkpoint))
+    plan = whole_context(plan_model(checkpoint), checkpoint.config)
     tied = bool(checkpoint.config.get("tie_word_embeddings", True))
     choices = parse_choices(quant, types, layers=plan.layers, tied=tied)
     vocabulary = read_vocabulary(checkpoint, plan.vocab_size, allow_inexact=True)
