@@ -123,10 +123,17 @@ def use_tables(found: list[tuple[Any, float]]) -> None:
 
 
 def settle_window(config: Any) -> None:
-    """Take away a window of attention that no layer has: the runtime would make caches of windows, which the graph does not fill."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds and "sliding_attention" not in kinds and getattr(config, "sliding_window", None) is not None:
+    """Say which layers have the window of attention: none, where none does, and all, where the source does not say it layer by layer.
+
+    The builder would write a window into its configuration that no layer of the graph has, and the runtime make caches for it.
+    """
+    size, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if size is None:
+        return
+    if size >= config.max_position_embeddings or (kinds and "sliding_attention" not in kinds):
         config.sliding_window = -1
+    elif not kinds:
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
 
 
 def settle_phi(config: Any) -> None:
