@@ -70,6 +70,7 @@ def open_language_model(folder: Path) -> Artifact:
                 f"{str(path)!r} would load native code: {'.'.join(place)} is {value!r:.100}",
                 hint="do not use this folder",
             )
+    for place, _ in _walk(config):
         if len(place) > 1 and place[-2] == "session_options" and place[-1] not in SESSION:
             raise InvalidModel(
                 f"{str(path)!r} has an option of sessions that is not known here: {place[-1]!r:.100}",

@@ -118,7 +118,9 @@ def test_a_broken_tokenizer_is_an_invalid_model(spec: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "mutation", ["added_tokens", "decoder", "pre_tokenizer", "normalizer", "post_processor", "model"]
 )
-@pytest.mark.parametrize("value", [7, "x", {"type": "Nothing"}, [1], {"type": "Sequence", "pretokenizers": 7, "decoders": "x"}])
+@pytest.mark.parametrize(
+    "value", [7, "x", {"type": "Nothing"}, [1], {"type": "Sequence", "pretokenizers": 7, "decoders": "x"}]
+)
 def test_a_part_of_the_wrong_kind_is_an_invalid_model(mutation: str, value: Any) -> None:
     spec = {**json.loads(tokenizer_json()), mutation: value}
     with pytest.raises(InvalidModel):
