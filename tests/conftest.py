@@ -130,10 +130,16 @@ def tiny_onnx_int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def converted_to_onnx(output: Path, quant: str) -> Path:
-    """Convert models/tiny to the folder OUTPUT."""
+    """Convert models/tiny to the folder OUTPUT; builder and torch run in this process, tests/cli runs them as users do."""
+    from edgeai.evaluation import passport
     from edgeai.exporting import convert_onnx
+    from tests.checkpoints import InProcessTorch
+    from tests.genai import InProcessBuilder
 
-    convert_onnx(ROOT / "models" / "tiny", output, quant)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("converters.onnx.language.Child", InProcessBuilder)
+        patch.setattr(passport, "Child", InProcessTorch)
+        convert_onnx(ROOT / "models" / "tiny", output, quant)
     return output
 
 

@@ -38,7 +38,8 @@ def test_an_unknown_class_is_refused_with_those_that_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["lm_head", "=int8", "lm_head=", "block=48", "method=magic", "blk.0.ffn_up=f32", "layers.7.*=f32", "layers.*=int2", "lm_head=q8_0",
+    "text", ["lm_head", "=int8", "lm_head=", "block=48", "method=magic", "blk.0.ffn_up=f32", "layers.7.*=f32", "layers.*=int2",
+             "lm_head=q8_0",
              "layers.0.mlp.up_proj=int8", "symmetric=maybe"],
 )  # fmt: skip
 def test_overrides_that_cannot_be_are_refused_by_their_own_words(text: str) -> None:

@@ -316,7 +316,7 @@ def test_streams_go_on_side_by_side(tiny_genai: Model) -> None:
 def test_more_than_may_wait_are_refused(chatty_folder: Path) -> None:
     with Model(open_engine(chatty_folder, threads=1, streams=1, queue=1)) as model:
         first, second = endless(model), endless(model)
-        with pytest.raises(Busy, match="1 requests run and 1 wait|is busy") as caught:
+        with pytest.raises(Busy, match=r"requests run and . wait") as caught:
             endless(model)
         assert caught.value.exit_code == 4
         first.close()
@@ -387,7 +387,7 @@ def test_an_engine_does_not_survive_a_fork(tiny_genai: Model) -> None:
             answer = "answered"
         except EngineCrashed as error:
             answer = error.message
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - this process must end here, whatever it is
             answer = repr(error)
         os.write(write, answer.encode())
         os._exit(0)
