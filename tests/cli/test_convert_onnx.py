@@ -40,6 +40,7 @@ def run(*args: str | Path) -> Result:
     return CliRunner().invoke(cli, [str(arg) for arg in args])
 
 
+@pytest.mark.slow
 def test_stdout_is_the_path_and_the_builder_says_nothing(source: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -115,7 +116,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
 
 @pytest.mark.parametrize(
     ("quant", "words"),
-    [("q8_0", "has no type for onnx"), ("int4", "has no type for gguf"), ("q8_0,q4_0", "two types for gguf"), 
+    [("q8_0", "has no type for onnx"), ("int4", "has no type for gguf"), ("q8_0,q4_0", "two types for gguf"),
      ("q8_0,magic", "'magic' is no type of gguf or onnx")],
 )  # fmt: skip
 def test_a_quant_that_is_not_for_all_formats_says_what_is_missing(source: Path, quant: str, words: str) -> None:

@@ -109,7 +109,7 @@ def test_half_a_surrogate_pair_is_a_usage_error(vocab: HFVocab) -> None:
     "spec",
     [{}, {"model": None}, {"model": {"type": "BPE", "vocab": 5, "merges": []}}, {"model": {"type": "Unknown"}},
      {"model": {"type": "Unigram", "vocab": "x"}},
-     {"model": {"type": "Unigram", "vocab": [[1]]}}, 
+     {"model": {"type": "Unigram", "vocab": [[1]]}},
      {"added_tokens": 7, "model": {"type": "BPE", "vocab": {}, "merges": []}}, {"model": []}],
 )  # fmt: skip
 def test_a_broken_tokenizer_is_an_invalid_model(spec: dict[str, Any]) -> None:
