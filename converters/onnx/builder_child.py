@@ -33,8 +33,8 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     options = parse_extra_options(*place, [f"{key}={value}" for key, value in request["options"].items()])
     config = options["hf_details"]["hf_config"]
     flatten_rope(config)
-    settle_window(config)
     settle_phi(config)
+    settle_window(config)
     mend_smollm()
     config.update({"eos_token_id": request["stop"], "bos_token_id": request["bos"]})
     create_model(*place, **options)
@@ -72,8 +72,8 @@ def check(path: Path) -> None:
 def flatten_rope(config: Any) -> None:
     """Write the settings of rope as the builder reads them: transformers 5 keeps those of Gemma 3 by kind of layer.
 
-    Of all types but the plain one and longrope the builder gets transformers' own tables: its families know some types each, and
-    LlamaModel takes yarn and linear for plain ones without a word.
+    Of all types but the plain one the builder gets transformers' own tables: its families know some types each, and LlamaModel takes
+    yarn and linear for plain ones without a word.
     """
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict):
@@ -83,8 +83,6 @@ def flatten_rope(config: Any) -> None:
     ]
     parts = [rope[kind] for kind in kinds] or [rope]
     types = {part.get("rope_type", "default") for part in parts}
-    if "longrope" in types:
-        return
     if types != {"default"}:
         use_tables([frequencies(config, part, kind) for part, kind in zip(parts, kinds or [None], strict=True)])
     if len(kinds) == 2:
@@ -99,7 +97,11 @@ def frequencies(config: Any, rope: dict[str, Any], kind: str | None) -> tuple[An
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     if rope.get("rope_type", "default") != "default":
-        named = {} if kind is None else {"layer_type": kind}
+        named: dict[str, Any] = {} if kind is None else {"layer_type": kind}
+        if (
+            rope["rope_type"] == "longrope"
+        ):  # the angles of short texts; longer ones do not fit into the context of the folder
+            named["seq_len"] = config.original_max_position_embeddings
         found: tuple[Any, float] = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"), **named)
         return found
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -137,14 +139,17 @@ def settle_window(config: Any) -> None:
 
 
 def settle_phi(config: Any) -> None:
-    """Say of Phi 3 what the builder asks: it takes a model for one with two sets of frequencies where two lengths differ."""
-    rope = getattr(config, "rope_parameters", None)
-    if config.architectures[0] != "Phi3ForCausalLM" or not isinstance(rope, dict):
+    """Say of Phi 3 what the builder asks: it takes a model for one with two sets of frequencies where two lengths differ.
+
+    Such a graph would choose by the tokens that are there so far: the folder has the context in which there is one set.
+    """
+    if config.architectures[0] != "Phi3ForCausalLM":
         return
-    if rope.get("rope_type", "default") == "longrope":
-        rope["type"] = "longrope"
-    else:
-        config.original_max_position_embeddings = config.max_position_embeddings
+    if config.rope_parameters.pop("short_factor", None) is not None:
+        shortest = min(config.max_position_embeddings, config.original_max_position_embeddings)
+        config.max_position_embeddings = shortest
+        config.rope_parameters.pop("long_factor", None)
+    config.original_max_position_embeddings = config.max_position_embeddings
 
 
 def mend_smollm() -> None:

@@ -104,7 +104,7 @@ def test_the_same_source_gives_the_same_bytes_in_processes_of_their_own(tiny_onn
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("quant", ["f32", "int8"])
+@pytest.mark.parametrize("quant", ["f32", "f16", "int8"])
 def test_conversions_say_what_they_made(source: Path, tmp_path: Path, quant: str) -> None:
     output = tmp_path / "out é"
     done = convert_onnx(source, output, quant)
@@ -112,6 +112,13 @@ def test_conversions_say_what_they_made(source: Path, tmp_path: Path, quant: str
     assert done.bytes >= sum(path.stat().st_size for path in output.iterdir())
     assert open_artifact(output).metadata["edgeai.passport.ok"] is True
     assert left(tmp_path) == {"out é"}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("text", ["lm_head=f32", "embed_tokens=f32", "symmetric=false", "method=k_quant", "lm_head=int8", "block=64"])
+def test_overrides_of_a_model_with_one_matrix_for_both_ends_are_proved(tmp_path: Path, text: str) -> None:
+    convert_onnx(ROOT / "models" / "tiny", tmp_path / "out", "int4", types=(text,))
+    assert json.loads((tmp_path / "out" / "edgeai.json").read_text())["choices"] == [text]
 
 
 @pytest.mark.usefixtures("here")
