@@ -115,3 +115,37 @@ def tiny(tiny_gguf: Path) -> Iterator[Model]:
     model = Model(open_engine(tiny_gguf, threads=1))
     yield model
     model.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx_f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny converted to a folder of ONNX in F32 and proved; no test changes it."""
+    return converted_to_onnx(tmp_path_factory.mktemp("tiny onnx é") / "tiny-f32", "f32")
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx_int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny converted to a folder of ONNX in INT4 and proved; no test changes it."""
+    return converted_to_onnx(tmp_path_factory.mktemp("tiny onnx é") / "tiny-int4", "int4")
+
+
+def converted_to_onnx(output: Path, quant: str) -> Path:
+    """Convert models/tiny to the folder OUTPUT; builder and torch run in this process, tests/cli runs them as users do."""
+    from edgeai.evaluation import passport
+    from edgeai.exporting import convert_onnx
+    from tests.checkpoints import InProcessTorch
+    from tests.genai import InProcessBuilder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("converters.onnx.language.Child", InProcessBuilder)
+        patch.setattr(passport, "Child", InProcessTorch)
+        convert_onnx(ROOT / "models" / "tiny", output, quant)
+    return output
+
+
+@pytest.fixture(scope="session")
+def tiny_genai(tiny_onnx_f32: Path) -> Iterator[Model]:
+    """The tiny base model in onnxruntime-genai, loaded once."""
+    model = Model(open_engine(tiny_onnx_f32, threads=1))
+    yield model
+    model.close()

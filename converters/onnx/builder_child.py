@@ -36,6 +36,9 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     flatten_rope(config)
     mend_gemma()
     load_in_float32()
+    settle_phi(config)
+    settle_window(config)
+    mend_smollm()
     config.update({"eos_token_id": request["stop"], "bos_token_id": request["bos"]})
     create_model(*place, **options)
     check(Path(request["output"]) / "model.onnx")
@@ -78,19 +81,102 @@ def teach() -> None:
 
 
 def flatten_rope(config: Any) -> None:
-    """Write the settings of rope as the builder reads them: transformers 5 keeps those of Gemma 3 by kind of layer."""
+    """Write the settings of rope as the builder reads them: transformers 5 keeps those of Gemma 3 by kind of layer.
+
+    Of all types but the plain one the builder gets transformers' own tables: its families know some types each, and LlamaModel takes
+    yarn and linear for plain ones without a word.
+    """
     rope = getattr(config, "rope_parameters", None)
-    kinds = ("full_attention", "sliding_attention")
-    if not isinstance(rope, dict) or not all(isinstance(rope.get(kind), dict) for kind in kinds):
+    if not isinstance(rope, dict):
         return
-    whole, local = (rope[kind] for kind in kinds)
-    if local.get("rope_type", "default") != "default" or whole.get("rope_type", "default") not in ("default", "linear"):
-        raise NotImplementedError(f"rope types {whole.get('rope_type')!r} and {local.get('rope_type')!r} together")
-    if whole.get("rope_type") == "linear":
-        raise NotImplementedError("linear scaling of rope in some layers only: the builder would scale all")
-    config.rope_local_base_freq = local["rope_theta"]
-    config.rope_theta = whole["rope_theta"]
-    config.rope_parameters = dict(whole)
+    kinds: list[str | None] = [
+        kind for kind in ("full_attention", "sliding_attention") if isinstance(rope.get(kind), dict)
+    ]
+    parts = [rope[kind] for kind in kinds] or [rope]
+    types = {part.get("rope_type", "default") for part in parts}
+    if types != {"default"}:
+        use_tables([frequencies(config, part, kind) for part, kind in zip(parts, kinds or [None], strict=True)])
+    if len(kinds) == 2:
+        config.rope_local_base_freq = parts[1]["rope_theta"]
+        config.rope_theta = parts[0]["rope_theta"]
+    config.rope_parameters = {**parts[0], "rope_type": "default"}
+
+
+def frequencies(config: Any, rope: dict[str, Any], kind: str | None) -> tuple[Any, float]:
+    """Return the angle of each pair of dimensions per position, and what cosines and sines are multiplied with."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    if rope.get("rope_type", "default") != "default":
+        named: dict[str, Any] = {} if kind is None else {"layer_type": kind}
+        if (
+            rope["rope_type"] == "longrope"
+        ):  # the angles of short texts; longer ones do not fit into the context of the folder
+            named["seq_len"] = config.original_max_position_embeddings
+        found: tuple[Any, float] = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"), **named)
+        return found
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size), 1.0
+
+
+def use_tables(found: list[tuple[Any, float]]) -> None:
+    """Let the builder take the tables of rope that it makes, in their order, from FOUND."""
+    import torch
+
+    model: Any = importlib.import_module("builders.base").Model  # the builder puts its own folder into sys.path
+    left = iter(found)
+
+    def make(self: Any) -> tuple[Any, Any]:
+        step, scale = next(left)
+        angles = torch.outer(torch.arange(self.rope_attrs["cache_length"]).float(), step)
+        both = torch.cat((angles, angles), dim=-1)
+        return both.cos() * scale, both.sin() * scale
+
+    model.make_rotary_embedding_caches_from_scratch = make
+
+
+def settle_window(config: Any) -> None:
+    """Say which layers have the window of attention: none, where none does, and all, where the source does not say it layer by layer.
+
+    The builder would write a window into its configuration that no layer of the graph has, and the runtime make caches for it.
+    """
+    size, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if size is None:
+        return
+    if size >= config.max_position_embeddings or (kinds and "sliding_attention" not in kinds):
+        config.sliding_window = -1
+    elif not kinds:
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+
+
+def settle_phi(config: Any) -> None:
+    """Say of Phi 3 what the builder asks: it takes a model for one with two sets of frequencies where two lengths differ.
+
+    Such a graph would choose by the tokens that are there so far: the folder has the context in which there is one set.
+    """
+    if config.architectures[0] != "Phi3ForCausalLM":
+        return
+    if config.rope_parameters.pop("short_factor", None) is not None:
+        shortest = min(config.max_position_embeddings, config.original_max_position_embeddings)
+        config.max_position_embeddings = shortest
+        config.rope_parameters.pop("long_factor", None)
+    config.original_max_position_embeddings = config.max_position_embeddings
+
+
+def mend_smollm() -> None:
+    """Leave rope out of the layers of SmolLM 3 that have none: the builder (0.18) looks for positions there that the graph does not get."""
+    model: Any = importlib.import_module("builders.smollm").SmolLM3Model
+    original = model.make_attention
+
+    def make_attention(self: Any, layer_id: int, *arguments: Any, **named: Any) -> None:
+        rope = self.attention_attrs["rope"]
+        self.attention_attrs["rope"] = bool(self.no_rope_layers[layer_id])
+        try:
+            original(self, layer_id, *arguments, **named)
+        finally:
+            self.attention_attrs["rope"] = rope
+
+    model.make_attention = make_attention
 
 
 def mend_gemma() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from converters.errors import UnsupportedModel, WrongChoice
 
-__all__ = ["ARCHITECTURES", "QUANTS", "Choices", "check_architecture", "parse_choices", "quant_of"]
+__all__ = ["ARCHITECTURES", "QUANTS", "Choices", "check_architecture", "check_kept", "parse_choices", "quant_of"]
 
 ARCHITECTURES = (
     "Gemma3ForCausalLM",
@@ -57,11 +57,15 @@ EMBEDDING = "embed_tokens"
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What the builder is asked for: `options` are its own, `said` is what the user wrote."""
+    """What the builder is asked for: `options` are its own, `said` is what the user wrote.
+
+    `kept` is what was said of matrices that stay in float32 → the nodes that these may be.
+    """
 
     quant: str
     options: Mapping[str, str] = field(default_factory=dict)
     said: tuple[str, ...] = ()
+    kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def precision(self) -> Precision:
@@ -98,7 +102,7 @@ def parse_choices(quant: str, types: Iterable[str] = (), *, layers: int, tied: b
     if said and found not in ("INT4", "INT8"):
         raise WrongChoice(f"--type {said[0]!r} does nothing in a file of {found}", hint="it is for int4 and int8")
     options: dict[str, str] = {}
-    kept: list[str] = []
+    kept: dict[str, tuple[str, ...]] = {}
     mixed: dict[str, str] = {}
     for text in said:
         name, equals, value = (part.strip() for part in text.partition("="))
@@ -113,21 +117,23 @@ def parse_choices(quant: str, types: Iterable[str] = (), *, layers: int, tied: b
             _override(text, name, value.lower(), found, layers, kept, mixed)
     if mixed:
         options["matmul_mixed_precision"] = ",".join(f"{preset}:{kind}" for preset, kind in mixed.items())
-    if kept:
-        options["nodes_to_exclude"] = ",".join(dict.fromkeys(kept))
+    nodes = [node for some in kept.values() for node in some]
+    if nodes:
+        options["nodes_to_exclude"] = ",".join(dict.fromkeys(nodes))
     apart = (
         options.get("is_symmetric") == "false"
         or mixed
-        or any(node in (_HEAD, _ROWS) for node in kept)
+        or any(node in (_HEAD, _ROWS) for node in nodes)
         or options.get("algo_config") == "k_quant"
     )
     if tied and found == "INT4" and apart:
         # The builder shares one matrix in blocks between both ends only where both are stored alike and without zero points.
         options |= {"shared_embeddings": "false", "op_types_to_quantize": "MatMul/Gather"}
-    return Choices(quant=found, options=options, said=said)
+    return Choices(quant=found, options=options, said=said, kept=kept)
 
 
 _HEAD, _ROWS = "/lm_head/MatMul", "/model/embed_tokens/Gather"
+ROWS = "model.embed_tokens.weight"
 MATRICES = (
     "attn.qkv_proj",
     "attn.q_proj",
@@ -142,12 +148,12 @@ FLOAT = ("f32", "fp32")
 
 
 def _override(
-    text: str, name: str, value: str, quant: str, layers: int, kept: list[str], mixed: dict[str, str]
+    text: str, name: str, value: str, quant: str, layers: int, kept: dict[str, tuple[str, ...]], mixed: dict[str, str]
 ) -> None:
     """Put the meaning of one override into KEPT, nodes that stay in float32, or MIXED, the builder's groups of another type."""
     names = {LAST: _HEAD, EMBEDDING: _ROWS}
     names |= {
-        f"layers.{layer}.{part}": f"/model/layers.{layer}.{part.replace('.', '/')}/MatMul"
+        f"layers.{layer}.{part}": f"/model/layers.{layer}/{part.replace('.', '/')}/MatMul"
         for layer in range(layers)
         for part in MATRICES
     }
@@ -158,7 +164,7 @@ def _override(
             hint=f"names are {LAST}, {EMBEDDING}, layers.0.mlp.down_proj …, or {', '.join(SETTINGS)}",
         )
     if value in FLOAT:
-        kept += found
+        kept[text] = tuple(found)
     elif value == quant.lower():
         return
     elif value == "int8" and quant == "INT4" and found == [_HEAD]:
@@ -168,3 +174,18 @@ def _override(
             f"--type {text!r} is not possible",
             hint=f"{LAST}=int8 in a file of int4, and f32 for any matrix: that is what the builder has",
         )
+
+
+def check_kept(choices: Choices, tensors: Iterable[str]) -> None:
+    """Raise WrongChoice where none of the matrices that were to stay in float32 is among TENSORS, the names in the graph.
+
+    The builder says nothing of names that it does not have: query, key and value are one matrix in most models.
+    """
+    have = set(tensors)
+    for text, nodes in choices.kept.items():
+        names = [ROWS if node == _ROWS else f"{node[1:].replace('/', '.')}.weight" for node in nodes]
+        if not have.intersection(names):
+            raise WrongChoice(
+                f"--type {text!r} matches no matrix of this model in ONNX",
+                hint="query, key and value are one matrix, attn.qkv_proj, in most models",
+            )

@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ BITS: Mapping[int, tuple[str, int]] = {
     8: ("string", 0), 9: ("bool", 8), 10: ("float16", 16), 11: ("float64", 64), 12: ("uint32", 32), 13: ("uint64", 64),
     14: ("complex64", 64), 15: ("complex128", 128), 16: ("bfloat16", 16), 17: ("float8e4m3fn", 8), 18: ("float8e4m3fnuz", 8),
     19: ("float8e5m2", 8), 20: ("float8e5m2fnuz", 8), 21: ("uint4", 4), 22: ("int4", 4), 23: ("float4e2m1", 4), 24: ("float8e8m0", 8),
-    25: ("uint2", 2), 26: ("int2", 2),
+    25: ("uint2", 2), 26: ("int2", 2), 27: ("float6e2m3", 6), 28: ("float6e3m2", 6),
 }  # fmt: skip
 """`TensorProto.DataType` → name and bits of one number; a string has no fixed size."""
 STANDARD_DOMAINS = frozenset(
@@ -42,11 +43,14 @@ NUMBERS: Mapping[str, str] = {
 }  # fmt: skip
 """The types that weights have, by the names they get here; shapes and indices are no weights."""
 TABLES = ("cos_cache", "sin_cache")
+TABLE_BYTES = tuple(name.encode() for name in TABLES)
 """Angles of positions, which onnxruntime-genai's builder computes from the configuration."""
 BLOCKS = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
 """Operators of com.microsoft on weights in blocks → the place of the codes among their inputs."""
 EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}
 DRIVE = re.compile(r"[A-Za-z]:")
+ADDRESS = "_ORT_MEM_ADDR_"
+"""By this part of a location onnxruntime takes the offset for an address in its own memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +93,10 @@ class Packed:
 
 @dataclass(slots=True, kw_only=True)
 class Header:
-    """What an ONNX file says of itself. `operators` counts (domain, type); `functions` are those the file defines itself."""
+    """What an ONNX file says of itself. `operators` counts (domain, type); `functions` are those the file defines itself.
+
+    `tables` are the tables of positions that nodes take.
+    """
 
     path: Path
     file_bytes: int
@@ -104,6 +111,7 @@ class Header:
     nodes: int = 0
     functions: set[tuple[str, str]] = field(default_factory=set)
     packed: list[Packed] = field(default_factory=list)
+    tables: set[str] = field(default_factory=set)
 
     @property
     def data_bytes(self) -> int:
@@ -233,6 +241,8 @@ def _function(message: Message, header: Header) -> None:
             domain = message.text(a, b, "a domain", 1024)
         elif number == 7 and kind == LEN:
             _node(message.inner(a, b), header)
+        elif number == 11 and kind == LEN:  # what an attribute is where a call does not give it
+            _attribute(message.inner(a, b), header)
     header.functions.add((domain, name))
 
 
@@ -246,9 +256,7 @@ def _graph(message: Message, header: Header, *, top: bool = False) -> None:
         elif number == 5:
             _tensor(message.inner(a, b), header)
         elif number == 15:
-            for inner, kind_, c, d in message.inner(a, b).fields():
-                if inner in (1, 2) and kind_ == LEN:
-                    _tensor(message.inner(c, d), header)
+            _sparse(message.inner(a, b), header)
         elif top and number in (11, 12):
             (header.inputs if number == 11 else header.outputs).append(_port(message.inner(a, b)))
     if top:
@@ -256,6 +264,13 @@ def _graph(message: Message, header: Header, *, top: bool = False) -> None:
         header.inputs = [
             port for port in header.inputs if port.name not in stored
         ]  # before IR version 4 weights were inputs
+
+
+def _sparse(message: Message, header: Header) -> None:
+    """Read a sparse tensor: its values, and where they are."""
+    for number, kind, a, b in message.fields():
+        if number in (1, 2) and kind == LEN:
+            _tensor(message.inner(a, b), header)
 
 
 def _node(message: Message, header: Header) -> None:
@@ -271,6 +286,8 @@ def _node(message: Message, header: Header) -> None:
             domain = message.text(a, b, "a domain", 1024)
         elif number == 1:
             inputs.append((a, b))
+            if bytes(message.data[a : min(b, a + len(TABLES[0]))]).startswith(TABLE_BYTES):
+                header.tables.add(message.text(a, b, "the name of an input", 1 << 16))
         elif number == 5:
             name, value = _attribute(message.inner(a, b), header)
             values[name] = value
@@ -283,13 +300,15 @@ def _node(message: Message, header: Header) -> None:
         names = tuple(message.text(a, b, "the name of an input", 1 << 16) for a, b in inputs)[at::1]
         names = names if at else (names[0], *names[2:]) if names else ()
         if names:
-            elements = values.get("K", 0) * values.get("N", 0)
-            header.packed.append(Packed(bits=values.get("bits", 4), elements=elements, inputs=names))
+            bits, columns, rows = (values.get(key, usual) for key, usual in (("bits", 4), ("K", 0), ("N", 0)))
+            if not 1 <= bits <= 8 or not 0 <= columns < 1 << 40 or not 0 <= rows < 1 << 40:
+                message.fail(f"is not valid: {kind_of_node} has {columns} × {rows} weights of {bits} bits")
+            header.packed.append(Packed(bits=bits, elements=columns * rows, inputs=names))
 
 
 def _attribute(message: Message, header: Header) -> tuple[str, int]:
     """Look through an attribute; return its name, and its value if it is a whole number."""
-    name, value = "", 0
+    name, value, single = "", 0, 0
     for number, kind, a, b in message.fields():
         if number == 3 and kind == VARINT:
             value = signed(a)
@@ -298,9 +317,15 @@ def _attribute(message: Message, header: Header) -> tuple[str, int]:
         if number == 1:
             name = message.text(a, b, "the name of an attribute", 4096)
         elif number in (5, 10):
+            single += number == 5
             _tensor(message.inner(a, b), header)
+        elif number in (22, 23):
+            single += number == 22
+            _sparse(message.inner(a, b), header)
         elif number in (6, 11):
             _graph(message.inner(a, b), header)
+    if single > 1:  # protobuf would make one of them, of which each half alone says something else
+        message.fail(f"is not valid: the attribute {name!r} has {single} values")
     return name, value
 
 
@@ -346,7 +371,7 @@ def _tensor(message: Message, header: Header) -> None:
     location = 0
     for number, kind, a, b in message.fields():
         if number == 1:
-            shape += message.numbers(kind, a, b)
+            shape += _dims(message, len(shape), kind, a, b)
         elif number == 2 and kind == VARINT:
             code = a
         elif number == 8 and kind == LEN:
@@ -365,8 +390,8 @@ def _tensor(message: Message, header: Header) -> None:
     dtype, bits = BITS[code]
     nbytes = -(-math.prod(shape) * bits // 8)
     where = None
-    if location == EXTERNAL:
-        where, offset = _external(message, name, external, nbytes if bits else None)
+    if location == EXTERNAL or external:
+        where, offset = _external(message, name, external, nbytes if bits else None, said=location == EXTERNAL)
     elif held >= 0 and bits and held != nbytes:
         message.fail(
             f"is not valid: the tensor {name!r} has {held} bytes of data, and its shape {shape} needs {nbytes}"
@@ -374,20 +399,37 @@ def _tensor(message: Message, header: Header) -> None:
     header.tensors.append(Tensor(name=name, dtype=dtype, shape=tuple(shape), nbytes=nbytes, file=where, offset=offset))
 
 
-def _external(message: Message, name: str, values: Mapping[str, str], nbytes: int | None) -> tuple[str, int]:
-    """Return the file and the offset of a tensor's data, which must lie in the folder of the ONNX file and be whole."""
+def _dims(message: Message, before: int, kind: int, a: int, b: int) -> list[int]:
+    """Return more dimensions of a shape that has BEFORE: a list that is too long is not read."""
+    if before > MAX_DIMS or (kind == LEN and b - a > 10 * MAX_DIMS):
+        message.fail(f"is not valid: a tensor has more than {MAX_DIMS} dimensions")
+    return message.numbers(kind, a, b)
+
+
+def _external(
+    message: Message, name: str, values: Mapping[str, str], nbytes: int | None, *, said: bool
+) -> tuple[str, int]:
+    """Return the file and the offset of a tensor's data, which must lie in the folder of the ONNX file and be whole.
+
+    SAID: the tensor says that its data is in a file, and does not only name one.
+    """
     path = message.path
+    if not said:
+        message.fail(f"is not valid: the tensor {name!r} has data in the file, and names {values.get('location')!r}")
     if unknown := values.keys() - EXTERNAL_KEYS:
         message.fail(f"is not valid: the data of {name!r} is described by {min(unknown)!r}, which is not known")
     place = inside(path.parent, values.get("location", ""), what=f"the data of {name!r} in {str(path)!r}")
     offset, length = (_count(message, name, key, values.get(key)) for key in ("offset", "length"))
     try:
-        size = place.stat().st_size
+        facts = place.stat()
     except OSError:
+        facts = None
+    if facts is None or not stat.S_ISREG(facts.st_mode):
         raise InvalidModel(
             f"{str(place)!r} is missing: {path.name!r} keeps its weights there",
             hint="copy the whole folder, or convert it again",
-        ) from None
+        )
+    size = facts.st_size
     start = offset or 0
     need = length if length is not None else nbytes if nbytes is not None else 0
     if nbytes is not None and length is not None and length != nbytes:
@@ -422,6 +464,7 @@ def inside(folder: Path, name: Any, *, what: str) -> Path:
         or ".." in posix.parts
         or ".." in windows.parts
         or DRIVE.match(name)
+        or ADDRESS in name
     ):
         raise InvalidModel(outside, hint="do not use this file: it would read from elsewhere on this machine")
     place = folder / posix

@@ -11,7 +11,7 @@ from converters.checkpoint import Checkpoint
 from converters.child import Child, ChildDied, ChildFailed
 from converters.errors import ConvertError
 from converters.families import ModelPlan
-from converters.onnx.choices import Choices
+from converters.onnx.choices import Choices, check_kept
 from converters.onnx.header import Header, read_header
 from converters.scratch import Scratch
 from converters.tokenizer import Vocabulary
@@ -22,6 +22,8 @@ BUILDER = Path(__file__).with_name("builder_child.py")
 GENAI_CONFIG, MODEL = "genai_config.json", "model.onnx"
 BUILDER_BYTES = 700 << 20
 """What torch, transformers and the builder take in memory before there is a model."""
+WINDOW_SLACK = 64
+"""Tokens that a cache of a window has room for besides the window: as many as are read at once."""
 TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -65,7 +67,9 @@ def build(
             raise ConvertError(f"onnxruntime-genai's builder died: {error.message}", hint=error.hint) from error
     write_tokenizer(folder, vocabulary)
     settle(folder / GENAI_CONFIG, plan, vocabulary)
-    return read_header(folder / MODEL)
+    header = read_header(folder / MODEL)
+    check_kept(choices, (tensor.name for tensor in header.tensors))
+    return header
 
 
 def write_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
@@ -101,6 +105,9 @@ def settle(path: Path, plan: ModelPlan, vocabulary: Vocabulary) -> None:
         model["bos_token_id"] = vocabulary.bos
     model["pad_token_id"] = vocabulary.pad if vocabulary.pad is not None else (ends or [0])[0]
     model["context_length"] = min(int(model["context_length"]), plan.context)
+    window = model["decoder"].get("sliding_window")
+    if isinstance(window, dict):
+        window["cache_slack"] = WINDOW_SLACK
     config["search"]["max_length"] = model["context_length"]
     write_json(path, config)
 

@@ -27,6 +27,13 @@ DECODER_ONLY = ("encoder", "vision", "speech", "embedding", "pipeline", "joiner"
 MOST_PORTS = 64
 NATIVE = ("library", "custom_op", "plugin")
 """Parts of names of settings by which onnxruntime would load code from a file."""
+SESSION = frozenset({
+    "log_id", "log_severity_level", "log_verbosity_level", "intra_op_num_threads", "inter_op_num_threads", "provider_options",
+    "enable_cpu_mem_arena", "enable_mem_pattern", "graph_optimization_level", "disable_cpu_ep_fallback", "disable_quant_qdq",
+    "enable_quant_qdq_cleanup", "use_env_allocators",
+})  # fmt: skip
+"""Options of sessions that only say how to compute; others write files (enable_profiling), or are anything that onnxruntime knows."""
+MOST_LAYERS = 10_000
 
 
 def open_onnx(path: Path, *, folder: bool = False) -> Artifact:
@@ -55,7 +62,7 @@ def open_language_model(folder: Path) -> Artifact:
     Raises InvalidModel where a file is missing or damaged, where a name leads out of the folder, and for settings that load native code.
     """
     path = folder / GENAI_CONFIG
-    config = read_json(path, MAX_CONFIG_BYTES)
+    config = _read_config(path)
     model = config.get("model")
     decoder = model.get("decoder") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(decoder, dict):
@@ -66,7 +73,13 @@ def open_language_model(folder: Path) -> Artifact:
                 f"{str(path)!r} would load native code: {'.'.join(place)} is {value!r:.100}",
                 hint="do not use this folder",
             )
-    if other := sorted(set(DECODER_ONLY) & model.keys()):
+    for place, _ in _walk(config):
+        if len(place) > 1 and place[-2] == "session_options" and place[-1] not in SESSION:
+            raise InvalidModel(
+                f"{str(path)!r} has an option of sessions that is not known here: {place[-1]!r:.100}",
+                hint="leave it out of the file, if you trust the folder",
+            )
+    if other := sorted(set(DECODER_ONLY) & (model.keys() | decoder.keys())):
         raise InvalidModel(
             f"{str(folder)!r} is no plain language model: it has a part {other[0]!r}",
             hint="models of text alone are run here",
@@ -162,20 +175,41 @@ def _artifact(
     )  # fmt: skip
 
 
-def _walk(value: Any, place: tuple[str, ...] = ("",)) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _read_config(path: Path) -> dict[str, Any]:
+    """Return genai_config.json. One that has a name twice is refused: onnxruntime-genai reads both, and Python the last."""
+    config = read_json(path, MAX_CONFIG_BYTES)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(name for at, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:at]))
+            raise InvalidModel(f"{str(path)!r} has {twice!r:.100} twice", hint="do not use this folder")
+        return found
+
+    json.loads(path.read_bytes(), object_pairs_hook=unique)
+    return config
+
+
+def _walk(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield (place, value) of everything in a JSON value; a place ends with the name of a setting."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield (*place, str(key)), item if not isinstance(item, Mapping | list) else None
-            yield from _walk(item, (*place, str(key)))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _walk(item, place)
+    left: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    while left:
+        place, item = left.pop()
+        if isinstance(item, Mapping):
+            left += [((*place[-8:], str(key)), inner) for key, inner in item.items()]
+        elif isinstance(item, list):
+            left += [(place, inner) for inner in item]
+        if place:
+            yield place, None if isinstance(item, Mapping | list) else item
 
 
 def _check_ports(header: Header, decoder: Mapping[str, Any]) -> None:
     """Raise InvalidModel where the configuration names inputs or outputs that the graph does not have: the runtime would abort later."""
     layers = whole(decoder, "num_hidden_layers") or 0
+    if layers > MOST_LAYERS:
+        raise InvalidModel(
+            f"{GENAI_CONFIG} is not valid: num_hidden_layers is {layers}", hint="convert the model again"
+        )
     for kind, ports in (("inputs", header.inputs), ("outputs", header.outputs)):
         have = {port.name for port in ports}
         named = decoder.get(kind)

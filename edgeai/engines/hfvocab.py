@@ -42,10 +42,11 @@ class HFVocab:
         names: Mapping[str, str] | None = None,
         size: int | None = None,
     ) -> None:
+        spec = _with_decoder(spec)
         self._spec = spec
+        self._special = _load(spec)
         self._plain = _load(_hidden(spec))
         self._plain.encode_special_tokens = True
-        self._special = _load(spec)
         self._ends = frozenset(ends)
         self.named = {"bos_token": "", "eos_token": ""} | dict(names or {})
         self.size = size or self._special.get_vocab_size()
@@ -165,11 +166,11 @@ class HFVocab:
     @cached_property
     def _pieces(self) -> list[bytes]:
         vocab = self._special.get_vocab(with_added_tokens=True)
-        found = [b""] * (max(vocab.values(), default=-1) + 1)
+        found = [b""] * min(max(vocab.values(), default=-1) + 1, self.size)
         decode = _piece_decoder(self._spec)
         added = {int(item["id"]) for item in self._spec.get("added_tokens") or []}
         for text, token in vocab.items():
-            if token not in self._control_ids:
+            if token not in self._control_ids and token < len(found):
                 found[token] = text.encode("utf-8", "replace") if token in added else decode(text)
         return found
 
@@ -212,11 +213,23 @@ def _load(spec: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
+def _with_decoder(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return SPEC with the decoder of bytes where it has none, and its tokens are bytes in letters: transformers adds it by class."""
+    if spec.get("decoder") is None and "ByteLevel" in _kinds(spec.get("pre_tokenizer"), "pretokenizers"):
+        return {
+            **spec,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        }
+    return spec
+
+
 def _hidden(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return SPEC so that no text becomes a special token: a Unigram model has them among its pieces and finds them in any text."""
     from converters.tokenizer.source import without_control
 
-    return without_control(spec) if isinstance(spec.get("model"), dict) else spec
+    if not isinstance(spec.get("model"), dict):
+        return spec
+    return without_control({**spec, "added_tokens": spec.get("added_tokens") or []})
 
 
 def _check_unicode(text: str) -> None:
@@ -250,8 +263,10 @@ def _piece_decoder(spec: Mapping[str, Any]) -> Any:
     return sentencepiece
 
 
-def _kinds(decoder: Any) -> Iterable[str]:
-    if isinstance(decoder, Mapping):
-        yield str(decoder.get("type"))
-        for item in decoder.get("decoders") or []:
-            yield from _kinds(item)
+def _kinds(part: Any, inner: str = "decoders") -> Iterable[str]:
+    """Yield the types of a part of a tokenizer, and of the parts that are under INNER in it."""
+    if isinstance(part, Mapping):
+        yield str(part.get("type"))
+        items = part.get(inner)
+        for item in items if isinstance(items, list) else []:
+            yield from _kinds(item, inner)

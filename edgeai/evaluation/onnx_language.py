@@ -74,9 +74,8 @@ class OnnxProof(Proof):
         """Compare the tables of rope in the graph with torch's, each with the one of torch that is nearest."""
         import numpy as np
 
-        tables = {
-            tensor.name: tensor for tensor in header.tensors if tensor.name.startswith(("cos_cache", "sin_cache"))
-        }
+        # a graph for layers with and without windows has both tables, where all its layers are of one kind too
+        tables = {tensor.name: tensor for tensor in header.tensors if tensor.name in header.tables}
         if self._torch is None or not tables:
             return []
         stems = self._facts().get("angles", [])
@@ -150,10 +149,19 @@ class OnnxProof(Proof):
             raise ProofFailed(
                 f"onnxruntime-genai does not run the converted model: {error.reason}", hint=error.hint
             ) from error
-        rows = tokens.id_rows(self.vocabulary, question, answer)
+        rows = [*tokens.id_rows(self.vocabulary, question, answer), *self._ends(vocab.ends)]
         return Run(
             path=path, stream=stream, rows=rows, facts={**facts, "jobs": [{"chats": chats}]}, parts=parts, errors=errors
         )
+
+    def _ends(self, found: frozenset[int]) -> list[Row]:
+        """Compare the tokens that end an answer: one that is too many cuts answers short, which no logits show."""
+        wanted = frozenset(self.vocabulary.stop_ids)
+        if not wanted:
+            return []
+        value = ", ".join(map(str, sorted(found))) or "none"
+        limit = ", ".join(map(str, sorted(wanted)))
+        return [Row(name="ends of an answer", value=value, limit=limit, ok=found == wanted)]
 
 
 def read_tensor(header: Header, tensor: Tensor) -> F32:

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from converters import manifest
 from converters.checkpoint import open_checkpoint
-from converters.families import plan_model
+from converters.families import ModelPlan, plan_model
 from converters.onnx.choices import Choices, check_architecture, parse_choices
 from converters.onnx.header import Header
 from converters.onnx.language import build, built_bytes, needed_bytes
@@ -31,6 +32,8 @@ from edgeai.types import Notice, Progress, Report, no_progress
 
 __all__ = ["DEFAULT_QUANT", "convert_language"]
 
+WINDOW_CUT = "context-shortened"
+"""The warning of families whose windows libllama does not have."""
 DEFAULT_QUANT = "int8"
 """The same choice as for GGUF: 8 bits are within measuring noise of the source."""
 
@@ -69,7 +72,7 @@ def convert_language(
                 if choices.quant != "F32":
                     export = Path(scratch) / "export"
                     export.mkdir()
-                    make(job, export, replace(choices, quant="F32", options={}))
+                    make(job, export, replace(choices, quant="F32", options={}, kept={}))
                 header = make(job, out.path, choices)
                 job.peak_rss_bytes = peak_rss_bytes(children=True)
             hashes = hashing.result(lambda done, total: progress("hashing the source", done, total, "B"))
@@ -96,7 +99,7 @@ def prepare(
     classes = checkpoint.config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else "a model without `architectures`"
     check_architecture(str(name))
-    plan = plan_model(checkpoint)
+    plan = whole_context(plan_model(checkpoint), checkpoint.config)
     tied = bool(checkpoint.config.get("tie_word_embeddings", True))
     choices = parse_choices(quant, types, layers=plan.layers, tied=tied)
     # What libllama's tokenizers cannot do exactly is no matter here: the runtime uses the source's own.
@@ -114,6 +117,27 @@ def prepare(
         job.say(Notice(code=code, message=message))
     job.timings["preflight_s"] = time.perf_counter() - began
     return job, choices
+
+
+def whole_context(plan: ModelPlan, config: Mapping[str, Any]) -> ModelPlan:
+    """Return PLAN with the context that the graph has.
+
+    The graph has windows of attention, which libllama has for some families only. Longrope gives a longer text other angles from its first
+    token on, and the graph chooses by the tokens that are there so far: keys of prompts that are read in parts would have the angles
+    of both.
+    """
+    size, whole = config.get("sliding_window"), config.get("max_position_embeddings")
+    if any(code == WINDOW_CUT for code, _ in plan.warnings) and isinstance(size, int) and isinstance(whole, int):
+        others = tuple(item for item in plan.warnings if item[0] != WINDOW_CUT)
+        plan = replace(plan, context=whole, window=size, warnings=others)
+    if plan.rope_switch is None or plan.rope_switch >= plan.context:
+        return plan
+    message = (
+        f"the context is {plan.rope_switch} tokens of the source's {plan.context}: longer texts need other rope factors from "
+        "their first token on, and prompts are read in parts"
+    )
+    others = tuple(item for item in plan.warnings if item[0] != "rope-switch")
+    return replace(plan, context=plan.rope_switch, rope_switch=None, warnings=(*others, ("context-cut", message)))
 
 
 def make(job: FolderJob, folder: Path, choices: Choices) -> Header:

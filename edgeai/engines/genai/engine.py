@@ -151,3 +151,4 @@ class GenaiEngine:
         """Stop what runs and free the model; every later call raises."""
         self._core.shut()
         self._core.join()
+        self._runtime.free()

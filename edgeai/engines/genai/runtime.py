@@ -105,6 +105,10 @@ class Runtime:
         """Return a generator with room for TOKENS tokens, prompt and answer together."""
         return Generator(self, tokens)
 
+    def free(self) -> None:
+        """Free the model, once its generators are gone."""
+        self.model = None
+
 
 class Generator:
     """A sequence of tokens in a KV cache of its own: what others do changes none of its numbers."""
