@@ -219,6 +219,15 @@ def test_threads_share_an_engine_and_close_ends_it(converted: Callable[..., tupl
         model.embed(["a"])
 
 
+def test_a_vector_in_eight_bits_is_the_same_in_company_where_that_is_asked_for(
+    converted: Callable[..., tuple[Path, Conversion]],
+) -> None:
+    with Model(open_engine(converted("bert", "int8")[1].path, deterministic=True)) as model:
+        together = model.embed(TEXTS)
+        alone = np.concatenate([model.embed([text]) for text in TEXTS])
+    np.testing.assert_array_equal(together, alone)
+
+
 def test_an_isolated_engine_gives_the_same_vectors(converted: Callable[..., tuple[Path, Conversion]]) -> None:
     path = converted()[1].path
     with Model(open_engine(path)) as one, Model(open_engine(path, isolated=True)) as two:

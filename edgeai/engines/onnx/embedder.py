@@ -64,6 +64,7 @@ class EmbedderEngine:
             why=(*plan.why, session.in_words),
             notices=(*plan.notices, *session.notices),
         )
+        self._alone = plan.deterministic  # in 8 bits, texts of one run share the range of their activations
         self.batches = 0
         self.load_s = time.perf_counter() - began
 
@@ -118,7 +119,7 @@ class EmbedderEngine:
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         group: list[int] = []
         for row in order:
-            if group and (len(group) >= MOST_TEXTS or (len(group) + 1) * len(ids[row]) > BATCH_TOKENS):
+            if group and (self._alone or len(group) >= MOST_TEXTS or (len(group) + 1) * len(ids[row]) > BATCH_TOKENS):
                 yield group
                 group = []
             group.append(row)
