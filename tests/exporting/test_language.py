@@ -115,7 +115,9 @@ def test_conversions_say_what_they_made(source: Path, tmp_path: Path, quant: str
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("text", ["lm_head=f32", "embed_tokens=f32", "symmetric=false", "method=k_quant", "lm_head=int8", "block=64"])
+@pytest.mark.parametrize(
+    "text", ["lm_head=f32", "embed_tokens=f32", "symmetric=false", "method=k_quant", "lm_head=int8", "block=64"]
+)
 def test_overrides_of_a_model_with_one_matrix_for_both_ends_are_proved(tmp_path: Path, text: str) -> None:
     convert_onnx(ROOT / "models" / "tiny", tmp_path / "out", "int4", types=(text,))
     assert json.loads((tmp_path / "out" / "edgeai.json").read_text())["choices"] == [text]
