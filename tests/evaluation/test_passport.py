@@ -153,8 +153,8 @@ def template_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
         header = header_of(path)
         return replace(header, kv={**header.kv, "tokenizer.chat_template": "x"})
 
-    header_of = tokens.read_header
-    monkeypatch.setattr(tokens, "read_header", read)
+    header_of = passport.read_header
+    monkeypatch.setattr(passport, "read_header", read)
 
 
 MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
