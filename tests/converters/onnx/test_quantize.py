@@ -129,7 +129,7 @@ def test_a_text_encoder_in_8_bits_is_near_and_keeps_its_lengths(tmp_path: Path) 
     feed = {"input_ids": IDS.numpy(), "attention_mask": MASK.numpy()}
     dynamic = quantize_dynamic(source, tmp_path / "dynamic.onnx")
     static = quantize_static(source, tmp_path / "static.onnx", feed)
-    assert dynamic.int8_share > 0.9
+    assert dynamic.int8_share > 0.8  # a table of positions that is cut, not looked up, stays float
     assert {"Softmax", "LayerNormalization", "Gelu", "MatMul"} <= set(dynamic.stayed)
     assert {"Softmax", "LayerNormalization", "Gelu", "MatMul"} <= set(static.stayed)
     for length in (9, 3):
