@@ -98,15 +98,22 @@ def language_plan(
     weights = int(int(artifact.metadata.get("onnx.data_bytes", artifact.size_bytes)) * PACKED)
     kv = token_bytes * context
     free = memory_facts().available if free is None else free
-    if where == "cpu" and weights + kv > free:
+    best = streams
+    if where == "cpu" and options.streams is None and kv:  # each request that runs has a cache of its own
+        streams = max(1, min(streams, (free - weights) // kv))
+    if where == "cpu" and weights + kv * streams > free:
         raise DoesNotFit(
-            f"{artifact.name!r} at context {context} needs {(weights + kv) / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
-            hint="use a smaller `ctx`, or a smaller file: edgeai convert … --to onnx --quant int4",
+            f"{artifact.name!r} at context {context} with {streams} stream{'s' * (streams > 1)} needs "
+            f"{(weights + kv * streams) / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            hint="use a smaller `ctx`, fewer `streams`, or a smaller file: edgeai convert … --to onnx --quant int4",
         )
     notices: tuple[Notice, ...] = ()
     if half and where == "cpu":
         message = f"{artifact.name} has float16 weights, which this CPU computes in float32 at a part of the speed"
         notices = (Notice(code="half-on-cpu", message=message),)
+    if streams < best:
+        message = f"{streams} instead of {best} streams: more do not fit in memory"
+        notices = (*notices, Notice(code="fewer-streams", message=message))
     place = CPU if where == "cpu" else where.upper()
     return Plan(
         engine="onnxruntime-genai",

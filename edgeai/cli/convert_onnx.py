@@ -37,8 +37,11 @@ def convert_formats(
     several = len(quants) > 1
     base = output or default
     done: list[Conversion] = []
+    places = {target: placed(base, target, several=several, given=output is not None) for target in quants}
+    if several:  # what can be found out before the work is found out for all of them
+        exporting.check_onnx(path, places["onnx"], quants["onnx"], force=force)
     for target, quant in quants.items():
-        where = placed(base, target, several=several, given=output is not None)
+        where = places[target]
         shared: dict[str, Any] = {
             "force": force, "max_kl": max_kl, "text": text, "origin": origin, "progress": out.progress,
             "notify": lambda notice: out.warn([notice]),
@@ -58,9 +61,12 @@ def convert_formats(
                 )
             )
     if several:
+        from edgeai.artifact import open_artifact
         from edgeai.evaluation.sidebyside import measure
 
-        show(done, measure([item.path for item in done], progress=out.progress), out)
+        paths = [item.path for item in done]
+        answers = all(open_artifact(item).task == "generation" for item in paths)
+        show(done, measure(paths, progress=out.progress) if answers else [None] * len(done), out)
     return done
 
 
@@ -68,20 +74,29 @@ def placed(base: Path | None, target: str, *, several: bool, given: bool) -> Pat
     """Return where the result of TARGET goes; None leaves it beside the source."""
     if base is None or (given and not several):
         return base
-    stem = base.name.removesuffix(".gguf")
+    if not base.name or base.name == "..":
+        raise UsageError(
+            f"-o {str(base)!r} has no name to add to", hint="-o out/NAME makes out/NAME.gguf and out/NAME-onnx"
+        )
+    stem = base.name.removesuffix(".gguf").removesuffix("-onnx")
     return base.with_name(f"{stem}.gguf" if target == "gguf" else f"{stem}-onnx")
 
 
 COLUMNS = ("format", "quant", "size", "bits/weight", "mean KL", "top-1", "prompt tok/s", "answer tok/s", "file")
 
 
-def show(done: Sequence[Conversion], speeds: Sequence[Speed], out: Output) -> None:
+def show(done: Sequence[Conversion], speeds: Sequence[Speed | None], out: Output) -> None:
     """Print what came out side by side, or as one JSON object."""
     from edgeai.cli.report import report_lines
 
     if out.as_json:
         found = [
-            item.to_dict() | {"prompt_tok_s": speed.prompt_tok_s, "gen_tok_s": speed.gen_tok_s, "load_s": speed.load_s}
+            item.to_dict()
+            | (
+                {"prompt_tok_s": speed.prompt_tok_s, "gen_tok_s": speed.gen_tok_s, "load_s": speed.load_s}
+                if speed
+                else {}
+            )
             for item, speed in zip(done, speeds, strict=True)
         ]
         out.json({"ok": all(item.report.ok for item in done), "results": found})
@@ -100,8 +115,8 @@ def show(done: Sequence[Conversion], speeds: Sequence[Speed], out: Output) -> No
                 f"{item.bpw:.2f}",
                 value(item, "mean KL on text, nats"),
                 value(item, "first choice as torch"),
-                f"{speed.prompt_tok_s:.0f}",
-                f"{speed.gen_tok_s:.1f}",
+                f"{speed.prompt_tok_s:.0f}" if speed else "-",
+                f"{speed.gen_tok_s:.1f}" if speed else "-",
                 str(item.path),
             ]
         )

@@ -45,17 +45,23 @@ def quants_for(targets: tuple[str, ...], quant: str | None) -> dict[str, str | N
 
     knows: dict[str, Callable[[str], bool]] = {"gguf": is_quant, "onnx": lambda name: quant_of(name) is not None}
     found: dict[str, str | None] = dict.fromkeys(targets)
+    fits: dict[str, list[str]] = {}
     for name in (part.strip() for part in quant.split(",")):
-        fitting = [target for target in targets if knows[target](name)]
-        if not fitting:
+        fits[name] = [target for target in targets if knows[target](name)]
+        if not fits[name]:
             raise UsageError(
                 f"--quant {name!r} is no type of {' or '.join(targets)}",
                 hint=f"as {DEFAULT_QUANT},int8 for --to gguf,onnx",
             )
-        for target in fitting:
-            if found[target] is not None and len(fitting) == 1:
-                raise UsageError(f"--quant {quant!r} has two types for {target}", hint="convert once for each of them")
-            found[target] = found[target] or name
+    for name, fitting in sorted(
+        fits.items(), key=lambda item: len(item[1])
+    ):  # first those that can be of one target only
+        still = [target for target in fitting if found[target] is None]
+        if not still:
+            raise UsageError(
+                f"--quant {quant!r} has two types for {' and '.join(fitting)}", hint="convert once for each of them"
+            )
+        found |= dict.fromkeys(still, name)
     if missing := [target for target in targets if found[target] is None]:
         raise UsageError(
             f"--quant {quant!r} has no type for {missing[0]}", hint=f"as {DEFAULT_QUANT},int8 for --to gguf,onnx"

@@ -24,7 +24,8 @@ class Model:
         config = og.Config(request["model"])
         config.clear_providers()
         options = {"intra_op_num_threads": request["threads"], "log_severity_level": 4}
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+        search = {"num_beams": 1, "num_return_sequences": 1, "chunk_size": 0}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}, "search": search}))
         self.model = og.Model(config)
         self.context, self.window, self.part = request["context"], request["window"], request["part"]
 

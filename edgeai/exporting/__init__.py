@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgeai.errors import UsageError
 from edgeai.pipeline import Conversion
+from edgeai.types import no_progress
 
 if TYPE_CHECKING:
     from converters.checkpoint import Checkpoint
 
-__all__ = ["convert_onnx", "is_embedder", "refuse"]
+__all__ = ["check_onnx", "convert_onnx", "is_embedder", "refuse"]
 
 
 def convert_onnx(source: Path, output: Path | None = None, quant: str | None = None, **options: Any) -> Conversion:
@@ -61,3 +62,26 @@ def refuse(options: dict[str, Any], names: tuple[str, ...], what: str) -> None:
             raise UsageError(
                 f"{OPTION[name]} does nothing where the source is {what}", hint=f"leave {OPTION[name]} out"
             )
+
+
+def check_onnx(source: Path, output: Path | None, quant: str | None, *, force: bool) -> None:
+    """Raise what `convert_onnx` would raise before it reads a tensor: of a model, its type, the output, disk, memory, libraries."""
+    from converters.checkpoint import open_checkpoint
+    from edgeai.exporting.job import require
+    from edgeai.exporting.modules import is_module_folder
+
+    require()
+    if is_module_folder(source):
+        raise UsageError(f"{str(source)!r} is no language model, and has no GGUF file", hint="--to onnx alone")
+    if is_embedder(open_checkpoint(source)):
+        from edgeai.exporting import embedder
+
+        embedder.prepare(source, output, embedder.parse(quant or embedder.DEFAULT_QUANT), force, no_progress, _ignore)
+        return
+    from edgeai.exporting import language
+
+    language.prepare(source, output, quant or language.DEFAULT_QUANT, (), force, no_progress, _ignore)
+
+
+def _ignore(_notice: object) -> None:
+    """Take a notice, which comes again when the work is done."""

@@ -54,7 +54,7 @@ class Request:
 
     def step(self) -> bool:
         """Read a part of the prompt, or draw a token and read it. Return whether the answer goes on."""
-        if self._overdue():
+        if self.expired:
             return self._end("timeout")
         if self._generator is None:
             self._begin()
@@ -91,7 +91,9 @@ class Request:
             raise EngineCrashed("the model gave a probability that is not finite", hint="edgeai verify MODEL")
         return token, self._answer.accept(token, raw)
 
-    def _overdue(self) -> bool:
+    @property
+    def expired(self) -> bool:
+        """Whether its time is over."""
         limit = self._config.max_seconds
         return limit is not None and time.perf_counter() - self._facts.submitted > limit
 
@@ -120,6 +122,8 @@ class Request:
 
 class ScoreTask:
     """The log-probabilities of a text of any length, read in windows of at most WINDOW tokens; `result` gets them, or the error."""
+
+    expired = False
 
     def __init__(self, runtime: Runtime, ids: Sequence[int], *, window: int, bos: int | None) -> None:
         if len(ids) < 1:
@@ -168,7 +172,7 @@ class ScoreTask:
         if first >= last:
             return
         assert self._generator is not None  # noqa: S101 - it has just read
-        rows = self._generator.all_logits()[first - 1 - self._read : last - 1 - self._read].astype(np.float64)
+        rows = self._generator.all_logits(count)[first - 1 - self._read : last - 1 - self._read].astype(np.float64)
         rows -= rows.max(axis=1, keepdims=True)
         chosen = rows[np.arange(len(rows)), self._tokens[first:last]] - np.log(np.exp(rows).sum(axis=1))
         self._found += chosen.tolist()

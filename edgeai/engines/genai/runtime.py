@@ -28,6 +28,8 @@ PART, LEAST_PART = 64, 16
 nothing can be cancelled: 0.2 s on 2 cores for SmolLM2. Prompts are read as fast as whole ones (bench/LOG.md)."""
 QUIET = 4
 """onnxruntime's severity "fatal": what it would print on stderr is in the errors that it raises."""
+SEARCH = {"num_beams": 1, "num_return_sequences": 1, "chunk_size": 0}
+"""What a folder may not decide: beams that nobody reads end the process, and with chunks the logits of the last one alone are there."""
 NAMES = {"cuda": "cuda", "dml": "DML"}
 
 _lock = threading.Lock()
@@ -98,7 +100,7 @@ class Runtime:
             config.clear_providers()
             if plan.device != "cpu":
                 config.append_provider(NAMES[plan.device])
-            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}, "search": SEARCH}))
             return og.Model(config)
 
     def generator(self, tokens: int) -> Generator:
@@ -118,9 +120,9 @@ class Generator:
         most = runtime.artifact.context or tokens
         # A cache of windows must have room for a window and what is read at once.
         room = min(most, max(tokens, runtime.window + runtime.part if runtime.window else 0) + 1)
-        with explained(f"a KV cache for {room} tokens could not be made", DoesNotFit):
+        with explained(f"a KV cache for {room} tokens could not be made", InvalidModel):
             params = og.GeneratorParams(runtime.model)
-            params.set_search_options(max_length=room, batch_size=1)
+            params.set_search_options(max_length=room, batch_size=1, num_beams=1, num_return_sequences=1)
             self._native = og.Generator(runtime.model, params)
 
     def read(self, tokens: Sequence[int]) -> None:
@@ -139,12 +141,14 @@ class Generator:
         rows: npt.NDArray[np.float32] = found.astype(np.float32, copy=not found.flags.writeable)
         return rows
 
-    def all_logits(self) -> npt.NDArray[np.float32]:
-        """Return the logits after each token of the last `read`, (tokens, vocab)."""
+    def all_logits(self, count: int) -> npt.NDArray[np.float32]:
+        """Return the logits after each of the COUNT tokens of the last `read`, (tokens, vocab)."""
         import numpy as np
 
         with explained("onnxruntime failed", EngineCrashed):
             found: npt.NDArray[np.float32] = self._native.get_output("logits")[0].astype(np.float32)
+        if len(found) != count:
+            raise EngineCrashed(f"the model gave logits for {len(found)} of {count} tokens", hint="edgeai verify MODEL")
         return found
 
 
@@ -157,5 +161,6 @@ def explained(what: str, kind: type[EdgeAIError]) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = re.sub(r"\S*/onnxruntime_src/\S+ ", "", reason)
         memory = isinstance(error, MemoryError) or "bad_alloc" in reason or "Failed to allocate memory" in reason
-        hint = "free memory, or use a smaller `ctx`" if memory else None
+        damaged = "the folder is damaged or not for this runtime: convert the model again"
+        hint = "free memory, or use a smaller `ctx`" if memory else damaged if kind is InvalidModel else "edgeai doctor"
         raise (DoesNotFit if memory else kind)(f"{what}: {reason[:400]}", hint=hint) from error

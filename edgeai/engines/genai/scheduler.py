@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from edgeai.errors import Busy, ClosedError, EngineCrashed
@@ -22,6 +22,10 @@ class Task(Protocol):
     """Something that takes steps on the model. `cancelled` is set by any thread; everything else is called by the scheduler's."""
 
     cancelled: bool
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time is over, so that its next step is its last."""
 
     def step(self) -> bool:
         """Take one step; return whether there is another."""
@@ -77,11 +81,15 @@ class Scheduler:
     def cancel(self, task: Task) -> None:
         """End TASK before its next step."""
         task.cancelled = True
+        if os.getpid() != self._process:
+            return  # the lock may be held by a thread that is not here
         with self._gate:
             self._gate.notify_all()
 
     def shut(self) -> None:
         """End everything; nothing is taken any more. Does not wait."""
+        if os.getpid() != self._process:
+            return
         with self._gate:
             self._closed = True
             self._gate.notify_all()
@@ -92,31 +100,37 @@ class Scheduler:
             self._thread.join()
 
     def _loop(self) -> None:
+        try:
+            self._run()
+        finally:  # whatever happened, nobody waits for a thread that is gone
+            with self._gate:
+                self._closed = True
+                left = [*self._running, *self._waiting]
+                self._running.clear()
+                self._waiting.clear()
+            for task in left:
+                _quietly(task.stop)
+
+    def _run(self) -> None:
         while True:
             with self._gate:
                 while not (self._closed or self._waiting or self._running):
                     self._gate.wait()
                 if self._closed:
-                    left = [*self._running, *self._waiting]
-                    self._running.clear()
-                    self._waiting.clear()
-                    break
-                self._drop_cancelled()
+                    return
+                unwanted = [task for task in self._waiting if task.cancelled or task.expired]
+                for task in unwanted:
+                    self._waiting.remove(task)
                 while self._waiting and len(self._running) < self._streams:
                     self._running.append(self._waiting.popleft())
                 turn = list(self._running)
+            for task in unwanted:
+                self._step(task)
             for task in turn:
                 if self._closed or not self._step(task):
                     with self._gate:
                         if task in self._running and not self._closed:
                             self._running.remove(task)
-        for task in left:
-            task.stop()
-
-    def _drop_cancelled(self) -> None:
-        for task in [task for task in self._waiting if task.cancelled]:
-            self._waiting.remove(task)
-            task.stop()
 
     def _step(self, task: Task) -> bool:
         """Take a step of TASK; one that fails fails alone."""
@@ -126,6 +140,12 @@ class Scheduler:
                 task.stop()
                 return False
             return task.step()
-        except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one who waits for this task
-            task.fail(error)
+        except BaseException as error:  # noqa: BLE001 - whatever it is (a panic in Rust is no Exception) belongs to who waits for this task
+            _quietly(task.fail, error)
             return False
+
+
+def _quietly(end: Callable[..., None], *arguments: object) -> None:
+    """Call END; what it raises concerns nobody else's task."""
+    with contextlib.suppress(Exception):
+        end(*arguments)

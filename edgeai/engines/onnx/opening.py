@@ -43,9 +43,20 @@ def load_model(artifact: Artifact, wanted: LoadOptions) -> ClassifierEngine | Em
     from edgeai.device import cpu_facts
 
     cpu = cpu_facts()
+    device = "cpu" if wanted.gpu_layers == 0 else wanted.device
     if artifact.task == "embedding":
-        return EmbedderEngine(artifact, plan_of(artifact, wanted, cpu), device=wanted.device, cache=_cache(cpu))
-    return ClassifierEngine(artifact, plan_of(artifact, wanted, cpu), device=wanted.device, cache=_cache(cpu))
+        return EmbedderEngine(
+            artifact,
+            plan_of(artifact, wanted, cpu),
+            device=device,
+            cache=_cache(cpu),
+        )
+    return ClassifierEngine(
+        artifact,
+        plan_of(artifact, wanted, cpu),
+        device=device,
+        cache=_cache(cpu),
+    )
 
 
 def refuse_language_only(artifact: Artifact, wanted: LoadOptions) -> None:
