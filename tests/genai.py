@@ -101,7 +101,7 @@ def genai_logits(folder: Path, ids: list[int], prompt: int) -> npt.NDArray[np.fl
     rows = []
     for part in [*parts, *([token] for token in ids[prompt:])]:
         generator.read(part)
-        rows.append(generator.all_logits())
+        rows.append(generator.all_logits(len(part)))
     return np.concatenate(rows)
 
 

@@ -133,12 +133,15 @@ class Generator:
             self._native.append_tokens(np.asarray(tokens, np.int32))
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """Return the logits after the last token, (vocab,), which may be changed."""
+        """Return the logits after the last token, (vocab,), which may be changed.
+
+        The output of the graph itself: `get_logits` copies it into an array that takes three times as long to make (bench/LOG.md).
+        """
         import numpy as np
 
         with explained("onnxruntime failed", EngineCrashed):
-            found = self._native.get_logits().reshape(-1)
-        rows: npt.NDArray[np.float32] = found.astype(np.float32, copy=not found.flags.writeable)
+            found = self._native.get_output("logits")[0, -1]
+        rows: npt.NDArray[np.float32] = found.astype(np.float32)
         return rows
 
     def all_logits(self, count: int) -> npt.NDArray[np.float32]:
