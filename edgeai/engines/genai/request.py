@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgeai.engines.answer import Facts, TextAnswer, never_begun
-from edgeai.engines.chain import ArraySampler
+from edgeai.engines.chain import ArraySampler, is_greatest
 from edgeai.engines.constraint import TokenMask
 from edgeai.engines.genai.runtime import Generator, Runtime
 from edgeai.engines.hfvocab import HFVocab
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["Request", "ScoreTask"]
+
+CHECK_EVERY = 32
+"""Tokens between two looks at the logits of an answer that takes the likeliest."""
 
 
 class Request:
@@ -46,6 +49,7 @@ class Request:
             load_s=load_s,
         )
         self._answer = TextAnswer(config, self.channel, self._facts, vocab, mask)
+        self._as_it_is = mask is None and config.logprobs is None and not config.logit_bias and is_greatest(config)
         self._seed = secrets.randbelow(2**32 - 1) if config.seed is None else config.seed
         self._began: float | None = None
         self._read = 0
@@ -66,10 +70,10 @@ class Request:
             self._read += len(part)
             if self._read < len(self._ids):
                 return True
-        token, finish = self._draw(generator.logits())
+        token, finish = self._follow(generator) if self._as_it_is else self._draw(generator.logits())
         if finish is not None:
             return self._end(finish)
-        self._ids = [token]
+        self._ids = [] if self._as_it_is else [token]
         self._read = 0
         return True
 
@@ -81,14 +85,21 @@ class Request:
         self._sampler = ArraySampler(self._runtime.vocab_size, self._config, self._seed, self._ids)
         self.channel.begin()
 
+    def _follow(self, generator: Generator) -> tuple[int, FinishReason | None]:
+        """Take the likeliest token. The runtime finds it, which saves copying the logits; they are looked at now and then."""
+        doubtful = self._answer.samples % CHECK_EVERY == 0
+        token = generator.likeliest()
+        if doubtful or token == 0:  # what is not a number stays so in all that follows, and has no likeliest token but the first
+            check_finite(generator.logit(token))
+        return token, self._answer.accept(token, None)
+
     def _draw(self, logits: npt.NDArray[np.float32]) -> tuple[int, FinishReason | None]:
         raw = logits.copy() if self._config.logprobs is not None else None
         if self._mask is not None:
             self._mask.apply(logits)
         assert self._sampler is not None  # noqa: S101 - made with the generator
         token = self._sampler.sample(logits)
-        if not math.isfinite(float(logits[token])):
-            raise EngineCrashed("the model gave a probability that is not finite", hint="edgeai verify MODEL")
+        check_finite(float(logits[token]))
         return token, self._answer.accept(token, raw)
 
     @property
@@ -118,6 +129,12 @@ class Request:
         self._generator = None  # frees its KV cache
         if self._sampler is not None:
             self._sampler.free()
+
+
+def check_finite(logit: float) -> None:
+    """Raise EngineCrashed for a LOGIT that is no number: the model, or this machine's arithmetic, is broken."""
+    if not math.isfinite(logit):
+        raise EngineCrashed("the model gave a probability that is not finite", hint="edgeai verify MODEL")
 
 
 class ScoreTask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -411,21 +412,29 @@ def test_a_failure_of_one_request_is_its_own(tiny_genai: Model, monkeypatch: pyt
     assert tiny_genai.complete(START, max_tokens=2, temperature=0).usage.completion_tokens == 2
 
 
-def test_probabilities_that_are_not_finite_are_an_error(tiny_genai: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeai.engines.genai import runtime
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 1}], ids=["greedy", "drawn"])
+def test_probabilities_that_are_not_finite_are_an_error(
+    tiny_onnx_f32: Path, tmp_path: Path, value: float, options: dict[str, Any]
+) -> None:
+    import onnx
+    from onnx import numpy_helper
 
-    size = tiny_genai.artifact.vocab
-    monkeypatch.setattr(runtime.Generator, "logits", lambda _self: np.full(size, np.nan, np.float32))
-    for options in ({"temperature": 0}, {"seed": 1}):
-        with pytest.raises(EngineCrashed, match="not finite"):
-            tiny_genai.complete(START, max_tokens=2, **options)
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_onnx_f32, folder)
+    graph = onnx.load(folder / "model.onnx")
+    (norm,) = (item for item in graph.graph.initializer if "final_norm" in item.name)
+    norm.CopyFrom(numpy_helper.from_array(np.full(norm.dims, value, np.float32), norm.name))
+    (folder / "model.onnx.data").unlink()
+    onnx.save(graph, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    with Model(open_engine(folder, threads=1)) as model, pytest.raises(EngineCrashed, match="not finite"):
+        model.complete(START, max_tokens=2, **options)
 
 
 # ---- damaged, and in a process of its own
 
 
 def test_a_graph_that_onnxruntime_refuses_is_an_invalid_model(chatty_folder: Path, tmp_path: Path) -> None:
-    import shutil
 
     import onnx
 

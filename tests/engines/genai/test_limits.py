@@ -18,6 +18,7 @@ from edgeai.errors import ClosedError, DoesNotFit, UsageError
 from edgeai.model import Model, open_engine
 from edgeai.onnxplan import language_plan
 from edgeai.options import LoadOptions
+from tests.genai import raw_greedy
 
 TEXT = "The for statement is used to iterate over the elements of a sequence."
 
@@ -33,17 +34,36 @@ def with_search(folder: Path, place: Path, **search: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    "search", [{"num_beams": 2}, {"num_beams": 3, "num_return_sequences": 2}, {"chunk_size": 1}, {"chunk_size": 7}]
-)
-def test_a_folder_decides_nothing_about_beams_and_chunks(
-    tiny_genai: Model, tiny_onnx_f32: Path, tmp_path: Path, search: dict[str, int]
+    "search",
+    [
+        {"num_beams": 2}, {"num_beams": 3, "num_return_sequences": 2}, {"chunk_size": 1}, {"chunk_size": 7},
+        {"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"do_sample": True, "temperature": 9.0},
+    ],
+)  # fmt: skip
+def test_a_folder_decides_nothing_about_what_is_drawn(
+    tiny_genai: Model, tiny_onnx_f32: Path, tmp_path: Path, search: dict[str, Any]
 ) -> None:
     folder = with_search(tiny_onnx_f32, tmp_path / "m", **search)
     with Model(open_engine(folder, threads=1, isolated="num_beams" in search)) as model:  # beams ended the process
-        answer = model.complete(TEXT, max_tokens=8, temperature=0).text
+        answer = model.complete(TEXT, max_tokens=24, temperature=0).text
         found = model.score(TEXT)
-    assert answer == tiny_genai.complete(TEXT, max_tokens=8, temperature=0).text
+    assert answer == tiny_genai.complete(TEXT, max_tokens=24, temperature=0).text
     np.testing.assert_allclose(found, tiny_genai.score(TEXT), atol=1e-5)
+
+
+def test_an_end_token_ends_the_answer_whatever_length_a_folder_wants(
+    tiny_genai: Model, tiny_onnx_f32: Path, tmp_path: Path
+) -> None:
+    drawn = raw_greedy(tiny_onnx_f32, tiny_genai.tokenize(TEXT, add_special=True), 12)
+    end = next(token for at, token in enumerate(drawn) if at > 2 and token not in drawn[:at])
+    folder = with_search(tiny_onnx_f32, tmp_path / "m", min_length=200)
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text())
+    config["model"]["eos_token_id"] = end
+    path.write_text(json.dumps(config))
+    with Model(open_engine(folder, threads=1)) as model:
+        answer = model.complete(TEXT, max_tokens=24, temperature=0)
+    assert (answer.finish_reason, answer.usage.completion_tokens) == ("stop", drawn.index(end))
 
 
 class Slow:
