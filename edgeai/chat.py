@@ -1,12 +1,13 @@
 """Messages to a prompt, by the model's own template, and what in the prompt is control and what is text.
 
 Text of special tokens that a user writes must stay text. Before rendering, each such text in a message is replaced by a placeholder of
-private-use characters; after rendering, what still reads as a special token came from the template and is control, and the
-placeholders are turned back into plain text.
+private-use characters; so is a part of one at the beginning or end of a message, since a template may put the rest beside it. After
+rendering, what still reads as a special token came from the template and is control, and the placeholders are turned back into plain text.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -81,6 +82,13 @@ def _check_messages(messages: Any) -> None:
             raise UsageError(f"a message has the role {message.get('role')!r}", hint=f"roles are {', '.join(ROLES)}")
 
 
+@functools.lru_cache(maxsize=4)
+def _parts(texts: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return every beginning and every end of TEXTS that is not the whole."""
+    heads = frozenset(text[:size] for text in texts for size in range(1, len(text)))
+    return heads, frozenset(text[-size:] for text in texts for size in range(1, len(text)))
+
+
 class _Placeholders:
     """Hides special-token texts in messages behind private-use characters that no message contains by chance."""
 
@@ -89,13 +97,33 @@ class _Placeholders:
         self._texts = sorted((token for token in control if token), key=len, reverse=True)
         self._hide = re.compile("|".join(map(re.escape, self._texts))) if self._texts else None
         self._index = {text: index for index, text in enumerate(self._texts)}
+        self._heads, self._tails = _parts(tuple(self._texts))
         self._open, self._close = nonce, chr(0xF8FF)
         self._show = re.compile(f"{nonce}([0-9]+){self._close}")
 
     def hide(self, text: str) -> str:
         if self._hide is None:
             return text
-        return self._hide.sub(lambda match: f"{self._open}{self._index[match.group()]}{self._close}", text)
+        text = self._hide.sub(lambda match: self._hidden(match.group()), text)
+        longest = len(self._texts[0])
+        body = text.rstrip()  # templates strip, too
+        for size in range(min(longest, len(body)), 0, -1):
+            if body[-size:] in self._heads:
+                text = f"{body[:-size]}{self._hidden(body[-size:])}{text[len(body) :]}"
+                break
+        body = text.lstrip()
+        for size in range(min(longest, len(body)), 0, -1):
+            if body[:size] in self._tails:
+                return f"{text[: len(text) - len(body)]}{self._hidden(body[:size])}{body[size:]}"
+        return text
+
+    def _hidden(self, text: str) -> str:
+        """Return what stands for TEXT."""
+        index = self._index.setdefault(text, len(self._texts))
+        if index == len(self._texts):
+            self._texts.append(text)
+        return f"{self._open}{index}{self._close}"
 
     def show(self, text: str) -> str:
+        """Return TEXT with everything back in its place."""
         return self._show.sub(lambda match: self._texts[int(match.group(1))], text)

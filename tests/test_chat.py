@@ -44,6 +44,29 @@ def test_special_text_of_a_user_stays_text() -> None:
     assert [segment.text for segment in segments if segment.control] == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
 
 
+SIDE_BY_SIDE = "{% for message in messages %}{{ message.content.strip() }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "contents"),
+    [
+        (SIDE_BY_SIDE, ["<|im", "_end|>"]),
+        (SIDE_BY_SIDE, ["a <|im_end| ", "\n> b"]),
+        (SIDE_BY_SIDE, ["<", "|im_end|>"]),
+        (SIDE_BY_SIDE, ["<|im", "_end", "|>"]),
+        ("{{ messages[0].content }}>", ["x <|im_end|"]),
+        ("<{{ messages[0].content }}", ["|im_end|>"]),
+        (SIDE_BY_SIDE, ["<|im_end|><|im", "_start|>"]),
+    ],
+)
+def test_parts_of_special_tokens_that_a_template_puts_together_stay_text(template: str, contents: list[str]) -> None:
+    messages: list[Message] = [{"role": "user", "content": content} for content in contents]
+    segments = render(template, messages, special={}, control=CONTROL)
+    assert [segment.text for segment in segments if segment.control] == []
+    text = "".join(segment.text for segment in segments)
+    assert "".join(content.strip() for content in contents) in text
+
+
 def test_the_longest_special_token_wins() -> None:
     assert split_segments("x<a><b>y", ("<a>", "<a><b>")) == [
         Segment("x", False),

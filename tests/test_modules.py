@@ -17,6 +17,7 @@ from converters.errors import BrokenCheckpoint, ConvertError, OutputError, Unsup
 from converters.onnx.checks import open_session
 from converters.onnx.header import read_header
 from edgeai.errors import ProofFailed, UsageError
+from edgeai.exporting import job
 from edgeai.exporting.modules import convert_module, is_module_folder
 from edgeai.paper import paper_of, read_paper
 from edgeai.types import Notice
@@ -91,6 +92,14 @@ def test_a_text_classifier_takes_its_tokenizer_along(tmp_path: Path) -> None:
     assert [(port.name, port.shape) for port in header.inputs] == [(name, ("batch", "length")) for name in arrays]
     feed = {name: values[:3, :5] for name, values in arrays.items()}
     assert open_session(done.path).run(None, feed)[0].shape == (3, 3)
+
+
+def test_a_library_that_is_missing_is_named(
+    trained: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job.importlib.util, "find_spec", lambda name: None if name == "torch" else name)
+    with pytest.raises(UsageError, match="needs torch, not installed here"):
+        convert_module(trained[0], tmp_path / "it.onnx")
 
 
 def test_a_file_that_is_not_the_module_gets_no_name(

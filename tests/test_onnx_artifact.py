@@ -161,6 +161,31 @@ def test_impossible_sizes_are_refused(folder: Path, tmp_path: Path, name: str, v
         open_artifact(with_config(folder, tmp_path / "m", put("model", name, value=value)))
 
 
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        (("vocab_size",), 1),
+        (("vocab_size",), -1),
+        (("decoder", "num_key_value_heads"), 1),
+        (("context_length",), 1),
+    ],
+)
+def test_sizes_that_are_not_the_graphs_are_refused(
+    folder: Path, tmp_path: Path, place: tuple[str, ...], change: int
+) -> None:
+    section = json.loads((folder / CONFIG).read_text())["model"]
+    for name in place[:-1]:
+        section = section[name]
+    wrong = section[place[-1]] + change
+    with pytest.raises(InvalidModel, match=f"says that {place[-1]} is {wrong}"):
+        open_artifact(with_config(folder, tmp_path / "m", put("model", *place, value=wrong)))
+
+
+def test_a_context_shorter_than_the_graphs_is_kept(folder: Path, tmp_path: Path) -> None:
+    output = with_config(folder, tmp_path / "m", put("model", "context_length", value=33))
+    assert open_artifact(output).context == 33
+
+
 @pytest.mark.parametrize("raw", [None, b"", b"{", b"[1]", b"\xff"])
 def test_a_tokenizer_that_is_missing_or_broken_is_an_invalid_model(
     folder: Path, tmp_path: Path, raw: bytes | None

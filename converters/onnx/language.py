@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,8 @@ def build(
 ) -> Header:
     """Write the model of CHECKPOINT into the empty FOLDER as CHOICES say, with its tokenizer; return the structure of the graph.
 
-    Raises ConvertError with the builder's own reason where it cannot. Nothing that it prints reaches the terminal.
+    Raises ConvertError with the builder's own reason where it cannot, OSError where the disk is full. Nothing that it prints reaches the
+    terminal.
     """
     with Scratch() as cache:
         request = {
@@ -60,6 +63,9 @@ def build(
             with Child(BUILDER, request, what="building the ONNX model") as child:
                 child.result()
         except ChildFailed as error:
+            for number in (errno.ENOSPC, errno.EDQUOT):
+                if f"[Errno {number}]" in error.reason:
+                    raise OSError(number, os.strerror(number), str(folder)) from error
             raise ConvertError(
                 f"onnxruntime-genai's builder cannot convert this model: {error.reason}", hint=error.hint
             ) from error

@@ -92,6 +92,7 @@ def open_language_model(folder: Path) -> Artifact:
     header = read_header(graph)
     check_operators(header)
     _check_ports(header, decoder)
+    _check_sizes(header, model, decoder)
     _check_tokenizer(folder)
     said = {f"genai.{key}": _brief(model.get(key)) for key in ("type", "eos_token_id", "pad_token_id")}
     metadata: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
@@ -225,6 +226,34 @@ def _check_ports(header: Header, decoder: Mapping[str, Any]) -> None:
                     f"{str(header.path)!r} has no {kind[:-1]} {numbered[0]!r}, which {GENAI_CONFIG} names as {key}",
                     hint="the folder is damaged or mixed from two models: convert it again",
                 )
+
+
+def _check_sizes(header: Header, model: Mapping[str, Any], decoder: Mapping[str, Any]) -> None:
+    """Raise InvalidModel where the configuration says another size than the graph has: the runtime would fail at the first request."""
+    ports = {port.name: port.shape or () for port in (*header.inputs, *header.outputs)}
+    inputs, outputs = decoder["inputs"], decoder["outputs"]
+    logits = ports.get(str(outputs.get("logits", "logits")), ())
+    pairs = [("vocab_size", whole(model, "vocab_size"), logits[-1] if logits else None)]
+    caches = str(inputs.get("past_key_names", ""))
+    for layer in range(whole(decoder, "num_hidden_layers") or 0):
+        keys = ports.get(caches.replace("%d", str(layer)), ())
+        if len(keys) == 4:  # batch, heads, tokens, head size
+            pairs += [
+                (name, whole(decoder, name), keys[at]) for name, at in (("num_key_value_heads", 1), ("head_size", 3))
+            ]
+    for name, said, found in pairs:
+        if said is not None and isinstance(found, int) and said != found:
+            raise InvalidModel(
+                f"{GENAI_CONFIG} says that {name} is {said}, and in {str(header.path)!r} it is {found}",
+                hint="the folder is damaged or mixed from two models: convert it again",
+            )
+    context = whole(model, "context_length")
+    tables = [tensor.shape[0] for tensor in header.tensors if "cos_cache" in tensor.name and len(tensor.shape) == 2]
+    if context is not None and tables and context > max(tables):
+        raise InvalidModel(
+            f"{GENAI_CONFIG} says that context_length is {context}, and {str(header.path)!r} has positions for {max(tables)} tokens",
+            hint="lower context_length, or convert the model again",
+        )
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgeai.artifact import Artifact, open_artifact
 from edgeai.correction import ratios, read_correction, remember_correction
 from edgeai.engines.base import Engine
-from edgeai.errors import DoesNotFit, InvalidModel
+from edgeai.errors import DeviceUnavailable, DoesNotFit, InvalidModel
 from edgeai.memory import Settings, estimate
 from edgeai.paths import home
 from edgeai.placement import CPU
@@ -53,7 +53,15 @@ def load_onnx(artifact: Artifact, wanted: LoadOptions) -> Engine:
     from edgeai.engines.genai.runtime import has_provider
     from edgeai.onnxplan import language_plan
 
-    return GenaiEngine(artifact, language_plan(artifact, wanted, has_provider))
+    plan = language_plan(artifact, wanted, has_provider)
+    try:
+        return GenaiEngine(artifact, plan)
+    except DeviceUnavailable as error:
+        if wanted.device != "auto" or plan.device == "cpu":
+            raise
+        plan = language_plan(artifact, replace(wanted, device="cpu"), has_provider)  # another memory, so other streams
+        notice = Notice(code="cpu-fallback", message=f"running on the CPU: {error.message}")
+        return GenaiEngine(artifact, replace(plan, notices=(*plan.notices, notice), why=(*plan.why, error.message)))
 
 
 def load_engine(path: Path, wanted: LoadOptions, *, vetted: bool = False) -> Engine:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import math
 import queue
+import time
 from collections.abc import Callable, Sequence
 
 from edgeai.types import Chunk
@@ -16,9 +18,15 @@ _ENDED = EOFError("the stream has ended")
 
 
 class Channel:
-    """A queue from the thread that makes chunks to whoever reads them: by waiting, or by being told (an event loop)."""
+    """A queue from the thread that makes chunks to whoever reads them: by waiting, or by being told (an event loop).
 
-    def __init__(self) -> None:
+    Chunks that come within PACE seconds of those handed over last wait for the next: a reader costs the maker a switch of threads.
+    """
+
+    def __init__(self, pace: float = 0.0) -> None:
+        self._pace = pace
+        self._handed = -math.inf
+        self._held: list[Chunk] = []
         self._items: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
         self._tell: Callable[[], None] | None = None
         self.begun = False
@@ -31,6 +39,15 @@ class Channel:
 
     def put(self, item: Chunk | BaseException) -> None:
         """Add ITEM; an error is raised in the reader. Never waits."""
+        if self._pace and isinstance(item, Chunk) and item.finish_reason is None:
+            now = time.perf_counter()
+            if now - self._handed < self._pace:
+                self._held.append(item)
+                return
+            self._handed = now
+        for held in self._held:
+            self._items.put(held)
+        self._held.clear()
         self._items.put(item)
         if (tell := self._tell) is not None:
             tell()

@@ -31,6 +31,7 @@ from edgeai.engines.onnx.schema import EXAMPLES
 from edgeai.errors import ProofFailed, UnsupportedModel, UsageError
 from edgeai.evaluation.classifier import ClassifierProof
 from edgeai.evaluation.summary import rounded
+from edgeai.exporting.job import require
 from edgeai.paper import PREFIX, paper_of
 from edgeai.pipeline import Conversion, Notify, cannot_write, check_companions, peak_rss_bytes, shown
 from edgeai.types import Notice, Progress, Report, Row, finite, no_progress
@@ -57,6 +58,7 @@ LITTLE = 0.5
 """Of the weights in 8 bits."""
 SOURCE_FILES = ("config.json", "model.safetensors", "data.safetensors", "edgeai.json", "tokenizer.json")
 TOOLS = ("numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "torch")
+NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 Load = Callable[[Path], "torch.nn.Module"]
 
 
@@ -119,6 +121,7 @@ def convert_module(
     where the file is not the module; then nothing is left behind.
     """
     began = time.perf_counter()
+    require(NEEDED)
     job = preflight(folder, output, quant, calibration_method, force=force, progress=progress, notify=notify)
     try:
         with OutputFile(job.output) as out:

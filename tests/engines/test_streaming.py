@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import queue
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -92,3 +93,36 @@ def test_the_end_reaches_every_thread_that_reads(last: Chunk | ClosedError) -> N
     stream.channel.put(last)
     found = sorted(ends.get(timeout=10) for _ in readers)
     assert found == ["0 chunks", "0 chunks", "1 chunks" if isinstance(last, Chunk) else "gone"]
+
+
+def polled(channel: Channel) -> list[str]:
+    found = []
+    while (item := channel.poll()) is not None:
+        assert isinstance(item, Chunk)
+        found.append(item.text)
+    return found
+
+
+def test_a_channel_with_a_pace_hands_over_at_once_what_comes_late() -> None:
+    channel = Channel(pace=0.0001)
+    for text in "ab":
+        time.sleep(0.001)
+        channel.put(Chunk(text=text))
+        assert polled(channel) == [text]
+
+
+def test_what_a_channel_with_a_pace_holds_back_comes_in_order_with_the_last() -> None:
+    channel = Channel(pace=1000)
+    for text in "abc":
+        channel.put(Chunk(text=text))
+    assert polled(channel) == ["a"]
+    channel.put(Chunk(text="", finish_reason="stop"))
+    assert polled(channel) == ["b", "c", ""]
+
+
+def test_an_error_comes_behind_what_a_channel_held_back() -> None:
+    channel, error = Channel(pace=1000), ValueError("broken")
+    for text in "ab":
+        channel.put(Chunk(text=text))
+    channel.put(error)
+    assert [channel.poll(), channel.poll(), channel.poll()] == [Chunk(text="a"), Chunk(text="b"), error]

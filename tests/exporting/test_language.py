@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from converters.child import ChildFailed
 from converters.errors import UnsupportedModel, WrongChoice
 from converters.onnx.header import read_header
 from edgeai import exporting
@@ -246,6 +247,21 @@ def test_a_library_that_is_missing_is_named(source: Path, tmp_path: Path, monkey
     monkeypatch.setattr(job.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(UsageError, match="needs onnxscript, not installed here"):
         language.convert_language(source, tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_while_the_builder_writes_says_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(InProcessBuilder):
+        def result(self) -> dict[str, Any]:
+            reason = "OSError: [Errno 28] No space left on device: 'model.onnx.data'"
+            raise ChildFailed(f"building: {reason}", reason=reason, log=[])
+
+    monkeypatch.setattr("converters.onnx.language.Child", Full)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(DoesNotFit, match="is full"):
+        convert_onnx(source, tmp_path / "here" / "out", "f32")
+    assert left(tmp_path / "here") == set()
 
 
 def test_a_plan_without_windows_and_long_texts_is_left_alone(source: Path) -> None:

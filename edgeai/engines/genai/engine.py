@@ -41,7 +41,7 @@ class GenaiEngine:
             artifact.path, ends=ends if isinstance(ends, tuple) else (ends,), size=artifact.vocab
         )
         self._runtime = Runtime(artifact, plan)
-        self.plan = self._runtime.plan
+        self.plan = plan
         self.backend = self._runtime.device
         where = CPU if self.backend == "cpu" else self.backend.upper()
         weights = int(artifact.metadata.get("onnx.data_bytes", 0))

@@ -7,13 +7,11 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgeai.artifact import Artifact
 from edgeai.errors import DeviceUnavailable, DoesNotFit, EdgeAIError, EngineCrashed, InvalidModel
 from edgeai.plan import Plan
-from edgeai.types import Notice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +66,8 @@ class Runtime:
     def __init__(self, artifact: Artifact, plan: Plan) -> None:
         self.og = library()
         self.artifact = artifact
-        self.model, self.plan = self._load(plan)
+        self.plan = plan
+        self.model = self._load(plan)
         self.device = str(self.model.device_type).lower()
         found = {"cpu": "cpu", "cuda": "cuda", "dml": "dml"}.get(self.device, self.device)
         if self.plan.device != found:
@@ -80,21 +79,27 @@ class Runtime:
         self.part = max(LEAST_PART, min(PART, LOGITS_BYTES // (4 * max(1, artifact.vocab))))
         window = artifact.metadata.get("genai.window")
         self.window = int(json.loads(window).get("window_size", 0)) if isinstance(window, str) else 0
+        self._try_out()
 
-    def _load(self, plan: Plan) -> tuple[Any, Plan]:
-        """Return the model, and PLAN as it is: a GPU that was not asked for by name and fails is replaced by the CPU, with a notice."""
+    def _load(self, plan: Plan) -> Any:
+        """Return the model. Raises DeviceUnavailable for whatever a GPU fails with: the CPU may do."""
         try:
-            return self._open(plan), plan
+            return self._open(plan)
         except EdgeAIError as error:
-            if plan.device == "cpu" or any("was asked for" in reason for reason in plan.why):
-                if plan.device != "cpu":
-                    raise DeviceUnavailable(
-                        f"device {plan.device!r} cannot run {self.artifact.name!r}: {error.message}", hint=error.hint
-                    ) from error
+            if plan.device == "cpu":
                 raise
-            notice = Notice(code="cpu-fallback", message=f"running on the CPU: {error.message}")
-            changed = replace(plan, device="cpu", notices=(*plan.notices, notice), why=(*plan.why, error.message))
-            return self._open(changed), changed
+            raise DeviceUnavailable(
+                f"device {plan.device!r} cannot run {self.artifact.name!r}: {error.message}", hint=error.hint
+            ) from error
+
+    def _try_out(self) -> None:
+        """Read one token: a configuration that does not fit the graph fails here, and not at the first request."""
+        try:
+            self.generator(1).read([0])
+        except EngineCrashed as error:
+            hint = "the folder is damaged or mixed from two models: convert it again"
+            kind, hint = (InvalidModel, hint) if self.plan.device == "cpu" else (DeviceUnavailable, "use `device=cpu`")
+            raise kind(f"{str(self.artifact.path)!r} does not run: {error.message}", hint=hint) from error
 
     def _open(self, plan: Plan) -> Any:
         og = self.og

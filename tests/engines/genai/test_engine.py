@@ -448,12 +448,15 @@ def test_a_graph_that_onnxruntime_refuses_is_an_invalid_model(chatty_folder: Pat
     assert "\n" not in caught.value.message
 
 
-def test_a_vocabulary_larger_than_the_graphs_is_an_error_and_no_crash(chatty_folder: Path, tmp_path: Path) -> None:
+def test_a_head_of_another_size_is_an_error_before_the_first_request(chatty_folder: Path, tmp_path: Path) -> None:
     folder = changed(
-        chatty_folder, tmp_path / "m", "genai_config.json", lambda config: config["model"].update(vocab_size=600)
+        chatty_folder,
+        tmp_path / "m",
+        "genai_config.json",
+        lambda config: config["model"]["decoder"].update(head_size=2),
     )
-    with pytest.raises((EngineCrashed, InvalidModel)), Model(open_engine(folder, threads=1)) as model:
-        model.complete("x", max_tokens=2, temperature=0)
+    with pytest.raises(InvalidModel, match="does not run"):
+        open_engine(folder, threads=1)
 
 
 def test_answers_of_a_worker_are_those_of_this_process(chatty_folder: Path, chatty: Model) -> None:

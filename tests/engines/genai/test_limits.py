@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import pytest
 
 from edgeai.artifact import open_artifact
 from edgeai.cli.convert_onnx import placed
+from edgeai.engines.genai import runtime
 from edgeai.engines.genai.scheduler import Scheduler
-from edgeai.errors import ClosedError, DoesNotFit, UsageError
+from edgeai.engines.opening import load_engine
+from edgeai.errors import ClosedError, DeviceUnavailable, DoesNotFit, InvalidModel, UsageError
 from edgeai.model import Model, open_engine
 from edgeai.onnxplan import language_plan
 from edgeai.options import LoadOptions
+from edgeai.plan import Plan
 from tests.genai import raw_greedy
 
 TEXT = "The for statement is used to iterate over the elements of a sequence."
@@ -164,3 +168,45 @@ def test_a_place_without_a_name_is_refused(name: str) -> None:
 def test_names_of_formats_are_not_put_behind_each_other() -> None:
     assert placed(Path("out/x-onnx"), "gguf", several=True, given=True) == Path("out/x.gguf")
     assert placed(Path("out/x.gguf"), "onnx", several=True, given=True) == Path("out/x-onnx")
+
+
+class Gpu:
+    """A library that says it has CUDA, where models fail in the way that FAILS says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+        self.tried: list[str] = []
+        monkeypatch.setattr(runtime, "has_provider", lambda name: name == "cuda")
+        opened = runtime.Runtime._open
+
+        def on_gpu(runtime_: runtime.Runtime, plan: Plan) -> Any:
+            self.tried.append(plan.device)
+            if plan.device == "cuda" and fails == "does not open":
+                raise InvalidModel("CUDA driver version is insufficient", hint="update the driver")
+            return opened(runtime_, replace(plan, device="cpu"))  # it lands there
+
+        monkeypatch.setattr(runtime.Runtime, "_open", on_gpu)
+
+
+FAILS = ["does not open", "lands on the CPU"]
+
+
+@pytest.mark.parametrize("fails", FAILS)
+def test_a_gpu_that_fails_is_replaced_by_a_plan_for_the_cpu(
+    tiny_onnx_f32: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    gpu = Gpu(monkeypatch, fails)
+    with Model(load_engine(tiny_onnx_f32, LoadOptions(threads=1))) as model:
+        assert gpu.tried == ["cuda", "cpu"]
+        assert (model.plan.device, model.plan.placement.gpus) == ("cpu", ())
+        assert "cpu-fallback" in [notice.code for notice in model.plan.notices]
+        assert model.complete(TEXT, max_tokens=2, temperature=0).usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("fails", FAILS)
+def test_a_gpu_that_was_asked_for_and_fails_is_an_error(
+    tiny_onnx_f32: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    gpu = Gpu(monkeypatch, fails)
+    with pytest.raises(DeviceUnavailable, match="cuda"):
+        load_engine(tiny_onnx_f32, LoadOptions(threads=1, device="cuda"))
+    assert gpu.tried == ["cuda"]
