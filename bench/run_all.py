@@ -19,7 +19,8 @@ SCRIPTS = (
     "constraint.py",
     "embed.py",
     "kv_types.py",
-    "onnx.py",
+    "genai.py",
+    "classify.py",
 )
 
 

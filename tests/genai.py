@@ -62,6 +62,9 @@ class InProcessBuilder:
             warnings.simplefilter("ignore")
             name = "make_rotary_embedding_caches_from_scratch"
             patch.setattr(Model, name, getattr(Model, name))  # what the child changes for its life is put back
+            patch.setattr(Model, "make_tied_embeddings_init", Model.make_tied_embeddings_init)
+            name = "make_tied_quantized_embedding_input_names"
+            patch.setattr(Model, name, getattr(Model, name))
             patch.setattr(SmolLM3Model, "make_attention", SmolLM3Model.make_attention)
             if InProcessBuilder.checked:
                 patch.setattr(builder_child, "check", lambda _path: None)  # its schema can be registered once

@@ -39,6 +39,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     settle_phi(config)
     settle_window(config)
     mend_smollm()
+    share_bytes()
     config.update({"eos_token_id": request["stop"], "bos_token_id": request["bos"]})
     create_model(*place, **options)
     check(Path(request["output"]) / "model.onnx")
@@ -189,6 +190,34 @@ def mend_gemma() -> None:
         original(self, embedding)
 
     model.make_embedding = make_embedding
+
+
+def share_bytes() -> None:
+    """Let one matrix in 8 bits be both ends of a model that has them tied: the builder (0.18) shares those in 4 bits only.
+
+    onnxruntime reads rows of both (GatherBlockQuantized, bits 4 and 8); a second copy in float32 was two thirds of SmolLM2's file.
+    """
+    import onnx_ir as ir
+
+    model: Any = importlib.import_module("builders.base").Model  # the builder puts its own folder into sys.path
+    original = model.make_tied_embeddings_init
+
+    def make_tied_embeddings_init(self: Any, config: Any) -> None:
+        original(self, config)
+        wanted = self.extra_options.get("shared_embeddings") and not (self.exclude_embeds or self.exclude_lm_head)
+        in_bytes = self.onnx_dtype in {ir.DataType.INT8, ir.DataType.UINT8} and self.is_lm_head_quantized()
+        if wanted and in_bytes:
+            self.tied_quantized_embeddings, self.tied_unquantized_embeddings = True, False
+
+    def names(self: Any) -> tuple[int, str, str, str]:
+        found: tuple[int, str, str, str] = named(self)
+        if found[0] == 8 and self.quantization_algo == "default":  # it expects those of another quantizer
+            return 8, "lm_head.MatMul.weight_Q8", "lm_head.MatMul.weight_scales", ""
+        return found
+
+    named = model.make_tied_quantized_embedding_input_names
+    model.make_tied_embeddings_init = make_tied_embeddings_init
+    model.make_tied_quantized_embedding_input_names = names
 
 
 def load_in_float32() -> None:

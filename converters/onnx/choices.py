@@ -126,9 +126,11 @@ def parse_choices(quant: str, types: Iterable[str] = (), *, layers: int, tied: b
         or any(node in (_HEAD, _ROWS) for node in nodes)
         or options.get("algo_config") == "k_quant"
     )
-    if tied and found == "INT4" and apart:
-        # The builder shares one matrix in blocks between both ends only where both are stored alike and without zero points.
-        options |= {"shared_embeddings": "false", "op_types_to_quantize": "MatMul/Gather"}
+    if tied and apart and found in ("INT4", "INT8"):
+        # One matrix in blocks can be both ends only where both are stored alike and without zero points.
+        options["shared_embeddings"] = "false"
+        if found == "INT4":
+            options["op_types_to_quantize"] = "MatMul/Gather"
     return Choices(quant=found, options=options, said=said, kept=kept)
 
 

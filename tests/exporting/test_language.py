@@ -116,12 +116,23 @@ def test_conversions_say_what_they_made(source: Path, tmp_path: Path, quant: str
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("quant", ["int4", "int8"])
 @pytest.mark.parametrize(
-    "text", ["lm_head=f32", "embed_tokens=f32", "symmetric=false", "method=k_quant", "lm_head=int8", "block=64"]
+    "text",
+    ["lm_head=f32", "embed_tokens=f32", "symmetric=false", "method=k_quant", "method=rtn", "lm_head=int8", "block=64"],
 )
-def test_overrides_of_a_model_with_one_matrix_for_both_ends_are_proved(tmp_path: Path, text: str) -> None:
-    convert_onnx(ROOT / "models" / "tiny", tmp_path / "out", "int4", types=(text,))
+def test_overrides_of_a_model_with_one_matrix_for_both_ends_are_proved(tmp_path: Path, quant: str, text: str) -> None:
+    convert_onnx(ROOT / "models" / "tiny", tmp_path / "out", quant, types=(text,))
     assert json.loads((tmp_path / "out" / "edgeai.json").read_text())["choices"] == [text]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("quant", ["int4", "int8"])
+def test_one_quantized_matrix_is_both_ends(tmp_path: Path, quant: str) -> None:
+    convert_onnx(ROOT / "models" / "tiny", tmp_path / "out", quant)
+    large = [tensor.name for tensor in read_header(tmp_path / "out" / "model.onnx").tensors if tensor.nbytes > 100_000]
+    assert [name for name in large if "embed" in name] == []
+    assert sum("lm_head" in name for name in large) == 1
 
 
 @pytest.mark.usefixtures("here")

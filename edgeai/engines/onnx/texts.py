@@ -68,7 +68,7 @@ class Texts:
         if type(item) is not str:
             return None
         try:
-            ids = self._array([self._tokenizer.encode(item).ids])
+            ids = self._array([found.ids for found in self._tokenizer.encode_batch_fast([item])])  # without offsets
         except Exception:  # noqa: BLE001 - half a character, which `batches` names
             return None
         if not 0 < ids.shape[1] <= self._text.max_tokens:

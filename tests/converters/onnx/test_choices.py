@@ -71,11 +71,14 @@ def test_a_type_that_the_file_has_anyway_asks_for_nothing() -> None:
     assert parse_choices("int4", ["layers.*=int4"], layers=2, tied=False).options == {}
 
 
-@pytest.mark.parametrize(
-    "text", ["lm_head=int8", "lm_head=f32", "embed_tokens=f32", "symmetric=false", "method=k_quant"]
-)
-def test_one_matrix_for_both_ends_is_taken_apart_where_the_ends_differ(text: str) -> None:
-    assert parse_choices("int4", [text], layers=2, tied=True).options["shared_embeddings"] == "false"
+@pytest.mark.parametrize("quant", ["int4", "int8"])
+@pytest.mark.parametrize("text", ["lm_head=f32", "embed_tokens=f32", "symmetric=false", "method=k_quant"])
+def test_one_matrix_for_both_ends_is_taken_apart_where_the_ends_differ(quant: str, text: str) -> None:
+    assert parse_choices(quant, [text], layers=2, tied=True).options["shared_embeddings"] == "false"
+
+
+def test_one_matrix_for_both_ends_is_taken_apart_where_they_have_other_types() -> None:
+    assert parse_choices("int4", ["lm_head=int8"], layers=2, tied=True).options["shared_embeddings"] == "false"
 
 
 def test_one_matrix_for_both_ends_stays_one_where_they_do_not() -> None:

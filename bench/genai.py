@@ -1,6 +1,6 @@
 """ONNX language models: against a bare loop of onnxruntime-genai on the same folder, and against GGUF files of the same model.
 
-    python bench/onnx.py [FOLDER] [--rounds 5] [--quick] [--formats]
+    python bench/genai.py [FOLDER] [--rounds 5] [--quick] [--formats]
 
 FOLDER is a Hugging Face folder (default: smollm2, read back from its GGUF file). The peer is the loop of onnxruntime-genai's own
 examples: append_tokens with the whole prompt, then generate_next_token, greedy, with as many threads. Ours is what a caller of the
