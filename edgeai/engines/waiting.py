@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["Abandoned", "Patience", "wait"]
+__all__ = ["Abandoned", "Patience", "outcome", "wait"]
 
 T = TypeVar("T")
 
@@ -69,3 +69,15 @@ def wait(replies: queue.SimpleQueue[T]) -> T:
     """Return the next of REPLIES, waiting for it. Raises Abandoned where this thread waits for somebody (`Patience.here`) who gives up."""
     patience: Patience | None = getattr(_here, "patience", None)
     return replies.get() if patience is None else patience.wait(replies)
+
+
+def outcome(replies: queue.SimpleQueue[T | BaseException], cancel: Callable[[], object]) -> T:
+    """Wait for the one result in REPLIES and return it, or raise it where it is an error. Who stops waiting calls CANCEL first."""
+    try:
+        found = wait(replies)
+    except BaseException:  # Ctrl-C, a cancelled task: nobody waits for the rest
+        cancel()
+        raise
+    if isinstance(found, BaseException):
+        raise found
+    return found

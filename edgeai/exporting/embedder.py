@@ -154,7 +154,7 @@ def usual_texts(job: FolderJob) -> list[dict[str, npt.NDArray[np.int64]]]:
 
 
 def prove(job: FolderJob, path: Path, export: Path, text: str | None) -> tuple[Report, Mapping[str, float | str]]:
-    """Return the report on PATH: EXPORT must be torch's equal, and the result near enough to it."""
+    """Return the report on PATH and what was measured, after one on EXPORT."""
     with OnnxEmbeddingProof(
         checkpoint=job.checkpoint,
         plan=job.plan,
@@ -164,10 +164,4 @@ def prove(job: FolderJob, path: Path, export: Path, text: str | None) -> tuple[R
         text=text,
         progress=job.progress,
     ) as proof:
-        report = Report(rows=tuple(proof.export(export)))
-        if export != path and report.ok:
-            said = {row.name for row in report.rows}
-            report = report.plus(row for row in proof.quantized(path) if not row.ok or row.name not in said)
-        for notice in proof.notices:
-            job.say(notice)
-        return report, dict(proof.summary)
+        return job.judge(proof, export, path)

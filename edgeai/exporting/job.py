@@ -24,7 +24,7 @@ from edgeai import __version__
 from edgeai.artifact.onnx import LINEAGE
 from edgeai.device import memory_facts
 from edgeai.errors import DoesNotFit, ProofFailed, UsageError
-from edgeai.evaluation.passport import check_scratch
+from edgeai.evaluation.passport import Proof, check_scratch
 from edgeai.evaluation.summary import rounded
 from edgeai.paper import paper_of, sha256_of
 from edgeai.pipeline import SPARE_BYTES, Conversion, Notify, peak_rss_bytes, shown
@@ -104,6 +104,16 @@ class FolderJob:
     def check_scratch(self, export: int) -> None:
         """Raise DoesNotFit when EXPORT bytes and the proof's own files do not fit in the folder for temporary files."""
         check_scratch(self.plan, export)
+
+    def judge(self, proof: Proof, export: Path, result: Path) -> tuple[Report, dict[str, float | str]]:
+        """Return the report of PROOF on RESULT: EXPORT, in float32, must be torch's equal, and RESULT near enough to it."""
+        report = Report(rows=tuple(proof.export(export)))
+        if export != result and report.ok:
+            said = {row.name for row in report.rows}
+            report = report.plus(row for row in proof.quantized(result) if not row.ok or row.name not in said)
+        for notice in proof.notices:
+            self.say(notice)
+        return report, dict(proof.summary)
 
     def finish(
         self,

@@ -152,7 +152,7 @@ def make(job: FolderJob, folder: Path, choices: Choices) -> Header:
 def prove(
     job: FolderJob, choices: Choices, folder: Path, export: Path, *, max_kl: float | None, text: str | None
 ) -> tuple[Report, Mapping[str, float | str]]:
-    """Return the report on FOLDER: EXPORT must be torch's equal, and the result near enough to it."""
+    """Return the report on FOLDER and what was measured, after one on EXPORT."""
     with OnnxProof(
         checkpoint=job.checkpoint,
         plan=job.plan,
@@ -163,10 +163,4 @@ def prove(
         max_kl=max_kl,
         progress=job.progress,
     ) as proof:
-        report = Report(rows=tuple(proof.export(export)))
-        if export != folder and report.ok:
-            said = {row.name for row in report.rows}
-            report = report.plus(row for row in proof.quantized(folder) if not row.ok or row.name not in said)
-        for notice in proof.notices:
-            job.say(notice)
-        return report, dict(proof.summary)
+        return job.judge(proof, export, folder)

@@ -17,7 +17,7 @@ from edgeai.engines.genai.scheduler import Scheduler
 from edgeai.engines.hfvocab import HFVocab
 from edgeai.engines.overflow import Tokens, fit_prompt
 from edgeai.engines.streaming import ChunkStream
-from edgeai.engines.waiting import wait
+from edgeai.engines.waiting import outcome
 from edgeai.errors import UsageError
 from edgeai.placement import CPU, Placement, Share
 from edgeai.plan import Plan
@@ -115,14 +115,7 @@ class GenaiEngine:
         ids = self.prompt_ids(text) if isinstance(text, str) else list(text)
         task = ScoreTask(self._runtime, ids, window=self.plan.context, bos=self.artifact.bos)
         self._core.submit(task)
-        try:
-            result = wait(task.result)
-        except BaseException:  # Ctrl-C, a cancelled task: nobody waits for the rest
-            self._core.cancel(task)
-            raise
-        if isinstance(result, BaseException):
-            raise result
-        return result
+        return outcome(task.result, lambda: self._core.cancel(task))
 
     def embed(self, texts: Sequence[str]) -> NoReturn:  # noqa: ARG002
         """Raise UsageError: a language model gives no vectors of texts here."""

@@ -25,7 +25,7 @@ from edgeai.engines.llamacpp.speculate import Guesser, Lookup
 from edgeai.engines.llamacpp.vocab import Vocab
 from edgeai.engines.overflow import Fitted, Tokens, fit_prompt
 from edgeai.engines.streaming import ChunkStream
-from edgeai.engines.waiting import wait
+from edgeai.engines.waiting import outcome
 from edgeai.errors import UsageError
 from edgeai.plan import Plan
 from edgeai.types import Chunk, GenerationConfig, Notice, Prompt
@@ -216,14 +216,7 @@ class LlamaCppEngine:
     def _result(self, job: ResultJob[T]) -> T:
         """Run JOB between the batches of requests and return its result."""
         self._core.run(job)
-        try:
-            result = wait(job.result)
-        except BaseException:  # Ctrl-C, a cancelled task: nobody waits for the rest
-            job.cancelled = True
-            raise
-        if isinstance(result, BaseException):
-            raise result
-        return result
+        return outcome(job.result, lambda: setattr(job, "cancelled", True))
 
     def embed(self, texts: Sequence[str]) -> NoReturn:  # noqa: ARG002
         """Raise UsageError: a language model gives no vectors of texts here."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeai.artifact import Artifact
 from edgeai.engines.streaming import ChunkStream
-from edgeai.engines.waiting import wait
+from edgeai.engines.waiting import outcome
 from edgeai.engines.worker.limits import Limits
 from edgeai.engines.worker.process import CHILD
 from edgeai.engines.worker.request import Request
@@ -154,14 +154,7 @@ class WorkerEngine:
 
 
 def _wait(supervisor: Supervisor, request: Request) -> Any:
-    try:
-        found = wait(request.answer)
-    except BaseException:  # a Ctrl-C, a cancelled task
-        supervisor.cancel(request)
-        raise
-    if isinstance(found, BaseException):
-        raise found
-    return found
+    return outcome(request.answer, lambda: supervisor.cancel(request))
 
 
 def _plain(prompt: Prompt) -> str | list[Any]:
