@@ -30,7 +30,8 @@ class GenaiEngine:
     """A language model of a folder in this process. One thread owns it; callers get streams.
 
     Token ids come from the source's own tokenizer, through the library that it was trained with, and chat prompts from the same sandbox
-    as those of GGUF models. An engine that is forgotten frees its model, as one that is closed does.
+    as those of GGUF models. An engine that is forgotten frees its model, as one that is closed does. A process that is forked while a
+    model is loaded must leave with os._exit, as those of multiprocessing do: onnxruntime waits at its end for threads that are not there.
     """
 
     def __init__(self, artifact: Artifact, plan: Plan) -> None:
