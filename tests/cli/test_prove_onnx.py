@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
+from converters.checkpoint import open_checkpoint
+from converters.families import plan_model
 from converters.onnx.header import read_header
 from converters.onnx.metadata import load_graph, write_metadata
 from edgeai.cli import cli
+from edgeai.evaluation import passport
+from edgeai.exporting.contents import context_rows
 from edgeai.exporting.proving import types_of
-from tests.checkpoints import edit_json, make
+from tests.checkpoints import InProcessTorch, edit_json, make
 from tests.families import VARIANTS, make_variant
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +43,14 @@ def prove(*args: str | Path) -> tuple[int, dict[str, Any]]:
 
 def failing(rows: dict[str, Any]) -> list[str]:
     return [name for name, found in rows.items() if name and not found[0]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torch_in_this_process() -> Iterator[None]:
+    """Run the source in this process: torch is imported once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passport, "Child", InProcessTorch)
+        yield
 
 
 @pytest.fixture
@@ -115,14 +128,21 @@ def test_the_folder_of_another_model_is_a_verdict(tiny: Path, tmp_path: Path) ->
         ("eos_token_id", [1, 5], "end token"),
         ("eos_token_id", 99_999, "end token"),
         ("eos_token_id", 5, "end token"),
-        ("context_length", 4096, "context"),
-        ("vocab_size", 1000, "vocabulary"),
     ],
 )
 def test_settings_that_are_not_the_sources_fail(tiny: Path, place: str, value: Any, row: str) -> None:
     edit_json(tiny / "genai_config.json", lambda config: config["model"].update({place: value}))
     code, rows = prove(TINY, tiny)
     assert (code, row in failing(rows)) == (9, True)
+
+
+def test_a_longer_context_than_the_sources_fails_and_a_shorter_one_does_not() -> None:
+    plan = plan_model(open_checkpoint(TINY))
+    found = {
+        size: [row.ok for row in context_rows(size, plan)]
+        for size in (plan.context // 2, plan.context, 2 * plan.context)
+    }
+    assert list(found.values()) == [[True], [], [False]]
 
 
 def test_other_tokens_fail_and_are_named(tiny: Path) -> None:

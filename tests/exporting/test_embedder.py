@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,11 @@ from onnx import numpy_helper
 from edgeai.artifact import open_artifact
 from edgeai.cli import cli
 from edgeai.errors import ClosedError, ContextExceeded, ConvertError, InvalidModel, OutputError, ProofFailed, UsageError
+from edgeai.evaluation import passport
 from edgeai.exporting import convert_onnx, embedder
 from edgeai.model import Model, open_engine
 from edgeai.pipeline import Conversion
+from tests.checkpoints import InProcessTorch
 from tests.families import VARIANTS, make_variant, torch_vectors
 
 F32 = npt.NDArray[np.float32]
@@ -33,7 +35,15 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(autouse=True, scope="module")
+def torch_in_this_process() -> Iterator[None]:
+    """Run the source in this process: torch is imported once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passport, "Child", InProcessTorch)
+        yield
+
+
+@pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Conversion]]:
     """Return the source of a row of VARIANTS and its conversion, made once."""
     root = tmp_path_factory.mktemp("embedders é")
