@@ -22,34 +22,8 @@ import onnxruntime
 from measure import pairs, save
 
 import edgeai
+from edgeai.evaluation.onnx_speed import items_of
 from edgeai.model import Model
-
-
-def item_of(model: Model) -> Any:
-    """Return an item for MODEL: noise of its shape, or a text of words."""
-    rng = np.random.default_rng(0)
-    given = (model.artifact.schema or {"inputs": [{"kind": "tensor"}]})["inputs"][0]
-    if given["kind"] == "image":
-        colours = () if given["channels"] == 1 else (3,)
-        return rng.integers(0, 256, (given["height"], given["width"], *colours), dtype=np.uint8)
-    if given["kind"] == "table":
-        drawn = {
-            c["name"]: rng.normal(c.get("mean", 0), c.get("std", 1)) if "values" not in c else c["values"][0]
-            for c in given["columns"]
-        }
-        plain = all(isinstance(value, float) for value in drawn.values())
-        return np.array(list(drawn.values()), dtype=np.float32) if plain else drawn
-    if given["kind"] == "series":
-        return rng.standard_normal((given["channels"], given["length"])).astype(np.float32)
-    if given["kind"] == "text":
-        return "a text of as many words as a sentence has, to be read by the model and told its topic"
-    shape = given.get("shape") or [side if isinstance(side, int) else 1 for side in ports(model)[0].shape[1:]]
-    return rng.standard_normal([side if isinstance(side, int) else 1 for side in shape]).astype(np.float32)
-
-
-def ports(model: Model) -> Any:
-    """Return the inputs of the graph of MODEL."""
-    return model.engine.session.native.get_inputs()  # type: ignore[attr-defined]
 
 
 def finished(model: Model, item: Any) -> Mapping[str, Any]:
@@ -88,7 +62,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     for path in arguments.files:
         with edgeai.load(path) as model:
-            item = item_of(model)
+            (item,) = items_of(model.artifact, 1)
             feed = finished(model, item)
             bare = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers()[-1:])
             found[f"{path.stem} bytes"] = path.stat().st_size

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from classify import item_of
 from measure import commit, machine
 
 import edgeai
 from edgeai.errors import EdgeAIError
+from edgeai.evaluation.onnx_speed import items_of
 from edgeai.model import Model
 from edgeai.types import Report, Row
 
@@ -67,7 +67,8 @@ def embedder(model: Model, peer: Model) -> list[Row]:
 
 def classifier(model: Model, peer: Model) -> list[Row]:
     """Hold outputs and labels against those of the CPU."""
-    (one,), (other,) = model.classify([item_of(model)]), peer.classify([item_of(peer)])
+    items = items_of(model.artifact, 1)
+    (one,), (other,) = model.classify(items), peer.classify(items)
     found, wanted = (np.array(each.logits or each.values) for each in (one, other))
     apart = np.abs(found - wanted).max() / np.abs(wanted).max()
     return [
