@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -15,7 +17,7 @@ from edgeai.cli import cli
 from edgeai.cli.convert_onnx import placed
 from edgeai.cli.targets import TargetsParam, quants_for
 from edgeai.errors import UsageError
-from edgeai.evaluation import passport
+from edgeai.evaluation import passport, sidebyside
 from edgeai.evaluation.sidebyside import measure
 from tests.checkpoints import InProcessTorch, make
 from tests.families import VARIANTS, make_variant
@@ -195,6 +197,22 @@ def test_a_folder_runs_from_the_command_line(tiny_onnx_f32: Path, tiny_genai: ob
     assert result.stdout.rstrip("\n") == tiny_genai.complete(
         "The for statement", max_tokens=8, temperature=0
     ).text.rstrip("\n")
+
+
+def test_the_speed_of_prompts_and_of_answers_is_the_median_of_the_rounds(
+    tiny_onnx_f32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter([(100.0, 1.0), (300.0, 9.0), (200.0, 2.0)])
+    right = sidebyside.Model.complete
+
+    def complete(self: Any, *arguments: Any, **options: Any) -> Any:
+        done = right(self, *arguments, **options)
+        prompt, answer = next(rates)
+        return replace(done, timings=replace(done.timings, prompt_tok_s=prompt, gen_tok_s=answer))
+
+    monkeypatch.setattr(sidebyside.Model, "complete", complete)
+    (found,) = measure([tiny_onnx_f32], rounds=3)
+    assert (found.prompt_tok_s, found.gen_tok_s) == (200.0, 2.0)
 
 
 def test_files_are_measured_in_turn(tiny_onnx_f32: Path, tiny_gguf: Path) -> None:

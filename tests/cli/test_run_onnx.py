@@ -97,6 +97,16 @@ def test_rows_are_numbered_and_ignored_columns_said(rows: Path, tmp_path: Path) 
     assert run(rows, tmp_path / "rows.csv", "--strict").exit_code == 1
 
 
+def test_files_and_rows_come_in_the_order_in_which_they_are_given(rows: Path, tmp_path: Path) -> None:
+    row = '{"height": 0.25, "colour": "red", "width": 2.0}'
+    (tmp_path / "one.csv").write_text("".join(CSV.splitlines(keepends=True)[:2]))
+    given = [row, str(tmp_path / "rows.csv"), row, str(tmp_path / "one.csv"), row]
+    found = json.loads(run(rows, *given, "--json").stdout)["predictions"]
+    assert [item["input"] for item in found] == [row, given[1], given[1], row, given[3], row]
+    first, second = (parts.argmax() for parts in wanted_of_rows())
+    assert [item["index"] for item in found] == [second, first, second, second, first, second]
+
+
 def test_rows_may_be_written_as_json(rows: Path) -> None:
     given = '{"width": 6.0, "colour": "green", "height": -1.0}'
     for word in (given, f"[{given}]", '[6.0, "green", -1.0]'):

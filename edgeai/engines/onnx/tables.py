@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ __all__ = ["Tables"]
 DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
 LARGE = 1e76
 """If the squares of some numbers have a sum below this, each of them is in float32."""
+NUMBERS = frozenset({float, int})
 NAMED = 5
 """Columns that a message names; of more it says how many."""
 
@@ -61,7 +63,7 @@ class Tables:
         return (self._table.name,)
 
     def filler(self, into: F32) -> Fill:
-        """Return what writes a numpy row of finite floats to INTO."""
+        """Return what writes a numpy row of finite floats to INTO, or a dict with the model's columns and numbers in them."""
         import numpy as np
 
         if not self._plain:
@@ -69,8 +71,19 @@ class Tables:
         target, exact, mean, std = into.reshape(-1), np.empty(self._width), self._mean, self._std
         subtract, divide, array, shapes = np.subtract, np.divide, np.ndarray, (self.item_shape, (self._width,))
 
+        pick = itemgetter(*self._names) if isinstance(self._table, Table) and self._width > 1 else None
+
         def fill(item: Any) -> bool:
-            if type(item) is not array or item.dtype.char not in "fd" or item.shape not in shapes:
+            if pick is not None and type(item) is dict and len(item) == len(exact):
+                try:
+                    cells = pick(item)
+                    if not NUMBERS.issuperset(map(type, cells)):
+                        return False
+                    exact[:] = cells
+                except (KeyError, OverflowError):
+                    return False
+                item = exact
+            elif type(item) is not array or item.dtype.char not in "fd" or item.shape not in shapes:
                 return False
             subtract(item if item.ndim == 1 else item.reshape(-1), mean, exact)
             divide(exact, std, exact)

@@ -210,8 +210,24 @@ def test_the_short_way_gives_the_same_to_the_bit_and_leaves_what_is_wrong() -> N
             assert np.array_equal(into, read([item], PLAIN)[0])
     for wrong in ([np.nan, 1], [np.inf, 1], [1e300, 1], [1e39, 1]):
         assert not fill(np.array(wrong))
-    for other in (np.zeros(3), np.zeros(2, dtype=int), [1.0, 2.0], np.zeros((2, 1))):
+    first, second = (column.name for column in PLAIN.columns)
+    for cells in ((0.1, 2), (-3, 1e30), (2**60 + 1, 0.5)):
+        for named in (dict(zip((first, second), cells, strict=True)), dict(zip((second, first), cells, strict=True))):
+            assert fill(named)
+            assert np.array_equal(into, read([named], PLAIN)[0])
+    good = {first: 1.0, second: 2.0}
+    odd = [{**good, first: cell} for cell in (None, "1", True, np.nan, 10**400, [1.0])]
+    for other in (
+        np.zeros(3),
+        np.zeros(2, dtype=int),
+        [1.0, 2.0],
+        np.zeros((2, 1)),
+        *odd,
+        {**good, "id": 7},
+        {first: 1.0},
+    ):
         assert not fill(other)
+    assert not fill({first: 1.0, "id": 7})
     assert not Tables(MIXED).filler(np.zeros((1, 4), np.float32))(np.zeros(4))
 
 
