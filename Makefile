@@ -21,13 +21,15 @@ PROOFS := tests/converters/test_families.py tests/converters/test_imports.py tes
 	tests/converters/test_minilm.py tests/cli/test_convert_lora.py tests/test_real_models.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check table bench clean
+.PHONY: help run dev test check table bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(BASE) ## install, pull a small model, answer a question
 	$(BIN)/edgeai run smollm2 "What is the sun? Answer in one sentence." --pull --seed 1
+
+dev: $(VENV)/.dev ## install torch and the rest, to train and to convert
 
 test: $(VENV)/.dev ## run the whole test suite
 	$(BIN)/python -m pytest

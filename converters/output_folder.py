@@ -54,6 +54,7 @@ class OutputFolder:
 
     def __init__(self, output: Path) -> None:
         self.output = output
+        self._was = _identity(output)
         self.path = output.with_name(f"{prefix(output)}{secrets.token_hex(4)}{SUFFIX}")
         self._handle: int | None = None
 
@@ -81,6 +82,11 @@ class OutputFolder:
 
     def commit(self) -> None:
         """Give the finished folder its name; what was there before goes when the new one has taken its place."""
+        if _identity(self.output) != self._was:
+            raise OutputError(
+                f"the output {str(self.output)!r} has been written by another process meanwhile",
+                hint="name another with -o",
+            )
         sync_folder(self.path)
         old = self.output.with_name(f"{prefix(self.output)}{secrets.token_hex(4)}{SUFFIX}")
         replaced = self.output.exists()
@@ -98,6 +104,15 @@ class OutputFolder:
         sync_folder(self.output.parent)
         if replaced:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells the folder at PATH from another of that name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def sweep(output: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from edgeai.artifact import Artifact
 from edgeai.device import cpu_facts, memory_facts
 from edgeai.errors import DeviceUnavailable, DoesNotFit, UsageError
-from edgeai.options import DEFAULT_CONTEXT, DEFAULT_STREAMS, LoadOptions
+from edgeai.options import DEFAULT_STREAMS, LoadOptions
 from edgeai.placement import CPU, Placement, Share
 from edgeai.plan import Plan
+from edgeai.room import default_context
 from edgeai.threads import choose_threads
 from edgeai.types import Notice
 
@@ -20,8 +21,12 @@ BATCH = 64
 """Tokens of a prompt that are read at once (engines.genai.runtime.PART)."""
 LIBRARY_BYTES = 60 << 20
 """What onnxruntime and onnxruntime-genai take without a model."""
-PACKED = 1.15
-"""onnxruntime keeps weights in blocks in another order, beside the tables that stay as they are (SmolLM2 int4: 1.1)."""
+PACKED = 1.2
+"""onnxruntime keeps weights in another order, in an arena that grows in steps, beside the tables that stay as they are."""
+SHARED = 2
+"""Copies of a matrix that is both ends: onnxruntime keeps its rows for the embedding, and its blocks in another order for the products."""
+LOGITS = 4
+"""Arrays of the logits of one part of a prompt. With these, predictions are within 8 % for SmolLM2 and Gemma-3-270M (bench/LOG.md)."""
 
 WITHOUT: Mapping[str, Callable[[LoadOptions], bool]] = {
     "gpu_layers": lambda options: bool(options.gpu_layers),
@@ -46,7 +51,7 @@ def check_options(artifact: Artifact, options: LoadOptions, names: Mapping[str, 
     for name, given in names.items():
         if given(options):
             raise UsageError(
-                f"{name} {getattr(options, name)!r:.60} is not possible: {artifact.name} is an ONNX model",
+                f"`{name}` is not possible: {artifact.name} is an ONNX model",
                 hint=f"leave `{name}` out, or use the GGUF file of the model",
             )
 
@@ -89,13 +94,13 @@ def language_plan(
             f"{artifact.name} was built for {trained} tokens, and the context is {options.ctx}",
             hint=f"use `ctx={trained}` or less",
         )
-    most = min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    context = options.ctx or (most if options.needed is None else max(8, min(most, options.needed)))
+    context = options.ctx or default_context(artifact, options.needed)
     streams = options.streams or DEFAULT_STREAMS
     threads = choose_threads(cpu_facts(), decode=options.threads, batch=None, tuned=None)
     half = artifact.quant in ("F16", "BF16")
     token_bytes = kv_token_bytes(artifact, 2 if half else 4)
-    weights = int(int(artifact.metadata.get("onnx.data_bytes", artifact.size_bytes)) * PACKED)
+    weights = weight_bytes(artifact)
+    working = LIBRARY_BYTES + LOGITS * min(BATCH, context) * artifact.vocab * 4
     kv = token_bytes * context
     free = memory_facts().available if free is None else free
     best = streams
@@ -125,7 +130,7 @@ def language_plan(
         threads_batch=threads.decode,
         kv_type="f16" if half else "f32",
         extra_bufts=False,
-        memory_bytes=LIBRARY_BYTES + weights + kv,
+        memory_bytes=working + weights + kv,
         fits=True,
         streams=streams,
         sequences=streams,
@@ -134,10 +139,16 @@ def language_plan(
         deterministic=options.deterministic,
         queue=options.queue,
         placement=Placement(shares=(Share(device=place, layers=1, weights_bytes=weights, kv_bytes=kv),)),
-        overhead_bytes=LIBRARY_BYTES,
+        overhead_bytes=working,
         why=(why, f"each request has a KV cache of its own, {token_bytes / 1e3:.1f} kB a token", *threads.why),
         notices=notices,
     )
+
+
+def weight_bytes(artifact: Artifact) -> int:
+    """Return what the weights take once onnxruntime has put them in the order that it computes in."""
+    data = int(artifact.metadata.get("onnx.data_bytes", artifact.size_bytes))
+    return int(PACKED * (data + SHARED * int(artifact.metadata.get("onnx.shared_bytes", 0))))
 
 
 def kv_token_bytes(artifact: Artifact, item: int) -> int:

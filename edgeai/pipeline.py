@@ -396,6 +396,12 @@ def shown(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3g}"
 
 
+def shown_with_ends(row: Row) -> str:
+    """Return the value of ROW as text, with the interval that is held against its limit."""
+    ends = f", 95 % between {shown(row.interval[0])} and {shown(row.interval[1])}" if row.interval else ""
+    return shown(row.value) + ends
+
+
 def keep(job: Job, out: OutputFile, path: Path, report: Report, hashes: Mapping[str, str]) -> Path:
     """Keep the file that failed, under a name that nobody takes for a model that passed, with its passport."""
     kept = failed_name(out.output)

@@ -85,7 +85,8 @@ def test_a_text_classifier_takes_its_tokenizer_along(tmp_path: Path) -> None:
     with pytest.raises(BrokenCheckpoint, match="tokenizer"):
         convert_module(folder, None, "int8-dynamic", load=loads(module))
     (folder / "tokenizer.json").write_text('{"model": "ä"}', encoding="utf-8")
-    done = convert_module(folder, None, "int8-dynamic", load=loads(module))
+    done = convert_module(folder, load=loads(module))
+    assert done.quant == "INT8-DYNAMIC"
     assert done.path == tmp_path / "text.onnx"
     header = read_header(done.path)
     assert header.metadata["edgeai.tokenizer"] == '{"model": "ä"}'

@@ -167,6 +167,7 @@ def test_impossible_sizes_are_refused(folder: Path, tmp_path: Path, name: str, v
         (("vocab_size",), 1),
         (("vocab_size",), -1),
         (("decoder", "num_key_value_heads"), 1),
+        (("decoder", "num_hidden_layers"), 1),
         (("context_length",), 1),
     ],
 )

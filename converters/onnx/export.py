@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from converters.errors import ConvertError, UnsupportedModel, WrongChoice
+from converters.errors import ConvertError, OutputError, UnsupportedModel, WrongChoice
 from converters.onnx.halves import halve
 from converters.onnx.metadata import set_metadata, write_bytes
 from converters.onnx.quiet import quiet
@@ -74,7 +74,8 @@ def export_module(
     weights in halves and computes in float32 (see converters.onnx.halves). EXTERNAL_ABOVE None refuses what needs a second file.
 
     MODULE is exported as it is in eval mode on the CPU, in float32, and left as it was. Raises WrongChoice for arguments that do not
-    fit each other, and ConvertError for a module that cannot be exported. While it works, nothing in this process can print.
+    fit each other, OutputError for a PATH that cannot be written, and ConvertError for a module that cannot be exported. While it works,
+    nothing in this process can print.
     """
     import torch
 
@@ -85,6 +86,9 @@ def export_module(
         raise WrongChoice(f"dtype {dtype!r} is not possible", hint="f32 or f16")
     if not isinstance(module, torch.nn.Module):
         raise WrongChoice(f"{module!r:.60} is no torch.nn.Module", hint="give an object of a class that is one")
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a folder" if target.is_dir() else f"is in {str(target.parent)!r}, which is no folder"
+        raise OutputError(f"the output {str(target)!r} {what}", hint="name a file in a folder that is there")
     named = name_examples(module, example_inputs)
     if labels is not None:
         if schema is not None:

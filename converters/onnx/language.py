@@ -31,7 +31,7 @@ TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.js
 
 def built_bytes(plan: ModelPlan, choices: Choices) -> int:
     """Return about how large the folder will be."""
-    return int(plan.parameters * choices.precision.bits / 8) + (64 << 20)
+    return int(plan.parameters * choices.precision.bits / 8)
 
 
 def needed_bytes(plan: ModelPlan) -> int:

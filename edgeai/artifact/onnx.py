@@ -104,6 +104,8 @@ def open_language_model(folder: Path) -> Artifact:
         key: whole(decoder, key) for key in ("num_hidden_layers", "num_key_value_heads", "head_size", "hidden_size")
     }
     metadata |= {f"genai.{key}": value for key, value in sizes.items() if value is not None}
+    if header.operators[("com.microsoft", "GatherBlockQuantized")]:
+        metadata["onnx.shared_bytes"] = sum(tensor.nbytes for tensor in header.tensors if "lm_head" in tensor.name)
     return _artifact(
         header,
         folder,
@@ -241,6 +243,15 @@ def _check_sizes(header: Header, model: Mapping[str, Any], decoder: Mapping[str,
             pairs += [
                 (name, whole(decoder, name), keys[at]) for name, at in (("num_key_value_heads", 1), ("head_size", 3))
             ]
+    layers = [
+        int(match.group(1))
+        for name in inputs.values()
+        if isinstance(name, str) and "%d" in name
+        for port in header.inputs
+        if (match := re.fullmatch(re.escape(name).replace("%d", "([0-9]{1,5})"), port.name))
+    ]
+    if layers:
+        pairs.append(("num_hidden_layers", whole(decoder, "num_hidden_layers"), max(layers) + 1))
     for name, said, found in pairs:
         if said is not None and isinstance(found, int) and said != found:
             raise InvalidModel(

@@ -115,6 +115,8 @@ def _item(word: str, kind: str) -> Any:
         return found
     if kind == "text" and not _names_a_file(word):
         return word
+    if not word:
+        raise UsageError(f"an argument is empty, and this model reads {NAMES[kind]}", hint="give the path of a file")
     path = Path(word)
     try:
         there = path.exists()

@@ -112,6 +112,8 @@ class HFVocab:
         A prompt in which no message has the text of a special token is read whole, as the source's own `apply_chat_template` reads it.
         """
         parts = list(segments)
+        for part in parts:
+            _check_unicode(part.text)
         if not any(text in part.text for part in parts if not part.control for text in self.control):
             return list(self._special.encode("".join(part.text for part in parts), add_special_tokens=False).ids)
         ids: list[int] = []

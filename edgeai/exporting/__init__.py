@@ -20,13 +20,13 @@ def convert_onnx(source: Path, output: Path | None = None, quant: str | None = N
 
     OPTIONS are those of `language.convert_language`; one that the kind of model has no use for is a UsageError.
     """
-    from edgeai.exporting.modules import DEFAULT_QUANT, convert_module, is_module_folder
+    from edgeai.exporting.modules import convert_module, is_module_folder
 
     calibration = options.pop("calibration", None)
     if is_module_folder(source):
         options |= {"calibration_method": calibration} if calibration else {}
         refuse(options, ("types", "max_kl", "text", "origin", "tell"), "a classifier or regression")
-        return convert_module(source, output, quant or DEFAULT_QUANT, **options)
+        return convert_module(source, output, quant, **options)
     if calibration:
         raise UsageError("--calibration is for classifiers and regressions in int8", hint="leave --calibration out")
     from converters.checkpoint import open_checkpoint

@@ -27,7 +27,7 @@ from edgeai.errors import DoesNotFit, ProofFailed, UsageError
 from edgeai.evaluation.passport import Proof, check_scratch
 from edgeai.evaluation.summary import rounded
 from edgeai.paper import paper_of, sha256_of
-from edgeai.pipeline import SPARE_BYTES, Conversion, Notify, peak_rss_bytes, shown
+from edgeai.pipeline import SPARE_BYTES, Conversion, Notify, peak_rss_bytes, shown_with_ends
 from edgeai.types import Notice, Progress, Report, finite
 
 __all__ = ["FolderJob", "check_room", "place_of", "require"]
@@ -191,7 +191,7 @@ class FolderJob:
 
     def failure(self, report: Report) -> ProofFailed:
         """Return the error for a report that is not ok."""
-        parts = "; ".join(f"{row.name} {shown(row.value)}, limit {row.limit}" for row in report.failed)
+        parts = "; ".join(f"{row.name} {shown_with_ends(row)}, limit {row.limit}" for row in report.failed)
         return ProofFailed(
             f"{self.output.name!r} would not be the model in {str(self.checkpoint.path)!r}: {parts}",
             hint="nothing was written",

@@ -33,7 +33,7 @@ from edgeai.evaluation.classifier import ClassifierProof
 from edgeai.evaluation.summary import rounded
 from edgeai.exporting.job import require
 from edgeai.paper import PREFIX, paper_of
-from edgeai.pipeline import Conversion, Notify, cannot_write, check_companions, peak_rss_bytes, shown
+from edgeai.pipeline import Conversion, Notify, cannot_write, check_companions, peak_rss_bytes, shown_with_ends
 from edgeai.types import Notice, Progress, Report, Row, finite, no_progress
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ QUANTS: Mapping[str, str] = {
     "INT8": "weights and activations in 8 bits, by ranges from the folder's calibration data: a quarter of the size, fast",
     "INT8-DYNAMIC": "weights of matrix products in 8 bits, activations as they come: for text",
 }
-DEFAULT_QUANT = "INT8"
+DEFAULT_QUANT, DEFAULT_QUANT_OF_TEXTS = "INT8", "INT8-DYNAMIC"
+"""Of texts the ranges of activations differ more from one to the next than eight bits can hold."""
 FEW_EXAMPLES = 100
 """With fewer, a test set cannot tell a loss of accuracy below 3.7 % from none."""
 LITTLE = 0.5
@@ -106,7 +107,7 @@ def is_module_folder(folder: Path) -> bool:
 def convert_module(
     folder: Path,
     output: Path | None = None,
-    quant: str = DEFAULT_QUANT,
+    quant: str | None = None,
     *,
     calibration_method: str = "minmax",
     force: bool = False,
@@ -116,7 +117,8 @@ def convert_module(
 ) -> Conversion:
     """Convert the trained classifier in FOLDER to the ONNX file OUTPUT (default: FOLDER with .onnx), and prove it on the folder's test set.
 
-    QUANT is a name of QUANTS in any case; CALIBRATION_METHOD one of converters.onnx.ranges.METHODS, for int8. LOAD builds the torch
+    QUANT is a name of QUANTS in any case (default: INT8, for texts INT8-DYNAMIC); CALIBRATION_METHOD one of
+    converters.onnx.ranges.METHODS, for int8. LOAD builds the torch
     module (default: the trainer's). Raises UsageError, BrokenCheckpoint, UnsupportedModel, ConvertError, OutputError, and ProofFailed
     where the file is not the module; then nothing is left behind.
     """
@@ -167,7 +169,7 @@ def convert_module(
 def preflight(
     folder: Path,
     output: Path | None,
-    quant: str,
+    quant: str | None,
     method: str,
     *,
     force: bool,
@@ -175,6 +177,9 @@ def preflight(
     notify: Notify,
 ) -> Job:
     """Find out everything that can be known before a tensor is read."""
+    schema = read_config(folder)["schema"]
+    if quant is None:
+        quant = DEFAULT_QUANT_OF_TEXTS if schema["inputs"][0]["kind"] == "text" else DEFAULT_QUANT
     chosen = quant.upper().replace("_", "-") if isinstance(quant, str) else repr(quant)
     if chosen not in QUANTS:
         names = ", ".join(name.lower() for name in QUANTS)
@@ -182,7 +187,6 @@ def preflight(
     kind: Method | None = next((name for name in METHODS if name == method), None)  # type: ignore[misc]
     if kind is None:
         raise UsageError(f"calibration method {method!r} is not known", hint=f"one of {', '.join(METHODS)}")
-    schema = read_config(folder)["schema"]
     place = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would leave the folder that a link stands in
     target = output or place.with_name(f"{place.name}.onnx")
     check_output(target, folder, [item for item in folder.iterdir() if item.is_file()], force=force)
@@ -334,8 +338,9 @@ def tensor_types(path: Path) -> dict[str, int]:
 
 def failure(job: Job, report: Report) -> ProofFailed:
     """Return the error for a report that is not ok."""
-    parts = "; ".join(f"{row.name} {shown(row.value)}, limit {row.limit}" for row in report.failed)
-    hint = "try calibration_method='percentile', or quant f16" if job.quant.startswith("INT8") else None
+    parts = "; ".join(f"{row.name} {shown_with_ends(row)}, limit {row.limit}" for row in report.failed)
+    others = {"INT8": ("int8-dynamic", "f16"), "INT8-DYNAMIC": ("f16", "f32")}.get(job.quant)
+    hint = f"try {others[0]}, or {others[1]}" if others else None
     return ProofFailed(f"{job.output.name!r} would not be the module in {str(job.folder)!r}: {parts}", hint=hint)
 
 

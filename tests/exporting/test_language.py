@@ -143,6 +143,24 @@ def test_the_source_stays_as_it_is(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_a_folder_that_another_process_wrote_meanwhile_is_kept(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = language.build
+
+    def build(*arguments: Any, **options: Any) -> Any:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "edgeai.json").write_text("{}")
+        return right(*arguments, **options)
+
+    monkeypatch.setattr(language, "build", build)
+    with pytest.raises(OutputError, match="another process"):
+        convert_onnx(source, tmp_path / "out", "f32")
+    assert snapshot(tmp_path / "out") == {"edgeai.json": b"{}"}
+    assert left(tmp_path) == {"out"}
+
+
+@pytest.mark.usefixtures("here")
 def test_without_an_output_the_folder_is_beside_the_source(source: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(source, tmp_path / "model")
     assert convert_onnx(folder, None, "f32").path == tmp_path / "model-onnx"

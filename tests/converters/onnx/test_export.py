@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from converters.errors import ConvertError, UnsupportedModel, WrongChoice
+from converters.errors import ConvertError, OutputError, UnsupportedModel, WrongChoice
 from converters.onnx import export_module
 from converters.onnx.checks import file_checks, open_session, torch_checks
 from converters.onnx.header import data_files, read_header
@@ -39,6 +39,12 @@ def build(name: str) -> tuple[nn.Module, Any, dict[str, Any]]:
     torch.manual_seed(0)
     kind, example, options = NETWORKS[name]
     return kind(), example, options
+
+
+@pytest.mark.parametrize("place", ["no/such/x.onnx", "."])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, place: str) -> None:
+    with pytest.raises(OutputError, match="folder"):
+        export_module(Mlp(), torch.zeros(1, 3), tmp_path / place, labels=["a", "b", "c"])
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -223,6 +223,18 @@ def test_a_long_prompt_is_cut_where_that_is_asked_for(chatty: Model, overflow: s
     assert done.usage.prompt_tokens + 8 <= 128
 
 
+def test_a_context_for_what_is_needed_has_room_for_the_template(chatty_folder: Path) -> None:
+    question: list[Message] = [{"role": "user", "content": "Hi"}]
+    with Model(open_engine(chatty_folder, threads=1, needed=len("Hi") + 5)) as model:
+        answer = model.chat(question, max_tokens=5, temperature=0)
+    assert "context-full" not in [notice.code for notice in answer.warnings]
+
+
+def test_half_a_character_in_a_message_is_a_usage_error(chatty: Model) -> None:
+    with pytest.raises(UsageError, match="not valid Unicode"):
+        chatty.chat([{"role": "user", "content": "a\ud800b"}])
+
+
 def test_a_full_context_ends_the_answer_with_a_notice(chatty: Model) -> None:
     ends = dict.fromkeys((0, 1, 2), -1000.0)
     done = chatty.complete("word " * 20, temperature=0, logit_bias=ends)
@@ -242,7 +254,7 @@ def test_a_context_above_the_models_is_refused(chatty_folder: Path) -> None:
      ("kv_unified", True), ("threads_batch", 2)],
 )  # fmt: skip
 def test_options_that_do_nothing_are_refused(chatty_folder: Path, name: str, value: Any) -> None:
-    with pytest.raises(UsageError, match=f"{name} .* is not possible"):
+    with pytest.raises(UsageError, match=f"`{name}` is not possible"):
         open_engine(chatty_folder, **{name: value})
 
 
