@@ -91,6 +91,8 @@ def export_module(
         raise OutputError(f"the output {str(target)!r} {what}", hint="name a file in a folder that is there")
     named = name_examples(module, example_inputs)
     if labels is not None:
+        if isinstance(labels, str):
+            raise WrongChoice(f"labels {labels!r:.60} are one text", hint="give a list of texts, one for each output")
         if schema is not None:
             raise WrongChoice("both labels and a schema were given", hint="put the labels into the schema")
         schema = schema_of_labels(target.stem, list(labels), named, dynamic_axes)

@@ -65,7 +65,7 @@ class Texts:
 
     def alone(self, item: Any) -> dict[str, Any] | None:
         """Return the inputs of the graph for the one text ITEM; None for what `batches` has to say something of."""
-        if type(item) is not str:
+        if type(item) is not str or not item or item.isspace():
             return None
         try:
             ids = self._array([found.ids for found in self._tokenizer.encode_batch_fast([item])])  # without offsets
@@ -119,7 +119,7 @@ class Texts:
         name, place = self._text.name, Place(repr(str(path)))
         if path.suffix.lower() not in SUFFIXES:
             try:
-                yield path.read_text(encoding="utf-8-sig"), place
+                yield _checked(path.read_text(encoding="utf-8-sig"), place), place
             except UnicodeDecodeError as error:
                 raise UsageError(f"{place} is not UTF-8 text", hint=f"byte {error.start}: {error.reason}") from error
             except OSError as error:
@@ -150,6 +150,8 @@ class Texts:
 
 
 def _checked(text: str, place: Place) -> str:
+    if not text or text.isspace():
+        raise UsageError(f"{place} is empty", hint="give at least one character")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -41,6 +41,11 @@ def build(name: str) -> tuple[nn.Module, Any, dict[str, Any]]:
     return kind(), example, options
 
 
+def test_labels_that_are_one_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WrongChoice, match="are one text"):
+        export_module(Mlp(), torch.zeros(1, 3), tmp_path / "x.onnx", labels="abc")
+
+
 @pytest.mark.parametrize("place", ["no/such/x.onnx", "."])
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, place: str) -> None:
     with pytest.raises(OutputError, match="folder"):

@@ -124,3 +124,21 @@ def test_the_short_way_gives_the_same_and_leaves_what_needs_a_word() -> None:
 def test_a_broken_tokenizer_is_an_invalid_model(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="tokenizer"):
         edgeai.load(text_model(tmp_path / "t.onnx", edgeai__tokenizer="{}"))
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_an_empty_text_is_an_error_with_its_place_and_the_model_goes_on(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.csv").write_text(f'text\ngood film\n"{text}"\n')
+    (tmp_path / "empty.txt").write_text(text)
+    with edgeai.load(text_model(tmp_path / "texts.onnx")) as model:
+        before = model.classify(["good film"])[0].logits
+        with pytest.raises(UsageError, match="the text is empty"):
+            model.classify([text])
+        with pytest.raises(UsageError, match="text 2 of 2 is empty"):
+            model.classify(["good", text])
+        with pytest.raises(UsageError, match=r"empty\.txt' is empty"):
+            model.classify([tmp_path / "empty.txt"])
+        if text:
+            with pytest.raises(UsageError, match=r"rows\.csv'.* row 2.* is empty"):
+                model.classify([tmp_path / "rows.csv"])
+        assert model.classify(["good film"])[0].logits == before
