@@ -20,7 +20,6 @@ SCRIPTS = (
     "embed.py",
     "kv_types.py",
     "genai.py",
-    "classify.py",
 )
 
 
