@@ -105,11 +105,11 @@ def language_plan(
     free = memory_facts().available if free is None else free
     best = streams
     if where == "cpu" and options.streams is None and kv:  # each request that runs has a cache of its own
-        streams = max(1, min(streams, (free - weights) // kv))
-    if where == "cpu" and weights + kv * streams > free:
+        streams = max(1, min(streams, (free - working - weights) // kv))
+    if where == "cpu" and working + weights + kv * streams > free:
         raise DoesNotFit(
             f"{artifact.name!r} at context {context} with {streams} stream{'s' * (streams > 1)} needs "
-            f"{(weights + kv * streams) / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            f"{(working + weights + kv * streams) / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
             hint="use a smaller `ctx`, fewer `streams`, or a smaller file: edgeai convert … --to onnx --quant int4",
         )
     notices: tuple[Notice, ...] = ()

@@ -145,6 +145,16 @@ def test_a_configuration_without_names_is_refused(folder: Path, tmp_path: Path, 
         open_artifact(with_config(folder, tmp_path / "m", put("model", "decoder", kind, value={})))
 
 
+@pytest.mark.parametrize("kind", ["inputs", "outputs"])
+def test_endless_lists_of_names_are_refused_at_once(folder: Path, tmp_path: Path, kind: str) -> None:
+    names = {f"x{at}": "past_key_values.%d.key" for at in range(20_000)}
+    output = with_config(folder, tmp_path / "m", put("model", "decoder", kind, value=names))
+    began = time.perf_counter()
+    with pytest.raises(InvalidModel, match=f"names 20000 {kind}"):
+        open_artifact(output)
+    assert time.perf_counter() - began < 1
+
+
 @pytest.mark.parametrize("count", [2**31 - 1, -1, "two", 2.5, True])
 def test_impossible_counts_of_layers_are_refused_at_once(folder: Path, tmp_path: Path, count: Any) -> None:
     output = with_config(folder, tmp_path / "m", put("model", "decoder", "num_hidden_layers", value=count))

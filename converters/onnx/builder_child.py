@@ -110,9 +110,7 @@ def frequencies(config: Any, rope: dict[str, Any], kind: str | None) -> tuple[An
 
     if rope.get("rope_type", "default") != "default":
         named: dict[str, Any] = {} if kind is None else {"layer_type": kind}
-        if (
-            rope["rope_type"] == "longrope"
-        ):  # the angles of short texts; longer ones do not fit into the context of the folder
+        if rope["rope_type"] == "longrope":  # of short texts: longer ones do not fit into the context of the folder
             named["seq_len"] = config.original_max_position_embeddings
         found: tuple[Any, float] = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"), **named)
         return found

@@ -33,7 +33,8 @@ SESSION = frozenset({
     "enable_quant_qdq_cleanup", "use_env_allocators",
 })  # fmt: skip
 """Options of sessions that only say how to compute; others write files (enable_profiling), or are anything that onnxruntime knows."""
-MOST_LAYERS = 10_000
+MOST_LAYERS, MOST_NAMES = 10_000, 64
+"""More layers, or more names of inputs or outputs, than any model has: each is looked for in the graph."""
 
 
 def open_onnx(path: Path, *, folder: bool = False) -> Artifact:
@@ -218,6 +219,8 @@ def _check_ports(header: Header, decoder: Mapping[str, Any]) -> None:
         named = decoder.get(kind)
         if not isinstance(named, Mapping) or not named:
             raise InvalidModel(f"{GENAI_CONFIG} names no {kind} of the graph", hint="convert the model again")
+        if len(named) > MOST_NAMES:
+            raise InvalidModel(f"{GENAI_CONFIG} names {len(named)} {kind}", hint="do not use this folder")
         for key, name in named.items():
             if not isinstance(name, str):
                 continue

@@ -53,9 +53,8 @@ def quants_for(targets: tuple[str, ...], quant: str | None) -> dict[str, str | N
                 f"--quant {name!r} is no type of {' or '.join(targets)}",
                 hint=f"as {DEFAULT_QUANT},int8 for --to gguf,onnx",
             )
-    for name, fitting in sorted(
-        fits.items(), key=lambda item: len(item[1])
-    ):  # first those that can be of one target only
+    narrowest_first = sorted(fits.items(), key=lambda item: len(item[1]))
+    for name, fitting in narrowest_first:
         still = [target for target in fitting if found[target] is None]
         if not still:
             raise UsageError(

@@ -89,11 +89,10 @@ class Request:
 
     def _follow(self, generator: Generator) -> tuple[int, FinishReason | None]:
         """Take the likeliest token. The runtime finds it, which saves copying the logits; they are looked at now and then."""
-        doubtful = self._answer.samples % CHECK_EVERY == 0
+        due = self._answer.samples % CHECK_EVERY == 0
         token = generator.likeliest()
-        if (
-            doubtful or token == 0
-        ):  # what is not a number stays so in all that follows, and has no likeliest token but the first
+        # What is not a number stays so in all that follows, and has no likeliest token but the first.
+        if due or token == 0:
             check_finite(generator.logit(token))
         return token, self._answer.accept(token, None)
 

@@ -142,7 +142,7 @@ def test_streams_that_do_not_fit_are_fewer_or_refused(tiny_onnx_f32: Path) -> No
 
     free = 1 << 40
     whole = plan()
-    weights, kv = whole.placement.cpu.weights_bytes, whole.placement.cpu.kv_bytes
+    weights, kv = whole.placement.cpu.weights_bytes + whole.overhead_bytes, whole.placement.cpu.kv_bytes
     free = weights + 3 * kv
     fewer = plan()
     assert (whole.streams, fewer.streams) == (8, 3)
