@@ -18,11 +18,17 @@ EdgeAIError                 1
 ├── DeviceUnavailable       6   the device asked for cannot run
 ├── EngineCrashed           7   native code failed
 ├── NetworkError            8   a download or an endpoint failed
+│   ├── CloudFailure        8   one attempt at an endpoint failed; says how
+│   ├── StreamInterrupted   8   an endpoint broke off its answer after text of it had been given
+│   └── NoAnswer            8   every candidate of a routed request failed, or there was none
 ├── ProofFailed             9   the converted file is not the model
 └── Interrupted           130   Ctrl-C
 
 A hint names options as Python has them, in backticks: `ctx=4096`. The command line shows them as its own: --ctx 4096.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from converters.errors import (
     BrokenCheckpoint,
@@ -38,6 +44,7 @@ __all__ = [
     "BrokenCheckpoint",
     "Busy",
     "ClosedError",
+    "CloudFailure",
     "ConstraintError",
     "ContextExceeded",
     "ConvertError",
@@ -51,10 +58,12 @@ __all__ = [
     "InvalidModel",
     "ModelNotFound",
     "NetworkError",
+    "NoAnswer",
     "NoChatTemplate",
     "OutputError",
     "ProofFailed",
     "RecipeError",
+    "StreamInterrupted",
     "TokenizerMismatch",
     "UnsupportedModel",
     "UsageError",
@@ -137,6 +146,72 @@ class NetworkError(EdgeAIError):
     """A download or an endpoint failed."""
 
     exit_code = 8
+
+
+FailureKind = Literal[
+    "refused",
+    "context",
+    "credentials",
+    "quota",
+    "rate_limited",
+    "server",
+    "connection",
+    "timeout",
+    "malformed",
+    "captive",
+    "aborted",
+]
+"""How an attempt at an endpoint failed, which decides what may follow:
+
+`refused`: the request is wrong (400, 404, 422, a redirect), never again. `context`: too long for the model.
+`credentials`: 401, 402, 403.
+`quota`: the account has run out, for today. `rate_limited`: 429, wait. `server`: 5xx, 408, 409, 425.
+`connection`: name, connect, TLS, reset. `timeout`: no first token, a stall, too slow, the whole time.
+`malformed`: not what the protocol says, or cut before its end mark. `captive`: a page where an answer should be, of a network that wants
+a login. `aborted`: nobody wanted it any more.
+"""
+
+
+class CloudFailure(NetworkError):
+    """One attempt at an endpoint failed. No message or hint of it ever holds a key.
+
+    `retry_after_s` is what the endpoint asked for, None where it said nothing that can be kept. `committed`: text had been given before.
+    """
+
+    def __init__(
+        self, message: str, *, kind: FailureKind, status: int | None = None, retry_after_s: float | None = None,
+        committed: bool = False, hint: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message, hint=hint)
+        self.kind = kind
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.committed = committed
+
+
+class StreamInterrupted(NetworkError):
+    """An endpoint broke off its answer; `text` is what had been given of it."""
+
+    def __init__(self, message: str, *, text: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.text = text
+
+
+class NoAnswer(NetworkError):
+    """No candidate of a routed request gave an answer; `attempts` has each with why, in the order in which they were made."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        attempts: Sequence[Mapping[str, Any]] = (),
+        hint: str | None = None,
+        exit_code: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.attempts = tuple(attempts)
+        if exit_code is not None:
+            self.exit_code = exit_code
 
 
 class ProofFailed(EdgeAIError):

@@ -6,8 +6,8 @@ import json
 from typing import Protocol
 
 from edgeai.engines.base import Engine
-from edgeai.errors import IncompleteOutput, UsageError
-from edgeai.types import Chunk, Completion, Constraint, FinishReason, GenerationConfig, Notice
+from edgeai.errors import IncompleteOutput, StreamInterrupted, UsageError
+from edgeai.types import Chunk, Completion, Constraint, FinishReason, GenerationConfig, Notice, Served
 
 __all__ = ["Transcript", "check_whole"]
 
@@ -52,28 +52,39 @@ class Transcript:
             raise UsageError("the stream has not ended", hint="read it to its end, or cancel() and read what is left")
         engine, model = self._model.engine, self._model
         logprobs = tuple(token for chunk in self._seen for token in chunk.logprobs)
+        served = last.served or Served(
+            model=engine.artifact.name, backend=engine.plan.engine, device=engine.backend, plan=engine.plan.to_dict()
+        )
         return Completion(
             text="".join(chunk.text for chunk in self._seen),
             finish_reason=last.finish_reason,
             usage=last.usage,
             timings=last.timings,
-            model=engine.artifact.name,
-            backend=engine.plan.engine,
-            device=engine.backend,
-            plan=engine.plan.to_dict(),
+            model=served.model,
+            backend=served.backend,
+            device=served.device,
+            plan=served.plan,
             warnings=(*model.notices, *(notice for chunk in self._seen for notice in chunk.notices)),
             logprobs=None if self._config.logprobs is None else logprobs,
+            route=last.route,
+            tool_calls=tuple(call for chunk in self._seen for call in chunk.tool_calls),
         )
 
     def whole(self) -> Completion:
-        """Return the answer. Raises IncompleteOutput as `check_whole` does."""
+        """Return the answer. Raises IncompleteOutput and StreamInterrupted as `check_whole` does."""
         done = self.completion()
         check_whole(done, self._config.constraint)
         return done
 
 
 def check_whole(done: Completion, form: Constraint | None) -> None:
-    """Raise IncompleteOutput when DONE was to have FORM and does not have it; an answer that was cancelled may be anything."""
+    """Raise IncompleteOutput when DONE was to have FORM and does not have it; an answer that was cancelled may be anything.
+
+    Raises StreamInterrupted for an answer that its endpoint broke off: a part is no answer.
+    """
+    if done.finish_reason == "interrupted":
+        why = next((notice.message for notice in done.warnings if notice.code == "stream_interrupted"), "no reason")
+        raise StreamInterrupted(why, text=done.text, hint="ask again, or let the local model go on: `resume_local`")
     if form is None or done.finish_reason == "cancelled":
         return
     cut = next((notice.message for notice in done.warnings if notice.code == "incomplete-output"), None)

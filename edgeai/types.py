@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
-from typing import Any, Literal, Protocol, TypedDict, get_args
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, get_args
 
 from edgeai.errors import UsageError
 
@@ -27,9 +27,11 @@ __all__ = [
     "Prompt",
     "Report",
     "Row",
+    "Served",
     "Speculation",
     "Timings",
     "TokenLogprob",
+    "ToolCall",
     "Usage",
     "check_numbers",
     "check_text",
@@ -37,8 +39,9 @@ __all__ = [
     "no_progress",
 ]
 
-FinishReason = Literal["stop", "length", "cancelled", "timeout"]
-"""`length`: max_tokens or the end of the context; `timeout`: max_seconds."""
+FinishReason = Literal["stop", "length", "cancelled", "timeout", "tool_calls", "content_filter", "interrupted"]
+"""`length`: max_tokens or the end of the context; `timeout`: max_seconds. Of endpoints alone: `tool_calls`, the model wants tools to be
+called; `content_filter`, the endpoint cut the answer; `interrupted`, the stream broke after text of it had been given."""
 
 Overflow = Literal["error", "truncate-middle", "rolling"]
 """What happens to a prompt that is longer than the context. `rolling` drops the oldest messages and keeps the system message."""
@@ -48,10 +51,17 @@ Speculation = Literal["off", "lookup", "draft"]
 
 
 class Message(TypedDict):
-    """One turn of a conversation, in the OpenAI shape."""
+    """One turn of a conversation, in the OpenAI shape.
 
-    role: Literal["system", "user", "assistant"]
+    `private` keeps the whole conversation on this machine. Tools are for endpoints alone: `tool_calls` is what the assistant wanted called,
+    as OpenAI's API has it, and a turn of the role "tool" is the result of the call `tool_call_id`.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    private: NotRequired[bool]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    tool_call_id: NotRequired[str]
 
 
 Prompt = str | Sequence[Message]
@@ -136,6 +146,7 @@ class GenerationConfig:
     `logit_bias`: token id → what is added to its logit (-100 or less bans it, as in OpenAI's API).
     `adapters`: (name, scale) of the LoRA adapters, loaded with the model, that this answer uses.
     `prefix_cache`: whether kept prompts may be reused and this one kept.
+    `tools`: what the model may call, as OpenAI's API has them; for endpoints alone.
     """
 
     max_tokens: int | None = None
@@ -154,6 +165,7 @@ class GenerationConfig:
     adapters: tuple[tuple[str, float], ...] = ()
     speculation: Speculation = "off"
     prefix_cache: bool = True
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -201,6 +213,11 @@ class GenerationConfig:
             ),
             ("constraint", isinstance(self.constraint, Constraint | None), "a Constraint; schema= takes a JSON schema"),
             ("prefix_cache", isinstance(self.prefix_cache, bool), "True or False"),
+            (
+                "tools",
+                isinstance(self.tools, tuple | list) and all(isinstance(tool, Mapping) for tool in self.tools),
+                "tools as OpenAI's API has them",
+            ),
         )
         for name, ok, rule in kinds:
             if not ok:
@@ -251,19 +268,45 @@ class TokenLogprob:
     top: tuple[tuple[int, str, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that the model wants; `arguments` is JSON text as it wrote it, which need not be valid."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Who made an answer, where more than one could: the model by its routed name, what computed it, and its plan."""
+
+    model: str
+    backend: str
+    device: str
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+
 ChunkKind = Literal["text", "warning", "end"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A piece of an answer. The last one, and only that one, has a finish reason, usage and timings."""
+    """A piece of an answer. The last one, and only that one, has a finish reason, usage and timings.
+
+    `tool_calls` are whole calls, each given once. Where the request was routed, the last chunk also says who made the answer (`served`) and
+    how that was decided (`route`).
+    """
 
     text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timings: Timings | None = None
     notices: tuple[Notice, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    served: Served | None = None
+    route: Mapping[str, Any] | None = None
 
     @property
     def kind(self) -> ChunkKind:
@@ -288,12 +331,15 @@ class Completion:
     warnings: tuple[Notice, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     route: Mapping[str, Any] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the object that `edgeai run --json` prints; without log-probabilities it has no key for them."""
+        """Return the object that `edgeai run --json` prints; without log-probabilities or calls of tools it has no key for them."""
         found = asdict(self) | {"warnings": [asdict(notice) for notice in self.warnings]}
         if self.logprobs is None:
             del found["logprobs"]
+        if not self.tool_calls:
+            del found["tool_calls"]
         return found
 
 

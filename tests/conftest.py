@@ -55,9 +55,12 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test away from the user's models, configuration and endpoints."""
-    monkeypatch.setenv("EDGEAI_HOME", str(tmp_path_factory.mktemp("home")))
-    for name in ("EDGEAI_OFFLINE", "EDGEAI_CATALOGUE", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("EDGEAI_HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    for name in list(os.environ):
+        if name.startswith(("EDGEAI_", "OPENAI_")) and name != "EDGEAI_HOME":
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

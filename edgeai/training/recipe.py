@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeai.declared import choice, number
 from edgeai.training import settings
 from edgeai.training.settings import (
     BaseRecipe,
     TokenizerSettings,
     TrainingSettings,
-    choice,
     find,
-    number,
     shipped,
 )
 
@@ -107,7 +106,7 @@ def from_values(values: dict[str, Any], path: Path, overrides: Iterable[str] = (
     for override in overrides:
         settings.override(values, override, TABLES)
     top = settings.top_level(values, TABLES, default_name=path.stem)
-    tables = {name: settings.build(cls, values.get(name, {}), name) for name, cls in TABLES.items()}
+    tables = {name: settings.RECIPE.build(cls, values.get(name, {}), name) for name, cls in TABLES.items()}
     recipe = Recipe(**top, **tables, folder=path.parent)
     _check_together(recipe)
     return recipe
@@ -122,4 +121,4 @@ def _check_together(recipe: Recipe) -> None:
         ("model.kv_heads", m.kv_heads, m.heads % m.kv_heads == 0, f"a divisor of model.heads {m.heads}"),
         *recipe.training.rules(),
     )
-    settings.check_rules(limits)
+    settings.RECIPE.check_rules(limits)

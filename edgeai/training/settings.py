@@ -5,51 +5,36 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import os
 import re
 import tomllib
-import types
-import typing
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from edgeai.catalogue import builtin
+from edgeai.declared import File, choice, number
 from edgeai.errors import RecipeError
 
 __all__ = [
+    "RECIPE",
     "BaseRecipe",
     "TokenizerSettings",
     "TrainingSettings",
-    "build",
-    "check_rules",
-    "choice",
     "find",
-    "number",
     "override",
     "read",
     "shipped",
     "top_level",
-    "unknown",
     "unknown_choice",
 ]
 
+RECIPE = File("recipe", RecipeError)
 PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 SCHEDULES = ("cosine", "wsd")
 SPECIAL_TOKENS = 3
 BYTE_ALPHABET = 256
-
-
-def number(low: float, high: float, default: Any = MISSING, *, multiple_of: int = 1) -> Any:
-    """Declare a number between LOW and HIGH, both allowed."""
-    return field(default=default, metadata={"low": low, "high": high, "multiple_of": multiple_of})
-
-
-def choice(options: tuple[str, ...], default: Any = MISSING) -> Any:
-    """Declare a text that is one of OPTIONS."""
-    return field(default=default, metadata={"options": options})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,70 +160,15 @@ def top_level(values: Mapping[str, Any], tables: Collection[str], default_name: 
     known = ("name", "seed", *tables)
     for key in values:
         if key not in known:
-            raise unknown(key, known)
+            raise RECIPE.unknown(key, known)
     top: dict[str, Any] = {"name": default_name}
     for spec in fields(BaseRecipe):
         if spec.name in ("name", "seed") and spec.name in values:
-            top[spec.name] = _value(spec, int if spec.name == "seed" else str, values[spec.name], spec.name)
+            top[spec.name] = RECIPE.value(spec, int if spec.name == "seed" else str, values[spec.name], spec.name)
     if not PLAIN_NAME.fullmatch(top["name"]):
         hint = "a name is made of letters, digits, '.', '_', '-' and spaces, and names no folder: it becomes out/NAME"
         raise RecipeError(f"name {top['name']!r} is not possible", hint=hint)
     return top
-
-
-def build(cls: type, values: Any, where: str) -> Any:
-    """Build the settings CLS from VALUES, the TOML table WHERE; raises RecipeError."""
-    if not isinstance(values, Mapping):
-        raise RecipeError(f"{where} {values!r} is not a table", hint=f"write [{where}] and its settings below it")
-    assert is_dataclass(cls)  # noqa: S101 - tables hold nothing else
-    specs = {spec.name: spec for spec in fields(cls)}
-    for key in values:
-        if key not in specs:
-            raise unknown(key, specs, where)
-    kinds = typing.get_type_hints(cls)
-    made = {key: _value(specs[key], kinds[key], value, f"{where}.{key}") for key, value in values.items()}
-    missing = [name for name, spec in specs.items() if spec.default is MISSING and name not in made]
-    if missing:
-        raise RecipeError(f"the recipe has no {where}.{missing[0]}", hint=f"add {missing[0]} = … below [{where}]")
-    return cls(**made)
-
-
-def _value(spec: Field[Any], kind: Any, value: Any, name: str) -> Any:
-    """Return VALUE as the KIND that the setting NAME has, or say what it must be."""
-    if isinstance(kind, types.UnionType):  # only `int | None`: None is the default and cannot be written in TOML
-        kind = typing.get_args(kind)[0]
-    if kind is float and type(value) is int:
-        value = float(value)
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise RecipeError(f"{name} {value!r} is not possible", hint=f'{name} must be a list of texts: ["a", "b"]')
-        return tuple(value)
-    if type(value) is not kind:
-        words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        raise RecipeError(f"{name} {value!r} is not possible", hint=f"{name} must be {words[kind]}")
-    rules = spec.metadata
-    if "options" in rules and value not in rules["options"]:
-        raise RecipeError(
-            f"{name} {value!r} is not possible", hint=f"{name} must be one of: {', '.join(rules['options'])}"
-        )
-    if "low" in rules:
-        _check_range(value, rules, name)
-    return value
-
-
-def _check_range(value: float, rules: Mapping[str, Any], name: str) -> None:
-    low, high, multiple = rules["low"], rules["high"], rules["multiple_of"]
-    if not (math.isfinite(value) and low <= value <= high):
-        raise RecipeError(f"{name} {value!r} is not possible", hint=f"{name} must be between {low:g} and {high:g}")
-    if multiple > 1 and value % multiple:
-        raise RecipeError(f"{name} {value!r} is not possible", hint=f"{name} must be a multiple of {multiple}")
-
-
-def check_rules(rules: Iterable[tuple[str, Any, bool, str]]) -> None:
-    """Raise RecipeError for the first of RULES that does not hold; see `TrainingSettings.rules`."""
-    for name, value, ok, rule in rules:
-        if not ok:
-            raise RecipeError(f"{name} {value!r} is not possible", hint=f"{name} must be {rule}")
 
 
 def override(values: dict[str, Any], text: str, tables: Collection[str]) -> None:
@@ -254,7 +184,7 @@ def override(values: dict[str, Any], text: str, tables: Collection[str]) -> None
         values[table] = value
         return
     if table not in tables:
-        raise unknown(table, tuple(tables))
+        raise RECIPE.unknown(table, tuple(tables))
     if isinstance(values.setdefault(table, {}), dict):
         values[table][key] = value
 
@@ -265,15 +195,6 @@ def _toml_value(raw: str) -> Any:
     except tomllib.TOMLDecodeError:
         return raw
     return parsed["value"] if set(parsed) == {"value"} else raw
-
-
-def unknown(key: str, known: Iterable[str], where: str = "") -> RecipeError:
-    """Return the error for a KEY of the table WHERE that is none of KNOWN, with what is close."""
-    name = f"{where}.{key}" if where else key
-    close = difflib.get_close_matches(key, list(known), n=1)
-    near = f"{where}.{close[0]}" if close and where else "".join(close)
-    hint = f"did you mean {near!r}?" if close else f"known here: {', '.join(known)}"
-    return RecipeError(f"{name!r} is not a setting of a recipe", hint=hint)
 
 
 def unknown_choice(word: str, known: Iterable[str], message: str) -> RecipeError:

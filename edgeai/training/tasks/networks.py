@@ -104,11 +104,11 @@ def _shape(architecture: Any, network: Any) -> Shape:
         raise RecipeError("it has no network")
     if architecture == "embedder-head":
         rest = {key: value for key, value in network.items() if key != "encoder"}
-        bert = settings.build(BertShape, network.get("encoder"), "network.encoder")
-        return bert, settings.build(EmbedderHeadShape, rest, "network")
+        bert = settings.RECIPE.build(BertShape, network.get("encoder"), "network.encoder")
+        return bert, settings.RECIPE.build(EmbedderHeadShape, rest, "network")
     if architecture not in PLAIN:
         raise RecipeError(f"the architecture {architecture!r} is not known")
-    shape: Shape = settings.build(PLAIN[architecture][0], network, "network")
+    shape: Shape = settings.RECIPE.build(PLAIN[architecture][0], network, "network")
     return shape
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own name for it
 from torch import nn
 
-from edgeai.training.settings import number
+from edgeai.declared import number
 
 __all__ = ["MANY", "Cnn", "CnnShape", "Mlp", "MlpShape", "Tcn", "TcnShape"]
 

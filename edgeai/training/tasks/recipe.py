@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeai.declared import choice, number
 from edgeai.errors import RecipeError
 from edgeai.training import settings
-from edgeai.training.settings import BaseRecipe, TokenizerSettings, TrainingSettings, choice, number
+from edgeai.training.settings import BaseRecipe, TokenizerSettings, TrainingSettings
 
 __all__ = [
     "CnnSettings",
@@ -206,7 +207,7 @@ def from_values(values: dict[str, Any], path: Path, overrides: Iterable[str] = (
     for override in overrides:
         settings.override(values, override, TABLES)
     top = settings.top_level(values, TABLES, default_name=path.stem)
-    task: TaskSettings = settings.build(TaskSettings, values.get("task", {}), "task")
+    task: TaskSettings = settings.RECIPE.build(TaskSettings, values.get("task", {}), "task")
     has_tokenizer = task.architecture == "text-encoder"
     if "tokenizer" in values and not has_tokenizer:
         raise RecipeError(
@@ -216,12 +217,12 @@ def from_values(values: dict[str, Any], path: Path, overrides: Iterable[str] = (
     recipe = TaskRecipe(
         **top,
         task=task,
-        data=settings.build(READS[task.architecture], values.get("data", {}), "data"),
-        model=settings.build(MODELS[task.architecture], values.get("model", {}), "model"),
-        tokenizer=settings.build(TokenizerSettings, values.get("tokenizer", {}), "tokenizer")
+        data=settings.RECIPE.build(READS[task.architecture], values.get("data", {}), "data"),
+        model=settings.RECIPE.build(MODELS[task.architecture], values.get("model", {}), "model"),
+        tokenizer=settings.RECIPE.build(TokenizerSettings, values.get("tokenizer", {}), "tokenizer")
         if has_tokenizer
         else None,
-        training=settings.build(TrainingSettings, values.get("training", {}), "training"),
+        training=settings.RECIPE.build(TrainingSettings, values.get("training", {}), "training"),
         folder=path.parent,
     )
     _check_together(recipe)
@@ -242,4 +243,4 @@ def _check_together(recipe: TaskRecipe) -> None:
     if isinstance(model, TextEncoderSettings):
         divides = model.hidden_size % model.heads == 0
         rules.append(("model.heads", model.heads, divides, f"a divisor of model.hidden_size {model.hidden_size}"))
-    settings.check_rules(rules)
+    settings.RECIPE.check_rules(rules)

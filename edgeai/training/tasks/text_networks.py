@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own name for it
 from torch import nn
 
-from edgeai.training.settings import choice, number
+from edgeai.declared import choice, number
 from edgeai.training.tasks.numeric_networks import MANY, Mlp, MlpShape
 
 __all__ = ["BertShape", "EmbedderHead", "EmbedderHeadShape", "TextEncoder", "TextEncoderShape"]

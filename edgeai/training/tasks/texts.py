@@ -91,7 +91,7 @@ def read_encoder(ref: str, folder: Path, max_tokens: int) -> Encoder:
             hint="a head is trained on models of the BERT family alone, such as minilm",
         )
     known = BertShape.__dataclass_fields__
-    shape: BertShape = settings.build(BertShape, {key: config[key] for key in known if key in config}, "encoder")
+    shape: BertShape = settings.RECIPE.build(BertShape, {key: config[key] for key in known if key in config}, "encoder")
     if max_tokens > shape.max_position_embeddings:
         raise RecipeError(
             f"model.max_tokens {max_tokens!r} is not possible",

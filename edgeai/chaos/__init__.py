@@ -1,0 +1,1 @@
+"""A fault lab: an endpoint with every fault that real ones have, and the score of whoever talks to it."""
