@@ -179,7 +179,7 @@ class CloudFailure(NetworkError):
     """
 
     def __init__(
-        self, message: str, *, kind: FailureKind, status: int | None = None, retry_after_s: float | None = None,
+        self, message: str, *, kind: FailureKind = "server", status: int | None = None, retry_after_s: float | None = None,
         committed: bool = False, hint: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(message, hint=hint)
