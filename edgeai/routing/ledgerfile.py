@@ -22,10 +22,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from edgeai.errors import EdgeAIError, LedgerBroken
 from edgeai.routing.chain import ZERO, Head, read_head, row_hash, write_head
 from edgeai.routing.entry import Body, canonical, time_text
 
-__all__ = ["BUSY_S", "LedgerFile", "Record", "default_path", "head_path", "read_key"]
+__all__ = ["BUSY_S", "LedgerFile", "Record", "default_path", "head_path", "prune", "read_key"]
 
 BUSY_S = 1.0
 """How long the writer waits for another process that writes."""
@@ -238,6 +239,23 @@ class LedgerFile:
                         write_head(head_path(self.path), Head().sealed(self.key))
         if (found := _version(connection)) != VERSION:
             raise sqlite3.NotSupportedError(f"it has format {found} and this edgeai knows {VERSION}")
+
+
+def prune(path: Path, before: datetime) -> int:
+    """Prune the ledger PATH, see LedgerFile.prune. Raises LedgerBroken or EdgeAIError."""
+    if not path.exists():
+        return 0
+    file = LedgerFile(path)
+    try:
+        return file.prune(before)
+    except (sqlite3.Error, OSError) as error:
+        broken = isinstance(error, sqlite3.Error) and is_damage(error)
+        kind, hint = (
+            (LedgerBroken, "edgeai logs verify") if broken else (EdgeAIError, "another program may hold it; try again")
+        )
+        raise kind(f"the ledger {str(path)!r} cannot be pruned: {error}", hint=hint) from error
+    finally:
+        file.close()
 
 
 def is_damage(error: sqlite3.Error) -> bool:

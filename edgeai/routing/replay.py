@@ -15,7 +15,6 @@ What is private is not judged again: the ledger has no texts. A request that had
 from __future__ import annotations
 
 import importlib
-import random
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -156,11 +155,13 @@ def _change(
 ) -> Change:
     was = row.get("answered_by") or row["decision"].get("target")
     usd_was = float(row.get("cost_usd") or 0.0)
-    usd_now, basis = (usd_was, "exact") if was == now else _cost(now, row, state)
+    usd_now, basis = _cost(now, row, state)
+    if was == now:
+        usd_now, basis = usd_was, "exact"
     before, after = _quality(was, facts, state), _quality(now, facts, state)
     gain = 0.0 if was == now else None if before is None or after is None else after - before
     return Change(
-        seq=seq, was=was, now=now, why=decision.reason, usd_was=usd_was, usd_now=usd_now, basis=typing.cast(Basis, basis),
+        seq=seq, was=was, now=now, why=decision.reason, usd_was=usd_was, usd_now=usd_now, basis=basis,
         quality=gain,
     )  # fmt: skip
 
@@ -225,6 +226,9 @@ def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Return the ends of the 95 % interval of the mean of VALUES; of fewer than two nothing is known. The draws are the same every time."""
     if len(values) < 2:
         return None, None
-    draw = random.Random(SEED)  # noqa: S311 - a bootstrap, not a secret
-    means = sorted(sum(draw.choices(values, k=len(values))) / len(values) for _ in range(RESAMPLES))
-    return means[round(0.025 * (RESAMPLES - 1))], means[round(0.975 * (RESAMPLES - 1))]
+    import numpy as np
+
+    sample, draw = np.array(values), np.random.default_rng(SEED)
+    means = [float(sample[draw.integers(0, len(sample), len(sample))].mean()) for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

@@ -22,7 +22,7 @@ import pytest
 from edgeai.config import LedgerSettings
 from edgeai.errors import EdgeAIError, LedgerBroken
 from edgeai.routing import ledger as ledgers
-from edgeai.routing.chain import ZERO, Head, read_head
+from edgeai.routing.chain import Head, read_head
 from edgeai.routing.entry import is_here, scrub
 from edgeai.routing.history import History
 from edgeai.routing.ledger import QUEUE, Ledger
@@ -446,7 +446,7 @@ def test_what_waits_is_written_when_the_program_ends(path: Path) -> None:
 TAMPER = {
     "a cost": ("UPDATE rows SET row = replace(row, '\"cost_usd\":0.04', '\"cost_usd\":0.01') WHERE seq = 5", 5),
     "bytes that left": ("UPDATE rows SET row = replace(row, ':400', ':0') WHERE seq = 5", 5),
-    "a hash": (f"UPDATE rows SET hash = '{ZERO}' WHERE seq = 5", 5),
+    "a hash": ("UPDATE rows SET hash = (SELECT hash FROM rows WHERE seq = 4) WHERE seq = 5", 5),
     "no hash": ("UPDATE rows SET hash = 'nonsense' WHERE seq = 5", 5),
     "spaces": ("UPDATE rows SET row = row || ' ' WHERE seq = 5", 5),
     "a middle row removed": ("DELETE FROM rows WHERE seq = 5", 5),
@@ -512,7 +512,8 @@ def test_two_rows_swapped_are_both_found(ten: Path) -> None:
 def test_a_row_inserted_in_the_middle_is_found(ten: Path) -> None:
     change(
         ten,
-        *(f"UPDATE rows SET seq = {seq + 1} WHERE seq = {seq}" for seq in range(10, 4, -1)),
+        "UPDATE rows SET seq = -seq - 1 WHERE seq > 4",
+        "UPDATE rows SET seq = -seq WHERE seq < 0",
         "INSERT INTO rows (seq, row, hash) SELECT 5, replace(row, '\"seq\":4', '\"seq\":5'), hash FROM rows WHERE seq = 4",
     )
     assert History(ten).verify().problems[0].seq == 5
