@@ -6,6 +6,7 @@ environment goes before the file: EDGEAI_ROUTING_POLICY is `policy` of [routing]
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ __all__ = [
     "Timeouts",
     "config_path",
     "read_config",
+    "read_tables",
 ]
 
 FILE = File("configuration")
@@ -144,14 +146,15 @@ TABLES: dict[str, type] = {
     "routing": RoutingSettings, "privacy": PrivacySettings, "timeouts": Timeouts, "ledger": LedgerSettings,
 }  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9][\w.:-]{0,63}")
-REFERENCE = re.compile(r"(env|keyring):\S+")
+REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|keyring:[\w.@:/-]+")
+"""The names of variables have no hyphen and most keys do: "env:sk-…" is a key in the wrong place, and is not shown."""
 ENDPOINT = "openai"
 """The name of the endpoint that OPENAI_BASE_URL makes where the file has none."""
 
 
-def config_path() -> Path:
+def config_path(environment: Mapping[str, str] | None = None) -> Path:
     """Return where the configuration is, or would be: EDGEAI_CONFIG, or config.toml in the platform's folder for configuration."""
-    override = os.environ.get("EDGEAI_CONFIG")
+    override = (os.environ if environment is None else environment).get("EDGEAI_CONFIG")
     if override:
         return Path(override).expanduser()
     import platformdirs
@@ -167,11 +170,11 @@ def read_config(path: Path | None = None, *, environment: Mapping[str, str] | No
     """
     environment = os.environ if environment is None else environment
     named = path is not None or bool(environment.get("EDGEAI_CONFIG"))
-    path = config_path() if path is None else path
-    values = _tables(path) if named or path.exists() else {}
+    path = config_path(environment) if path is None else path
+    values = read_tables(path, named=named)
     clouds = values.pop("cloud", [])
     if not isinstance(clouds, list):
-        raise UsageError(f"cloud {clouds!r:.60} is not a list of tables", hint="write [[cloud]], with two brackets")
+        raise UsageError("cloud is not a list of tables", hint="write [[cloud]], with two brackets")
     for key in values:
         if key not in TABLES:
             raise FILE.unknown(key, [*TABLES, "cloud"])
@@ -181,16 +184,22 @@ def read_config(path: Path | None = None, *, environment: Mapping[str, str] | No
         model = environment.get("OPENAI_MODEL") or "default"
         reference = {"api_key": "env:OPENAI_API_KEY"} if environment.get("OPENAI_API_KEY") else {}
         clouds.append({"name": ENDPOINT, "base_url": environment["OPENAI_BASE_URL"], "model": model, **reference})
+    for cloud in clouds:
+        _check_cloud(cloud)
     built = tuple(FILE.build(CloudSettings, cloud, "cloud") for cloud in clouds)
     _check_clouds(built)
     tables: dict[str, Any] = {name: FILE.build(cls, values.get(name, {}), name) for name, cls in TABLES.items()}
+    _check_patterns(tables["privacy"])
     return Config(cloud=built, **tables)
 
 
-def _tables(path: Path) -> dict[str, Any]:
+def read_tables(path: Path, *, named: bool = True) -> dict[str, Any]:
+    """Return what the file PATH says, unchecked; nothing where it is not there and nobody has NAMED it. Raises UsageError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' Notepad begins a file with a BOM
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and not named:
+            return {}
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(
             f"the configuration {str(path)!r} cannot be read: {why}", hint="edgeai config init writes an example"
@@ -202,8 +211,8 @@ def _tables(path: Path) -> dict[str, Any]:
 def _override(values: dict[str, Any], clouds: list[Any], variable: str, text: str) -> None:
     """Put TEXT where the environment VARIABLE says, if it is one of ours."""
     match = re.fullmatch(rf"EDGEAI_({'|'.join((*TABLES, 'cloud'))})_(\w+)", variable, re.IGNORECASE)
-    if match is None or not variable.isupper():
-        return
+    if match is None or not variable.isupper() or not text.strip():
+        return  # a variable that is set to nothing says nothing: it must not empty a list of private words
     table, key = match[1].lower(), match[2].lower()
     cls = TABLES.get(table, CloudSettings)
     kinds = {spec.name: str(spec.type) for spec in fields(cls)}
@@ -225,15 +234,53 @@ def _from_text(kind: str, text: str, variable: str) -> Any:
     kind = kind.removesuffix(" | None")
     try:
         if kind == "bool":
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}[
-                text.lower()
-            ]
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.strip().lower()]
         if kind.startswith("tuple"):
-            return [part.strip() for part in text.split(",") if part.strip()]
+            return _list_from_text(text, whole=variable.endswith("_PATTERNS"))
         return {"int": int, "float": float}.get(kind, str)(text)
     except (ValueError, KeyError) as error:
         words = {"int": "a whole number", "float": "a number", "bool": "true or false"}
         raise UsageError(f"{variable} {text!r} is not possible", hint=f"it must be {words.get(kind, kind)}") from error
+
+
+def _list_from_text(text: str, *, whole: bool) -> Any:
+    """Return the list that TEXT is: JSON, or words between commas; WHOLE, one pattern, which may have commas and brackets itself."""
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+    return [text] if whole else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _check_patterns(privacy: PrivacySettings) -> None:
+    for pattern in privacy.patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UsageError(
+                f"privacy.patterns {pattern!r:.100} is no regular expression: {error}", hint="mend it"
+            ) from error
+
+
+def _check_cloud(values: Any) -> None:
+    """Refuse what a [[cloud]] must not have before any message could show it, and say where what is missing belongs."""
+    if not isinstance(values, Mapping):
+        raise UsageError("cloud has what is not a table", hint="write [[cloud]] and its settings below it")
+    name = values.get("name")
+    reference = values.get("api_key")
+    if reference is not None and not (isinstance(reference, str) and REFERENCE.fullmatch(reference)):
+        raise UsageError(
+            f"cloud.api_key of {name!r} is no reference",
+            hint='write "env:NAME" or "keyring:NAME"; a key itself does not belong into a file',
+        )
+    url = values.get("base_url")
+    if isinstance(url, str) and "@" in url.partition("://")[2].partition("/")[0]:
+        raise UsageError(f"cloud.base_url of {name!r} carries a user or a password", hint='write api_key = "env:NAME"')
+    if isinstance(url, str) and not re.match(r"(?i)https?://[^\s/]", url):
+        raise UsageError(f"cloud.base_url {url!r:.100} is not possible", hint="write https://HOST/v1")
+    for key in ("name", "base_url", "model"):
+        if key not in values and not set(values) - {spec.name for spec in fields(CloudSettings)}:
+            hint = f"add {key} = … below [[cloud]], or set EDGEAI_CLOUD_{key.upper()}"
+            raise UsageError(f"the configuration has no cloud.{key}", hint=hint)
 
 
 def _check_clouds(clouds: tuple[CloudSettings, ...]) -> None:
@@ -244,8 +291,3 @@ def _check_clouds(clouds: tuple[CloudSettings, ...]) -> None:
             )
         if cloud.name in {other.name for other in clouds[:index]}:
             raise UsageError(f"there are two [[cloud]] of the name {cloud.name!r}", hint="give each a name of its own")
-        if cloud.api_key is not None and not REFERENCE.fullmatch(cloud.api_key):
-            raise UsageError(  # the value is not shown: it may be a key
-                f"cloud.api_key of {cloud.name!r} is no reference",
-                hint='write "env:NAME" or "keyring:NAME"; a key itself does not belong into a file',
-            )

@@ -14,7 +14,6 @@ What is private is not judged again: the ledger has no texts. A request that had
 
 from __future__ import annotations
 
-import importlib
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,7 +108,9 @@ def replay(
     DECIDE is `policy.decide`.
     """
     if decide is None:
-        decide = importlib.import_module("edgeai.routing.policy").decide
+        from edgeai.routing import policy
+
+        decide = policy.decide
     changes, skipped, unsure = list[Change](), list[tuple[int, str]](), 0
     for row in rows:
         if row.get("kind", "request") != "request":

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from click.testing import CliRunner, Result
 
 from edgeai.cli import cli
 from edgeai.config import LedgerSettings, RoutingSettings
+from edgeai.routing import policy
 from edgeai.routing import replay as replays
 from edgeai.routing.ledger import Entry, Ledger
 from edgeai.routing.ledgerfile import default_path
@@ -212,9 +211,7 @@ def test_prune_deletes_old_rows_and_the_rest_verifies() -> None:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("edgeai.routing.policy")
-    module.decide = decide  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "edgeai.routing.policy", module)
+    monkeypatch.setattr(policy, "decide", decide)
 
 
 def test_replay_says_what_another_policy_changes(stub: None, some: Path) -> None:
