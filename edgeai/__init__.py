@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from edgeai import errors
     from edgeai.aio import AsyncModel, AsyncStream
     from edgeai.model import Model, Stream, load
-    from edgeai.types import Chunk, Completion, Constraint, GenerationConfig, Message, Notice, Prediction
+    from edgeai.types import (
+        Chunk,
+        Completion,
+        Constraint,
+        GenerationConfig,
+        Message,
+        Notice,
+        Prediction,
+        RouteOptions,
+        ToolCall,
+    )
 
 __version__ = "0.1.0"
 
@@ -30,7 +40,9 @@ __all__ = [
     "Model",
     "Notice",
     "Prediction",
+    "RouteOptions",
     "Stream",
+    "ToolCall",
     "__version__",
     "errors",
     "load",
