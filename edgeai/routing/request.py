@@ -114,7 +114,8 @@ class Facts:
 class LocalState:
     """The local model and the machine. `ability`: task → the measured share of right answers; `calibrated`: whether its confidence is.
 
-    `load`: the share of processor time that others use, 0 to 1. `problem`: why it cannot answer at all, None if it can.
+    `load`: the share of processor time that others use, 0 to 1. `battery`: the share of charge that is left, 0 to 1, None without one.
+    `problem`: why it cannot answer at all, None if it can.
     """
 
     model: str
