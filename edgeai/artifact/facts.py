@@ -35,7 +35,7 @@ class Artifact:
 
     path: Path
     name: str
-    format: Literal["gguf", "hf", "onnx"]
+    format: Literal["gguf", "hf", "onnx", "cloud"]
     arch: str
     params: int
     context: int | None

@@ -74,7 +74,7 @@ class Router:
 
     @classmethod
     def open(cls, config: Config, *, scope: str = "auto", local_model: str | None = None, **options: Any) -> Router:
-        """Return the router of CONFIG with its ledger; OPTIONS (of options.LoadOptions) are for the local model, which is not loaded yet."""
+        """Return the router of CONFIG with its ledger; OPTIONS (of options.LoadOptions) are for the local model."""
         from edgeai.routing.ledger import Ledger
 
         name = scope_of(scope, config.cloud).local_model or local_model or config.routing.local_model
@@ -143,14 +143,14 @@ class Router:
         touched = tuple(
             Finding(
                 id="privacy.taint",
-                kind="text from a private one",
+                kind="part of an earlier private text",
                 start=0,
                 end=len(part.text),
                 masked="…",
                 where=part.where,
                 message=part.message,
                 redactable=False,
-            )  # fmt: skip
+            )
             for part in parts
             if self._taint.touches(part.text)
         )
