@@ -22,6 +22,7 @@ EdgeAIError                 1
 │   ├── StreamInterrupted   8   an endpoint broke off its answer after text of it had been given
 │   └── NoAnswer            8   every candidate of a routed request failed, or there was none
 ├── ProofFailed             9   the converted file is not the model
+├── LedgerBroken            9   the ledger of routed requests is not what was written
 └── Interrupted           130   Ctrl-C
 
 A hint names options as Python has them, in backticks: `ctx=4096`. The command line shows them as its own: --ctx 4096.
@@ -56,6 +57,7 @@ __all__ = [
     "IncompleteOutput",
     "Interrupted",
     "InvalidModel",
+    "LedgerBroken",
     "ModelNotFound",
     "NetworkError",
     "NoAnswer",
@@ -216,6 +218,12 @@ class NoAnswer(NetworkError):
 
 class ProofFailed(EdgeAIError):
     """The converted file is not the model it was made from."""
+
+    exit_code = 9
+
+
+class LedgerBroken(EdgeAIError):
+    """The ledger of routed requests is damaged, or not what was written into it."""
 
     exit_code = 9
 
