@@ -141,6 +141,8 @@ def routed(
             Chat(loaded, config, system, out).loop()
         else:
             answer_once(loaded, make_prompt(loaded, text, system, raw, out), config, out)
+    ledger = loaded.engine.ledger  # type: ignore[attr-defined]  # a router has one
+    out.warn(ledger.take_notices())  # of what could not be written at the end
 
 
 def refuse_route_options(routing: Mapping[str, Any]) -> None:

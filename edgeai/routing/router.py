@@ -78,8 +78,7 @@ class Router:
         from edgeai.routing.ledger import Ledger
 
         name = scope_of(scope, config.cloud).local_model or local_model or config.routing.local_model
-        ledger = Ledger(settings=config.ledger) if config.ledger.on else None
-        return cls(config, LocalModel.of(name, options), scope=scope, ledger=ledger)
+        return cls(config, LocalModel.of(name, options), scope=scope, ledger=Ledger(settings=config.ledger))
 
     # ---- an engine
 
@@ -162,11 +161,8 @@ class Router:
         """Return this machine and the endpoints as they are now; with LOOK one may be connected to, to see whether there is a network."""
         from edgeai.engines.cloud.online import online
 
-        spent = (
-            self.ledger.spent_today_usd()
-            if self.ledger is not None and self.config.routing.usd_per_day is not None
-            else 0.0
-        )
+        limited = self.config.routing.usd_per_day is not None
+        spent = self.ledger.spent_usd() if limited and self.ledger is not None else 0.0
         clouds = tuple(self._cloud_state(cloud) for cloud in self.config.cloud)
         hosts = [endpoint for cloud in self.config.cloud if (endpoint := self._known(cloud)) is not None]
         return State(
@@ -239,12 +235,11 @@ class Router:
                     self._taint.mark(part.text)
             self._taint.mark(text)
         cost = self._cost_usd(conductor)
-        if end is not None:
-            answer.end = replace(
-                end, route=self._route(conductor, cost), notices=(*end.notices, *self._ledger_notices())
-            )
         if self.ledger is not None:
             self.ledger.record(self._entry(conductor, text, cost))
+        if end is not None:
+            notices = (*end.notices, *self._ledger_notices())
+            answer.end = replace(end, route=self._route(conductor, cost), notices=notices)
 
     def _route(self, conductor: Conductor, cost: float) -> Mapping[str, Any]:
         attempts = [attempt.to_dict() for attempt in conductor.attempts]
@@ -294,7 +289,7 @@ class Router:
         return total
 
     def _ledger_notices(self) -> Sequence[Any]:
-        return () if self.ledger is None else self.ledger.notices()
+        return () if self.ledger is None else self.ledger.take_notices()
 
     # ---- what only the local model can
 
@@ -369,7 +364,7 @@ def plan(
     options = RouteOptions(
         scope=scope, policy=policy, private=private, redact=redact, files=tuple(texts_of_files(files).items())
     )
-    router = Router.open(replace(config, ledger=replace(config.ledger, on=False)), scope=scope)
+    router = Router.open(config, scope=scope)
     try:
         return router.planned(prompt, GenerationConfig(max_tokens=max_tokens, max_seconds=deadline_s, route=options))
     finally:
