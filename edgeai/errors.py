@@ -178,17 +178,21 @@ class CloudFailure(NetworkError):
     """One attempt at an endpoint failed. No message or hint of it ever holds a key.
 
     `retry_after_s` is what the endpoint asked for, None where it said nothing that can be kept. `committed`: text had been given before.
+    `reason` names what happened more closely than `kind`, in a word ("resolve", "tls-expired", "stall", "redirect"). `should_retry` is what
+    the endpoint itself said of trying again (`x-should-retry`), None where it said nothing.
     """
 
     def __init__(
         self, message: str, *, kind: FailureKind = "server", status: int | None = None, retry_after_s: float | None = None,
-        committed: bool = False, hint: str | None = None,
+        committed: bool = False, hint: str | None = None, reason: str = "", should_retry: bool | None = None,
     ) -> None:  # fmt: skip
         super().__init__(message, hint=hint)
         self.kind = kind
         self.status = status
         self.retry_after_s = retry_after_s
         self.committed = committed
+        self.reason = reason
+        self.should_retry = should_retry
 
 
 class StreamInterrupted(NetworkError):

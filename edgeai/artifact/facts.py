@@ -30,7 +30,7 @@ class Artifact:
     `claimed_quant`), `bpw` bits per weight over all tensors, `types` tensor type → number of tensors. `sha256` is
     None unless it is known without hashing. `metadata` has the scalar values and short arrays of the header, the values
     of each layer, and the length of longer arrays. `parent` names what it was made from: a repository, or the sha256 of
-    the source. `tensors` are those of a GGUF file.
+    the source. `tensors` are those of a GGUF file. The format `cloud` is a model that an endpoint has: there is no file.
     """
 
     path: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,9 +17,10 @@ from edgeai.types import Progress, no_progress
 __all__ = ["Fetcher", "is_offline", "kind_of"]
 
 
-def is_offline() -> bool:
-    """Return whether EDGEAI_OFFLINE forbids the network."""
-    return os.environ.get("EDGEAI_OFFLINE", "").lower() not in ("", "0", "false", "no")
+def is_offline(environment: Mapping[str, str] | None = None) -> bool:
+    """Return whether EDGEAI_OFFLINE of ENVIRONMENT (this process's) forbids the network."""
+    environment = os.environ if environment is None else environment
+    return environment.get("EDGEAI_OFFLINE", "").lower() not in ("", "0", "false", "no")
 
 
 def kind_of(source: str) -> str:
