@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeai import errors
     from edgeai.aio import AsyncModel, AsyncStream
+    from edgeai.config import Config, read_config
     from edgeai.model import Model, Stream, load
+    from edgeai.routing.router import Router
     from edgeai.types import (
         Chunk,
         Completion,
@@ -34,6 +36,7 @@ __all__ = [
     "AsyncStream",
     "Chunk",
     "Completion",
+    "Config",
     "Constraint",
     "GenerationConfig",
     "Message",
@@ -41,19 +44,24 @@ __all__ = [
     "Notice",
     "Prediction",
     "RouteOptions",
+    "Router",
     "Stream",
     "ToolCall",
     "__version__",
     "errors",
     "load",
+    "read_config",
 ]
 
 _HOMES = {
     "AsyncModel": "edgeai.aio",
     "AsyncStream": "edgeai.aio",
+    "Config": "edgeai.config",
     "Model": "edgeai.model",
+    "Router": "edgeai.routing.router",
     "Stream": "edgeai.model",
     "load": "edgeai.model",
+    "read_config": "edgeai.config",
 }
 
 

@@ -311,7 +311,7 @@ class Served:
     plan: Mapping[str, Any] = field(default_factory=dict)
 
 
-ChunkKind = Literal["text", "warning", "end"]
+ChunkKind = Literal["text", "tool_calls", "warning", "end"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,9 +334,11 @@ class Chunk:
 
     @property
     def kind(self) -> ChunkKind:
-        """What this event is: the `end` of the answer, a `warning` without text, or `text`."""
+        """What this event is: the `end` of the answer, `tool_calls`, a `warning` without text, or `text`."""
         if self.finish_reason is not None:
             return "end"
+        if self.tool_calls:
+            return "tool_calls"
         return "warning" if self.notices and not self.text else "text"
 
 

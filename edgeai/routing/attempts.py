@@ -18,10 +18,17 @@ Status = Literal["running", "ok", "failed", "interrupted", "cancelled", "unsure"
 class Asked(Protocol):
     """One attempt at an endpoint, whose chunks are read in the thread that iterates over it (engines.cloud.Attempt)."""
 
-    sent_bytes: int
-    received_bytes: int
-    ttft_s: float | None
-    remote: str | None
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that left, headers included."""
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that came."""
+
+    @property
+    def remote(self) -> str | None:
+        """The address that was connected to; None before."""
 
     def __iter__(self) -> Iterator[Chunk]:
         """Give the chunks of the answer. Raises CloudFailure."""
@@ -33,8 +40,13 @@ class Asked(Protocol):
 class Upstream(Protocol):
     """An endpoint (engines.cloud.Endpoint)."""
 
-    name: str
-    model: str
+    @property
+    def name(self) -> str:
+        """What the configuration calls it."""
+
+    @property
+    def model(self) -> str:
+        """The model that is asked for."""
 
     def problem(self) -> str | None:
         """Say why it cannot be asked, None where nothing is known against it."""
