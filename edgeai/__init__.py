@@ -14,8 +14,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeai import errors
     from edgeai.aio import AsyncModel, AsyncStream
+    from edgeai.config import Config, read_config
     from edgeai.model import Model, Stream, load
-    from edgeai.types import Chunk, Completion, Constraint, GenerationConfig, Message, Notice, Prediction
+    from edgeai.routing.router import Router
+    from edgeai.types import (
+        Chunk,
+        Completion,
+        Constraint,
+        GenerationConfig,
+        Message,
+        Notice,
+        Prediction,
+        RouteOptions,
+        ToolCall,
+    )
 
 __version__ = "0.1.0"
 
@@ -24,24 +36,32 @@ __all__ = [
     "AsyncStream",
     "Chunk",
     "Completion",
+    "Config",
     "Constraint",
     "GenerationConfig",
     "Message",
     "Model",
     "Notice",
     "Prediction",
+    "RouteOptions",
+    "Router",
     "Stream",
+    "ToolCall",
     "__version__",
     "errors",
     "load",
+    "read_config",
 ]
 
 _HOMES = {
     "AsyncModel": "edgeai.aio",
     "AsyncStream": "edgeai.aio",
+    "Config": "edgeai.config",
     "Model": "edgeai.model",
+    "Router": "edgeai.routing.router",
     "Stream": "edgeai.model",
     "load": "edgeai.model",
+    "read_config": "edgeai.config",
 }
 
 

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -20,11 +20,13 @@ from edgeai.paper import failed_notice
 from edgeai.plan import Plan
 from edgeai.schema import FORMS, constraint_of
 from edgeai.transcript import Transcript
-from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice, Prediction, Prompt
+from edgeai.types import Chunk, Completion, GenerationConfig, Message, Notice, Prediction, Prompt, RouteOptions
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from edgeai.store import Store
 
 __all__ = ["Methods", "Model", "Stream", "load", "open_engine"]
 
@@ -37,13 +39,18 @@ def load(model: str | os.PathLike[str], **options: Any) -> Model:
         with edgeai.load("smollm2") as m:
             print(m.chat([{"role": "user", "content": "Hi"}], max_tokens=64).text)
 
-    `draft` and the `adapters` may be paths or names as well. Raises UsageError for an option that there is not and for impossible values;
-    ModelNotFound, InvalidModel, DoesNotFit, DeviceUnavailable or EngineCrashed, each with a hint.
+    `auto`, `auto:private`, `auto:quality` and `cloud/NAME` load a router (routing.router.Router), which lets this machine or a configured
+    endpoint answer, and OPTIONS are of its local model; `local/NAME` is the model NAME. `draft` and the `adapters` may be paths or names as
+    well. Raises UsageError for an option that there is not and for impossible values; ModelNotFound, InvalidModel, DoesNotFit,
+    DeviceUnavailable or EngineCrashed, each with a hint.
     """
-    from edgeai.store import Store
+    from edgeai.store import Store, exists
 
     check_names(options, [field.name for field in fields(LoadOptions)])
     store, ref = Store.open(), _reference(model)
+    if ref.startswith("local/") and not exists(Path(ref)):
+        ref = ref.removeprefix("local/")
+    routed = (ref == "auto" or ref.startswith(("auto:", "cloud/"))) and not exists(Path(ref))
     if options.get("draft") is not None:
         options["draft"] = store.find(_reference(options["draft"]))
     if options.get("adapters"):
@@ -52,8 +59,19 @@ def load(model: str | os.PathLike[str], **options: Any) -> Model:
                 f"adapters {options['adapters']!r} are not possible", hint="adapters={'name': 'file.gguf'}"
             )
         options["adapters"] = {name: store.find(_reference(file)) for name, file in options["adapters"].items()}
+    if routed:
+        return load_router(ref, store, options)
     engine = open_engine(store.find(ref), **options)
     return Model(engine, sampling=store.sampling(ref))
+
+
+def load_router(scope: str, store: Store, options: Mapping[str, Any]) -> Model:
+    """Return the router of the user's configuration as a model; SCOPE is who may answer."""
+    from edgeai.config import read_config
+    from edgeai.routing.router import Router
+
+    config = read_config()
+    return Model(Router.open(config, scope=scope, **options), sampling=store.sampling(config.routing.local_model))
 
 
 def _reference(model: Any) -> str:
@@ -153,20 +171,34 @@ class Model(Methods):
         """Return OPTIONS with this model's own sampling for what they leave open.
 
         OPTIONS are those of GenerationConfig, where `stop` may be one string; `schema`, `regex`, `grammar`, `choices` or `response_format`
-        (see schema.constraint_of) make its constraint. Raises UsageError for an option that there is not, and for impossible values.
+        (see schema.constraint_of) make its constraint; `scope`, `policy`, `private`, `redact`, `resume_local` and `files` say who may
+        answer where a router does (types.RouteOptions). Raises UsageError for an option that there is not, and for impossible values.
         """
         form = constraint_of(**{name: options.pop(name) for name in FORMS if name in options})
         if form is not None:
             if options.get("constraint") is not None:
                 raise UsageError("a constraint and another form exclude each other", hint="an answer has one form")
             options["constraint"] = form
-        check_names(options, [*(field.name for field in fields(GenerationConfig)), *FORMS])
+        routing = {name: options.pop(name) for name in ROUTING if name in options}
+        check_names(options, [*(field.name for field in fields(GenerationConfig)), *FORMS, *ROUTING])
+        if routing:
+            options["route"] = self._route(routing, options.get("route"))
         if "stop" in options:
             stop = options["stop"]
             if not isinstance(stop, Iterable | None):
                 raise UsageError(f"stop {stop!r} is not possible", hint="stop must be a text, or a list of texts")
             options["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
         return GenerationConfig(**{**self.sampling, **options})
+
+    def _route(self, wanted: Mapping[str, Any], before: RouteOptions | None) -> RouteOptions:
+        """Return WANTED as the options of a routed request. Raises UsageError where there is one model, which could not keep them."""
+        asked = [name for name in wanted if name != "private"]  # which every model on this machine keeps
+        if asked and self.engine.backend != "router":
+            raise UsageError(f"{asked[0]} is for routed answers", hint='load("auto") lets a router answer')
+        try:
+            return replace(before or RouteOptions(), **wanted)
+        except TypeError as error:
+            raise UsageError(f"these options of a route are not possible: {wanted!r:.100}", hint=str(error)) from error
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
         """Answer PROMPT (messages, or a text to be continued) piece by piece; OPTIONS are those of `config`."""
@@ -252,6 +284,9 @@ class Model(Methods):
     ) -> None:
         self.close()
 
+
+ROUTING = tuple(field.name for field in fields(RouteOptions))
+"""Options of a request that say who may answer it."""
 
 _FILE_KEYS = {
     "temp": "temperature",

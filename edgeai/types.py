@@ -26,6 +26,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "Report",
+    "RouteOptions",
     "Row",
     "Served",
     "Speculation",
@@ -123,6 +124,23 @@ def _is_adapter(item: Any) -> bool:
     return isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str) and _is_number(item[1])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteOptions:
+    """What a caller wants of one routed request. None leaves it to the configuration.
+
+    `scope`: "auto", "local", or "cloud/NAME" for one endpoint. `policy`: a name of config.POLICIES. `private`: it stays on this machine.
+    `redact`: placeholders for what is private, rather than staying here. `resume_local`: an answer that breaks off is continued here.
+    `files`: the paths that texts in the prompt came from, and the text of each.
+    """
+
+    scope: str = "auto"
+    policy: str | None = None
+    private: bool = False
+    redact: bool | None = None
+    resume_local: bool | None = None
+    files: tuple[tuple[str, str], ...] = ()
+
+
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
 """The fields of GenerationConfig that the makers of a model recommend values for."""
 
@@ -147,6 +165,8 @@ class GenerationConfig:
     `adapters`: (name, scale) of the LoRA adapters, loaded with the model, that this answer uses.
     `prefix_cache`: whether kept prompts may be reused and this one kept.
     `tools`: what the model may call, as OpenAI's API has them; for endpoints alone.
+    `prefill`: text that the answer begins with as if the model had written it; it is not given again.
+    `route`: what a router is told of this request; engines of one model have no use for it.
     """
 
     max_tokens: int | None = None
@@ -166,6 +186,8 @@ class GenerationConfig:
     speculation: Speculation = "off"
     prefix_cache: bool = True
     tools: tuple[Mapping[str, Any], ...] = ()
+    prefill: str = ""
+    route: RouteOptions | None = None
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -213,6 +235,8 @@ class GenerationConfig:
             ),
             ("constraint", isinstance(self.constraint, Constraint | None), "a Constraint; schema= takes a JSON schema"),
             ("prefix_cache", isinstance(self.prefix_cache, bool), "True or False"),
+            ("prefill", isinstance(self.prefill, str), "a text"),
+            ("route", isinstance(self.route, RouteOptions | None), "RouteOptions"),
             (
                 "tools",
                 isinstance(self.tools, tuple | list) and all(isinstance(tool, Mapping) for tool in self.tools),
@@ -287,7 +311,7 @@ class Served:
     plan: Mapping[str, Any] = field(default_factory=dict)
 
 
-ChunkKind = Literal["text", "warning", "end"]
+ChunkKind = Literal["text", "tool_calls", "warning", "end"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,9 +334,11 @@ class Chunk:
 
     @property
     def kind(self) -> ChunkKind:
-        """What this event is: the `end` of the answer, a `warning` without text, or `text`."""
+        """What this event is: the `end` of the answer, `tool_calls`, a `warning` without text, or `text`."""
         if self.finish_reason is not None:
             return "end"
+        if self.tool_calls:
+            return "tool_calls"
         return "warning" if self.notices and not self.text else "text"
 
 

@@ -35,7 +35,7 @@ class InProcessBuilder:
 
     checked = False
 
-    def __init__(self, _script: Path, request: dict[str, Any], *, what: str) -> None:  # noqa: ARG002
+    def __init__(self, _script: Path, request: dict[str, Any], *, what: str) -> None:
         self.request = request
 
     def __enter__(self) -> InProcessBuilder:

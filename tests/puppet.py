@@ -50,7 +50,7 @@ class Puppet(FakeEngine):
         self.may_begin = threading.Event()
         self.may_begin.set()
 
-    def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:  # noqa: ARG002
+    def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
         """Return the stream of a new request."""
         self.begun.release()
         self.may_begin.wait()

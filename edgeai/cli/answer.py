@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import click
 
@@ -16,7 +17,7 @@ from edgeai.model import Model, Stream
 from edgeai.transcript import check_whole
 from edgeai.types import Completion, GenerationConfig, Prompt
 
-__all__ = ["answer_once", "print_stream", "timing_lines"]
+__all__ = ["answer_once", "print_stream", "say_route", "timing_lines"]
 
 
 def answer_once(model: Model, prompt: Prompt, config: GenerationConfig, out: Output) -> None:
@@ -75,9 +76,19 @@ def report(done: Completion, config: GenerationConfig, out: Output) -> None:
         out.note(f"[cut after {config.max_tokens} tokens: --max-tokens]")
     if done.finish_reason == "timeout" and not out.as_json:
         out.note(f"[cut after {config.max_seconds:g} s: --max-seconds]")
+    if done.route is not None and not out.as_json:
+        say_route(done.route, out)
     if out.verbose:
         for line in timing_lines(done):
             out.note(line)
+
+
+def say_route(route: Mapping[str, Any], out: Output) -> None:
+    """Say on stderr who answered, why, and what left this machine."""
+    from edgeai.cli.routing import route_line, route_lines
+
+    for line in route_lines(route) if out.explain else [route_line(route)]:
+        out.note(line if out.explain else f"[{line}]")
 
 
 def timing_lines(done: Completion) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgeai.cli.answer import print_stream, timing_lines
+from edgeai.cli.answer import print_stream, say_route, timing_lines
 from edgeai.cli.output import Output
 from edgeai.errors import ContextExceeded, EdgeAIError, NoChatTemplate, UsageError
 from edgeai.model import Model
@@ -123,6 +123,8 @@ class Chat:
         self.out.warn(notice for notice in done.warnings if notice not in said)
         if done.finish_reason in {"length", "timeout"}:
             self.say(f"[cut after {done.usage.completion_tokens} tokens, {done.timings.total_s:.1f} s]")
+        if done.route is not None:
+            say_route(done.route, self.out)
         if self.out.verbose:
             self.say("\n".join(timing_lines(done)))
 

@@ -27,6 +27,8 @@ class Degraded(EdgeAIError):
 class Output:
     """How this invocation talks: `as_json` on stdout, `quiet` or `verbose` on stderr, warnings fatal under `strict`.
 
+    `explain`: all of how an answer was routed, not one line of it.
+
     `warned` keeps every warning that was given, for the JSON of a command.
     """
 
@@ -34,6 +36,7 @@ class Output:
     quiet: bool = False
     verbose: bool = False
     strict: bool = False
+    explain: bool = False
     warned: list[Notice] = field(default_factory=list, init=False)
     _bar: ProgressLine | None = field(default=None, init=False)
 

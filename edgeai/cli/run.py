@@ -12,6 +12,7 @@ import click
 from edgeai.cli.form import FORM_OPTIONS, check_form, form_options
 from edgeai.cli.machine import MACHINE_OPTIONS, load_options
 from edgeai.cli.output import Output, human_bytes, is_terminal, output_options
+from edgeai.cli.routing import ROUTE_OPTIONS, load_router, route_options, who
 from edgeai.cli.sampling import ANSWER_OPTIONS, SAMPLING_OPTIONS, answer_options
 from edgeai.cli.sections import SectionedCommand
 from edgeai.errors import UsageError
@@ -28,12 +29,13 @@ SECTIONS = {
     "Prompt": ("system", "files", "raw"),
     "Answer": (*ANSWER_OPTIONS, *FORM_OPTIONS),
     "Sampling": SAMPLING_OPTIONS,
+    "Routing": ROUTE_OPTIONS,
     "Model and machine": MACHINE_OPTIONS,
 }
 
 
 @click.command("run", cls=SectionedCommand, sections=SECTIONS, short_help="Answer a prompt, or chat.")
-@click.argument("model")
+@click.argument("model", required=False)
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
 @click.option("-s", "--system", help="System message.")
 @click.option(
@@ -42,17 +44,19 @@ SECTIONS = {
 @click.option("--raw", is_flag=True, help="Complete the prompt as it is, without a chat template.")
 @answer_options
 @form_options
+@route_options
 @load_options
 @click.option("--pull", is_flag=True, help="Pull the model first if it is not here.")
 @output_options
 def run_command(
-    model: str,
+    model: str | None,
     prompts: tuple[str, ...],
     system: str | None,
     files: tuple[Path, ...],
     raw: bool,
     answer: dict[str, Any],
     form: Constraint | None,
+    routing: dict[str, Any],
     load: dict[str, Any],
     lora: tuple[tuple[str, float], ...],
     pull: bool,
@@ -62,6 +66,9 @@ def run_command(
 
     Piped text is added to the prompt. Without a prompt, on a terminal, this is a chat. An embedding model prints the vector of PROMPT.
     A classifier takes pictures, files with rows (.csv, .tsv, .json, .jsonl, .npy) or texts, any number of them, and says what they are.
+
+    MODEL may also be a route: auto lets the local model or a configured endpoint answer, cloud/NAME an endpoint. What is private stays on
+    this machine; `edgeai route PROMPT --explain` says beforehand what would happen.
     """
     from edgeai.cli.answer import answer_once
     from edgeai.cli.chat import Chat
@@ -69,7 +76,12 @@ def run_command(
     from edgeai.store import Store
     from edgeai.types import GenerationConfig
 
-    if (classifier := classifier_path(model)) is not None:
+    model, prompts = who(model, prompts, routing)
+    if "route" not in routing:
+        refuse_route_options(routing)
+    if model and (classifier := classifier_path(model)) is not None:
+        if "route" in routing:
+            raise UsageError(f"{classifier.stem} is no language model", hint="leave out --route")
         from edgeai.cli.classify import classify
 
         refuse_answer_options(classifier.stem, "has labels or values and no answers")
@@ -93,11 +105,14 @@ def run_command(
     if text is None and out.as_json:
         raise UsageError("--json needs a prompt", hint=f'edgeai run {model} "PROMPT" --json')
     check_form(form, text)
-    path = locate(model, pull=pull, out=out)
+    path = locate(model, pull=pull, out=out) if model else None
     if text is not None:
         # Every token is at least one byte, so an answer to this prompt can never need more than this.
         system_bytes = check_text(system or "", "the system message").encode()
         load["needed"] = len(text.encode()) + len(system_bytes) + answer["max_tokens"]
+    if path is None or "route" in routing:
+        routed(model, routing, load, files, text, system, raw, form, answer, out)
+        return
     with load_model(path, load, out) as loaded:
         if loaded.artifact.embedding:
             embed(loaded, text, out)
@@ -108,6 +123,34 @@ def run_command(
             Chat(loaded, config, system, out).loop()
         else:
             answer_once(loaded, make_prompt(loaded, text, system, raw, out), config, out)
+
+
+def routed(
+    model: str, routing: dict[str, Any], load: dict[str, Any], files: tuple[Path, ...], text: str | None, system: str | None,
+    raw: bool, form: Constraint | None, answer: dict[str, Any], out: Output,
+) -> None:  # fmt: skip
+    """Answer TEXT, or chat, through the router."""
+    from edgeai.cli.answer import answer_once
+    from edgeai.cli.chat import Chat
+
+    loaded, options = load_router(model, routing, load, {str(path): read_text(path) for path in files})
+    out.explain = "explain" in routing
+    with loaded:
+        config = loaded.config(constraint=form, **answer).with_(route=options)
+        if text is None:
+            Chat(loaded, config, system, out).loop()
+        else:
+            answer_once(loaded, make_prompt(loaded, text, system, raw, out), config, out)
+    ledger = loaded.engine.ledger  # type: ignore[attr-defined]  # a router has one
+    out.warn(ledger.take_notices())  # of what could not be written at the end
+
+
+def refuse_route_options(routing: Mapping[str, Any]) -> None:
+    """Raise UsageError for the first option of a route where there is none: one model answers, and it is on this machine."""
+    for name in routing:
+        if name != "private":  # it is kept
+            written = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{written} is for routed answers", hint=f"add --route auto, or leave out {written}")
 
 
 def speculation(answer: Mapping[str, Any], load: Mapping[str, Any]) -> Speculation:

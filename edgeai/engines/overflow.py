@@ -7,7 +7,7 @@ where no `max_tokens` is given. `error` lets a prompt have all but one token of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeai.errors import ContextExceeded, UsageError
 from edgeai.types import GenerationConfig, Message, Notice, Prompt
@@ -53,8 +53,14 @@ def fit_prompt(
     text it keeps the end. `truncate-middle` keeps beginning and end of the longest messages, or of the text, and never cuts a system
     message. Both cut between tokens and between characters.
 
-    Raises ContextExceeded where that is not enough, or nothing may be cut; UsageError for a prompt of no tokens.
+    CONFIG.prefill follows the prompt. Raises ContextExceeded where that is not enough, or nothing may be cut; UsageError for a prompt of
+    no tokens, and for tools.
     """
+    if config.tools:
+        raise UsageError("models on this machine call no tools", hint="ask an endpoint, or leave out `tools`")
+    if config.prefill:
+        plain, begun = tokens.encode, tokens.tokenize(config.prefill)
+        tokens = replace(tokens, encode=lambda prompt: [*plain(prompt), *begun])
     ids = tokens.encode(prompt)
     if not ids:
         raise UsageError("the prompt is empty", hint="give at least one character")

@@ -1,0 +1,126 @@
+"""The local model of a router: its facts at once, its weights when it is first asked."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from pathlib import Path
+from typing import Any
+
+from edgeai.artifact import Artifact
+from edgeai.engines.base import Engine
+from edgeai.errors import CloudFailure, EdgeAIError
+
+__all__ = ["LocalModel"]
+
+
+class LocalModel:
+    """The model NAME, found by FIND and loaded by OPEN when an answer of it is first wanted, once for all requests.
+
+    A load that fails is tried again by the next request; one that takes longer than its caller waits goes on for those that come later.
+    """
+
+    def __init__(
+        self, name: str, find: Callable[[], Path], load: Callable[[Path], Engine], *,
+        facts: Callable[[Path], Artifact] | None = None,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self._find, self._load, self._facts = find, load, facts
+        self._lock = threading.Lock()
+        self._loading: Future[Engine] | None = None
+        self._known: tuple[float, Artifact | EdgeAIError] | None = None
+        self._closed = False
+
+    @classmethod
+    def of(cls, name: str, options: Mapping[str, Any]) -> LocalModel:
+        """Return the pulled model or file NAME, to be loaded with OPTIONS of options.LoadOptions. Opens nothing yet."""
+
+        def find() -> Path:
+            from edgeai.store import Store
+
+            return Store.open().find(name)
+
+        def load(path: Path) -> Engine:
+            from edgeai.engines.opening import open_engine
+
+            return open_engine(path, **options)
+
+        return cls(name, find, load)
+
+    @classmethod
+    def loaded_already(cls, name: str, engine: Engine) -> LocalModel:
+        """Return the model NAME that ENGINE is."""
+        return cls(name, lambda: engine.artifact.path, lambda _: engine, facts=lambda _: engine.artifact)
+
+    @property
+    def model(self) -> str:
+        """Its name among the candidates."""
+        return f"local/{self.name}"
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether an answer can begin at once."""
+        future = self._loading
+        return future is not None and future.done() and future.exception() is None
+
+    def artifact(self) -> Artifact:
+        """Return the facts of its file, which loads no weights. Raises ModelNotFound, InvalidModel."""
+        known = self._known
+        if known is None or (isinstance(known[1], EdgeAIError) and time.monotonic() - known[0] > 1.0):
+            known = self._known = (time.monotonic(), self._look())
+        if isinstance(known[1], EdgeAIError):
+            raise known[1]
+        return known[1]
+
+    def _look(self) -> Artifact | EdgeAIError:
+        from edgeai.engines.opening import open_model
+
+        try:
+            return (self._facts or open_model)(self._find())
+        except EdgeAIError as error:
+            return error
+
+    def problem(self) -> str | None:
+        """Say why it cannot answer, None if it may."""
+        try:
+            artifact = self.artifact()
+        except EdgeAIError as error:
+            return f"{error.message}; {error.hint}" if error.hint else error.message
+        return (
+            None if artifact.task == "generation" else f"{self.name} gives no answers, it is made for {artifact.task}"
+        )
+
+    def engine(self, wait_s: float) -> Engine:
+        """Return the engine, loaded now if it is not yet. Raises what loading raises, CloudFailure "timeout" after WAIT_S seconds."""
+        with self._lock:
+            future = self._loading
+            if self._closed:
+                raise CloudFailure(f"{self.model} has been closed", kind="aborted")
+            if future is None or (future.done() and future.exception() is not None):
+                future = self._loading = Future()
+                threading.Thread(target=self._open, args=(future,), name="edgeai load", daemon=True).start()
+        try:
+            return future.result(max(0.0, wait_s))
+        except NotYet:
+            raise CloudFailure(f"{self.model} was not loaded in {wait_s:.1f} s", kind="timeout") from None
+
+    def _open(self, future: Future[Engine]) -> None:
+        try:
+            engine = self._load(self._find())
+        except BaseException as error:  # noqa: BLE001 - it is raised again in who waits
+            future.set_exception(error)
+            return
+        future.set_result(engine)
+        if self._closed:
+            engine.close()
+
+    def close(self) -> None:
+        """Free the model, also one that is still being loaded."""
+        with self._lock:
+            self._closed = True
+            future = self._loading
+        if future is not None and future.done() and future.exception() is None:
+            future.result().close()

@@ -1,0 +1,183 @@
+"""Payment cards and IBANs, by their check digits, their issuers' ranges and their lengths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from edgeai.routing.privacy.context import CARD, named
+from edgeai.routing.privacy.hits import Hit
+from edgeai.routing.privacy.text import View
+
+__all__ = ["find_cards", "find_ibans"]
+
+LEAST, MOST = 12, 19
+"""Digits of a card's number (ISO/IEC 7812-1)."""
+
+ISSUERS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
+    ("4", "4", (13, 16, 18, 19)),  # Visa
+    ("51", "55", (16,)), ("2221", "2720", (16,)),  # Mastercard
+    ("34", "34", (15,)), ("37", "37", (15,)),  # American Express
+    ("300", "305", (14, 16, 19)), ("3095", "3095", (14, 16, 19)), ("36", "36", (14, 16, 19)), ("38", "39", (14, 16, 19)),  # Diners Club
+    ("6011", "6011", (16, 19)), ("644", "659", (16, 17, 18, 19)),  # Discover, RuPay, Elo, Troy, Verve
+    ("3528", "3589", (16, 17, 18, 19)), ("1800", "1800", (15,)), ("2131", "2131", (15,)),  # JCB
+    ("62", "62", (16, 17, 18, 19)), ("81", "81", (16, 17, 18, 19)),  # UnionPay
+    ("2200", "2204", (16, 17, 18, 19)),  # Mir
+    ("5018", "5018", (12, 13, 14, 15, 16, 17, 18, 19)), ("5020", "5020", (12, 13, 14, 15, 16, 17, 18, 19)),  # Maestro
+    ("5038", "5038", (12, 13, 14, 15, 16, 17, 18, 19)), ("56", "58", (12, 13, 14, 15, 16, 17, 18, 19)),
+    ("63", "63", (12, 13, 14, 15, 16, 17, 18, 19)), ("67", "67", (12, 13, 14, 15, 16, 17, 18, 19)),
+    ("5019", "5019", (16,)), ("4571", "4571", (16,)),  # Dankort
+    ("60", "60", (16,)), ("82", "82", (16,)), ("508", "508", (16,)), ("353", "356", (16,)),  # RuPay
+    ("506099", "506198", (16, 18, 19)), ("507865", "507964", (16, 18, 19)),  # Verve
+    ("9792", "9792", (16,)),  # Troy
+    ("636", "639", (16, 17, 18, 19)),  # InterPayment, InstaPayment
+)  # fmt: skip
+"""First digits from, to, and the lengths that their cards have. Source: the tables of issuer identification numbers that ISO/IEC 7812
+
+assigns, as the networks publish them (en.wikipedia.org/wiki/Payment_card_number, read 2026)."""
+
+GROUPS = re.compile(r"[0-9]+")
+BROKEN = re.compile(r"[0-9]{4}(?:[ \-]?[0-9]{4,6}){0,2}[ \-]?[ \t]{0,4}\r?\n[ \t>|#*/]{0,8}[0-9]{3,6}(?:[ \-]?[0-9]{1,6}){0,3}")
+"""A card's number with a line break between two of its groups."""
+BARCODE = re.compile(r"\b(?:ean|gtin|upc|isbn|barcode|sku)\b")
+
+
+def luhn(digits: str) -> bool:
+    """Whether the last of DIGITS is their check digit by ISO/IEC 7812-1, annex B."""
+    total = 0
+    for index, digit in enumerate(map(int, reversed(digits))):
+        doubled = digit * 2 if index % 2 else digit
+        total += doubled - 9 if doubled > 9 else doubled
+    return total % 10 == 0
+
+
+def is_issued(digits: str) -> bool:
+    """Whether DIGITS begin as an issuer's cards do and have one of their lengths."""
+    count = len(digits)
+    return any(low <= digits[: len(low)] <= high and count in lengths for low, high, lengths in ISSUERS)
+
+
+def find_cards(view: View) -> Iterator[Hit]:
+    """Yield the card numbers in VIEW: in one piece, in groups, or with one line break between groups."""
+    text = view.text
+    for start, end in view.runs:
+        if end - start >= LEAST:
+            yield from _in_run(view, start, end)
+    if "\n" not in text:
+        return
+    for match in BROKEN.finditer(text):
+        digits = re.sub(r"[^0-9]", "", match[0])
+        if LEAST <= len(digits) <= MOST and is_issued(digits) and luhn(digits) and _ends(text, *match.span()):
+            yield Hit("card", "privacy.card", match.start(), match.end())
+
+
+def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
+    groups = [match.span() for match in GROUPS.finditer(view.text, start, end)]
+    past = 0
+    for first, (begin, stop) in enumerate(groups):
+        if begin < past:
+            continue
+        count = 0
+        for last in range(first, min(first + MOST, len(groups))):
+            count += groups[last][1] - groups[last][0]
+            if count > MOST:
+                break
+            if count < LEAST or (last > first and stop - begin > MOST):
+                continue
+            if _is_one(view, groups, first, last):
+                past = groups[last][1]
+                yield Hit("card", "privacy.card", begin, past)
+                break
+
+
+def _is_one(view: View, groups: list[tuple[int, int]], first: int, last: int) -> bool:
+    """Whether GROUPS of digits from FIRST to LAST are a card's number."""
+    text = view.text
+    begin, end = groups[first][0], groups[last][1]
+    digits = "".join(text[start:stop] for start, stop in groups[first : last + 1])
+    if not luhn(digits) or len(set(digits)) == 1 or not _ends(text, begin, end):
+        return False
+    if not is_issued(digits):  # a range that is not in the table is believed where a word says that it is a card's
+        return named(view, begin, end, CARD, BARCODE)
+    if first == last:
+        return not named(view, begin, end, BARCODE) or named(view, begin, end, CARD)
+    sizes = [stop - start for start, stop in groups[first : last + 1]]
+    marks = {text[groups[index][1] : groups[index + 1][0]].strip() or " " for index in range(first, last)}
+    if named(view, begin, end, CARD):
+        return len(marks) <= 2
+    # Rows of numbers have such groups too: a card stands alone, in groups of one size and one mark.
+    if len(marks) > 1 or min(sizes[:-1]) < 4 or "/" in marks or "." in marks and len(sizes) < 4 or max(sizes) == min(sizes) == 6:
+        return False
+    return not _continues(text, groups, first, last)
+
+
+def _continues(text: str, groups: list[tuple[int, int]], first: int, last: int) -> bool:
+    """Whether numbers of four digits and more stand right before or behind, as in a row of a table."""
+    if first and groups[first - 1][1] - groups[first - 1][0] >= 4 and text[groups[first - 1][1] : groups[first][0]].strip() == "":
+        return True
+    if last + 1 < len(groups):
+        start, stop = groups[last + 1]
+        return stop - start >= 4 and text[groups[last][1] : start].strip() == ""
+    return False
+
+
+def _ends(text: str, start: int, end: int) -> bool:
+    """Whether what is at START to END is no part of a decimal, a longer number, an identifier or a UUID."""
+    before, after = text[max(0, start - 2) : start], text[end : end + 2]
+    if before and (before[-1] == "_" or before[-1].isalnum()):
+        if before != "\\n" and before[-1] < "\u2e80":
+            return False
+    elif before[-1:] in (".", ",") and before[:1].isdigit() and len(before) == 2 and before[-1] == ".":
+        return False
+    elif before[-1:] == "-" and text[max(0, start - 5) : start - 1].isalnum() and any(map(str.isdigit, text[max(0, start - 5) : start - 1])):
+        return False
+    if after[:1] == "_" or (after[:1].isalpha() and after[:1] < "\u2e80"):
+        return False
+    return not (after[:1] in (".", "-") and after[1:].isdigit()) and after[:1] not in ("%", "%")
+
+
+# ---- IBAN
+
+LENGTHS = dict(
+    pair.split(":")
+    for pair in (
+        "AD:24 AE:23 AL:28 AT:20 AZ:28 BA:20 BE:16 BG:22 BH:22 BI:27 BR:29 BY:28 CH:21 CR:22 CY:28 CZ:24 DE:22 DJ:27 DK:18 DO:28 EE:20 EG:29 ES:24 "
+        "FI:18 FK:18 FO:18 FR:27 GB:22 GE:22 GI:23 GL:18 GR:27 GT:28 HN:28 HR:21 HU:28 IE:22 IL:23 IQ:23 IS:26 IT:27 JO:30 KW:30 KZ:20 LB:28 LC:32 "
+        "LI:21 LT:20 LU:20 LV:21 LY:25 MC:27 MD:24 ME:22 MK:19 MN:20 MR:27 MT:31 MU:30 NI:28 NL:18 NO:15 OM:23 PK:24 PL:28 PS:29 PT:25 QA:29 RO:24 "
+        "RS:22 RU:33 SA:24 SC:31 SD:18 SE:24 SI:19 SK:24 SM:27 SO:23 ST:25 SV:28 TL:23 TN:24 TR:26 UA:29 VA:22 VG:24 XK:20 YE:30"
+    ).split()
+)
+"""Characters of an IBAN by country, from SWIFT's IBAN registry, release 99."""
+IBAN = re.compile(r"[A-Za-z](?<![A-Za-z0-9_].)[A-Za-z] ?[0-9]{2}(?=(?:[ \-.]{0,2}[A-Za-z0-9]){11})")
+
+
+def find_ibans(view: View) -> Iterator[Hit]:
+    """Yield the IBANs in VIEW whose length is their country's and whose check digits are right (ISO 13616, mod 97)."""
+    text = view.text
+    for match in IBAN.finditer(text):
+        wanted = LENGTHS.get(match[0][:2].upper())
+        if wanted is None:
+            continue
+        end = _take(text, match.start(), int(wanted))
+        if end is None:
+            continue
+        plain = re.sub(r"[ \-.]", "", text[match.start() : end]).upper()
+        turned = plain[4:] + plain[:4]
+        if int("".join(str(int(character, 36)) for character in turned)) % 97 == 1:
+            yield Hit("iban", "privacy.iban", match.start(), end)
+
+
+def _take(text: str, start: int, wanted: int) -> int | None:
+    """Return where WANTED letters and digits from START on end, with single separators between them, if a word ends there."""
+    place = start
+    gap = 0
+    while wanted:
+        character = text[place : place + 1]
+        if character.isascii() and character.isalnum():
+            wanted, gap = wanted - 1, 0
+        elif character in (" ", "-", ".") and gap < 2:
+            gap += 1
+        else:
+            return None
+        place += 1
+    return None if text[place : place + 1].isalnum() and text[place] < "\u2e80" else place
