@@ -34,7 +34,7 @@ ABOUT = {
     "routing.usd_per_day": "What endpoints may cost in a day, in US dollars. Not set: any sum.",
     "routing.resume_local": "Continue here an answer that an endpoint broke off, with a visible seam.",
     "privacy": "What must not leave this machine.",
-    "privacy.tier": "What is looked for: what has a form, like numbers, addresses and keys (structured); persons and places too (names); or nothing (off).",
+    "privacy.tier": "What is looked for: numbers and keys (structured), persons and places too (names), or nothing (off).",
     "privacy.names_model": "An ONNX model that finds names, for the tier names.",
     "privacy.words": "A text with one of these words stays here.",
     "privacy.patterns": "A text that has a match of one of these regular expressions stays here.",

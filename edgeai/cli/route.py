@@ -51,11 +51,12 @@ class TextOrVerb(click.Group):
             return click.Command.invoke(self, ctx)
         command = self.get_command(ctx, ctx.invoked_subcommand)
         assert command is not None  # noqa: S101 - it is in the list of commands
-        with command.make_context(ctx.invoked_subcommand, ctx.args, parent=ctx) as inner:
+        name = f"{ctx.info_name} {ctx.invoked_subcommand}"  # with this as its parent its usage would have a [TEXT]
+        with command.make_context(name, ctx.args, parent=ctx.parent) as inner:
             return inner.command.invoke(inner)
 
 
-@click.group("route", cls=TextOrVerb, short_help="Say who would answer, and why.")
+@click.group("route", cls=TextOrVerb, no_args_is_help=False, short_help="Say who would answer, and why.")
 @click.argument("texts", metavar="[TEXT]", nargs=-1)
 @click.option("--explain", is_flag=True, help="Say what was found, who may answer, and who may not and why.")
 @click.option("--policy", type=click.Choice(POLICIES), help="Decide by this policy.")
@@ -70,7 +71,7 @@ class TextOrVerb(click.Group):
     "scope",
     default="auto",
     metavar="ROUTE",
-    help="auto, auto:private, auto:quality, local/MODEL or cloud/NAME.",
+    help="auto, auto:private, auto:quality, local/MODEL, cloud/NAME.",
 )
 @click.option("-s", "--system", help="System message.")
 @click.option("--attach", "files", multiple=True, type=READABLE, help="A text file that goes along; may be repeated.")
