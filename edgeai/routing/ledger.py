@@ -136,7 +136,8 @@ class Ledger:
             notice = Notice(code="ledger", message=message)
             self._notices.append(notice)
         if self._notify is not None:
-            self._notify(notice)
+            with suppress(Exception):  # the notice is kept; no callback may end the writer or reach who records
+                self._notify(notice)
 
 
 class Writer:

@@ -230,6 +230,18 @@ def test_a_callback_gets_each_cause_once(path: Path, monkeypatch: pytest.MonkeyP
     failing.close(0.1)
 
 
+def test_a_callback_that_fails_reaches_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = Ledger(path, notify=raising(RuntimeError("callback")))
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerFile, "append", raising(PermissionError(13, "Permission denied")))
+        failing.record(entry())
+        assert not failing.flush(10)
+    failing.record(entry("next"))
+    assert failing.flush(10)
+    assert len(failing.notices()) == 1
+    failing.close()
+
+
 def raising(error: Exception) -> Callable[..., Any]:
     def raise_it(*_args: Any) -> Any:
         raise error
