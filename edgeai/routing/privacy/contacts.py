@@ -16,6 +16,7 @@ AT = re.compile(
     r"(?=((?:[^\W_](?:[\w-]{0,61}[^\W_])?(?:\.|[ ]?[\[({](?:dot|DOT|\.)[\])}][ ]?)){1,8}(?:xn--[a-z0-9-]{2,59}|[^\W\d_]{2,24}))(?![\w]|-\w|\())"
 )
 """The sign itself, or a form that stands for it (percent-encoded, HTML, JSON, "[at]"), and then a domain. A call, `a@b.c()`, is none."""
+SIGNS = ("@", "%40", "&#", "&commat;", "\\u0040", "[at]", "(at)", "{at}")
 LITERAL = re.compile(r"@\[(?:IPv6:[0-9A-Fa-f:.]{2,45}|[0-9.]{7,15})\]")
 LOCAL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.!#$%&'*+/=?^_`{|}~-")
 EDGES = ".'`/=&?*!|^~{}#$%"
@@ -31,7 +32,7 @@ NOBODY = frozenset({"git", "hg", "svn"})
 def find_emails(view: View) -> Iterator[Hit]:
     """Yield the e-mail addresses in VIEW, without angle brackets and names around them."""
     text = view.text
-    if "@" in text or "40" in text or "64;" in text or "ommat" in text or "at" in view.lower:
+    if any(sign in view.lower for sign in SIGNS):
         for match in AT.finditer(text):
             domain = match[1]
             if domain.rpartition(".")[2].lower() in NOT_DOMAINS:

@@ -6,7 +6,7 @@ import re
 
 from edgeai.routing.privacy.text import View
 
-__all__ = ["CARD", "PHONE", "named"]
+__all__ = ["CARD", "CARD_STEMS", "PHONE", "named"]
 
 BEFORE_CHARS, AFTER_CHARS = 48, 20
 
@@ -37,6 +37,11 @@ CARD = re.compile(
     r"\bcards?\b|\bcredit|\bdebit|\bvisa\b|\bmaster ?card|\bamex\b|american express|\bmaestro\b|\bdiners\b|\bdiscover\b|\bjcb\b|\bunionpay\b|\bcc\b|\bpan\b|\bccn\b|\bcard_?n|kredit|karte|tarjeta|\bcarte\b"
     r"|\bcarta\b|cart[aã]o|\bkaart|\bkort\w{0,6}|\bkarta\b|\bkarty\b|карт|银行卡|信用卡|卡号|カード|카드|\bpayment|\bcharge"
 )
+CARD_STEMS = (
+    "card", "credit", "debit", "visa", "master", "amex", "american", "maestro", "diners", "discover", "jcb", "unionpay", "cc", "pan", "kredit", "karte",
+    "tarjeta", "carte", "carta", "cart", "kaart", "kort", "kart", "карт", "卡", "カード", "카드", "payment", "charge",
+)  # fmt: skip
+"""A text without any of these has no word of CARD."""
 
 
 def named(view: View, start: int, end: int, words: re.Pattern[str], avoid: re.Pattern[str] | None = None) -> bool:

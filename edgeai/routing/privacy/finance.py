@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from edgeai.routing.privacy.context import CARD, named
+from edgeai.routing.privacy.context import CARD, CARD_STEMS, named
 from edgeai.routing.privacy.hits import Hit
 from edgeai.routing.privacy.text import View
 
@@ -36,19 +36,24 @@ ISSUERS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
 
 assigns, as the networks publish them (en.wikipedia.org/wiki/Payment_card_number, read 2026)."""
 
+BEGINNINGS = frozenset(
+    f"{number:02}" for low, high, _ in ISSUERS for number in range(int(low.ljust(2, "0")[:2]), int(high.ljust(2, "9")[:2]) + 1)
+)
+CALLED_CHARS = 64
+"""How far behind the word for a card its number may begin."""
 GROUPS = re.compile(r"[0-9]+")
 BROKEN = re.compile(r"[0-9]{4}(?:[ \-]?[0-9]{4,6}){0,2}[ \-]?[ \t]{0,4}\r?\n[ \t>|#*/]{0,8}[0-9]{3,6}(?:[ \-]?[0-9]{1,6}){0,3}")
 """A card's number with a line break between two of its groups."""
 BARCODE = re.compile(r"\b(?:ean|gtin|upc|isbn|barcode|sku)\b")
 
 
+DOUBLED = str.maketrans("0123456789", "0246813579")
+"""Twice a digit, with the digits of the result added up."""
+
+
 def luhn(digits: str) -> bool:
     """Whether the last of DIGITS is their check digit by ISO/IEC 7812-1, annex B."""
-    total = 0
-    for index, digit in enumerate(map(int, reversed(digits))):
-        doubled = digit * 2 if index % 2 else digit
-        total += doubled - 9 if doubled > 9 else doubled
-    return total % 10 == 0
+    return (sum(map(int, digits[::-2])) + sum(map(int, digits[-2::-2].translate(DOUBLED)))) % 10 == 0
 
 
 def is_issued(digits: str) -> bool:
@@ -67,73 +72,94 @@ def find_cards(view: View) -> Iterator[Hit]:
         return
     for match in BROKEN.finditer(text):
         digits = re.sub(r"[^0-9]", "", match[0])
-        if LEAST <= len(digits) <= MOST and is_issued(digits) and luhn(digits) and _ends(text, *match.span()):
+        if LEAST <= len(digits) <= MOST and is_issued(digits) and luhn(digits) and _starts(text, match.start()) and _ends(text, match.end()):
             yield Hit("card", "privacy.card", match.start(), match.end())
 
 
 def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
-    groups = [match.span() for match in GROUPS.finditer(view.text, start, end)]
+    text = view.text
+    groups = [match.span() for match in GROUPS.finditer(text, start, end)]
+    called = CALLED_CHARS if view.says(CARD_STEMS) and named(view, start, start, CARD) else 0
     past = 0
     for first, (begin, stop) in enumerate(groups):
-        if begin < past:
+        by_name = begin - start < called
+        if begin < past or stop - begin > MOST or (stop - begin < 4 and not by_name) or not _starts(text, begin):
+            continue
+        if not by_name and 0 < first < len(groups) - 1 and _in_row(text, groups, first):
             continue
         count = 0
         for last in range(first, min(first + MOST, len(groups))):
-            count += groups[last][1] - groups[last][0]
+            size = groups[last][1] - groups[last][0]
+            count += size
             if count > MOST:
                 break
-            if count < LEAST or (last > first and stop - begin > MOST):
-                continue
-            if _is_one(view, groups, first, last):
+            if count >= LEAST and _is_one(view, groups, first, last, by_name=by_name):
                 past = groups[last][1]
                 yield Hit("card", "privacy.card", begin, past)
                 break
+            if size < 4 and not by_name:
+                break
 
 
-def _is_one(view: View, groups: list[tuple[int, int]], first: int, last: int) -> bool:
-    """Whether GROUPS of digits from FIRST to LAST are a card's number."""
+def _is_one(view: View, groups: list[tuple[int, int]], first: int, last: int, *, by_name: bool) -> bool:
+    """Whether GROUPS of digits from FIRST to LAST are a card's number; BY_NAME: a word before them says so."""
     text = view.text
     begin, end = groups[first][0], groups[last][1]
-    digits = "".join(text[start:stop] for start, stop in groups[first : last + 1])
-    if not luhn(digits) or len(set(digits)) == 1 or not _ends(text, begin, end):
+    digits = "".join([text[start:stop] for start, stop in groups[first : last + 1]])
+    issued = digits[:2] in BEGINNINGS and is_issued(digits)
+    if not (issued or by_name or first == last) or not luhn(digits) or len(set(digits)) == 1 or not _ends(text, end):
         return False
-    if not is_issued(digits):  # a range that is not in the table is believed where a word says that it is a card's
+    if not issued:  # a range that is not in the table is believed where a word says that it is a card's
         return named(view, begin, end, CARD, BARCODE)
     if first == last:
         return not named(view, begin, end, BARCODE) or named(view, begin, end, CARD)
-    sizes = [stop - start for start, stop in groups[first : last + 1]]
-    marks = {text[groups[index][1] : groups[index + 1][0]].strip() or " " for index in range(first, last)}
-    if named(view, begin, end, CARD):
-        return len(marks) <= 2
-    # Rows of numbers have such groups too: a card stands alone, in groups of one size and one mark.
-    if len(marks) > 1 or min(sizes[:-1]) < 4 or "/" in marks or "." in marks and len(sizes) < 4 or max(sizes) == min(sizes) == 6:
-        return False
-    return not _continues(text, groups, first, last)
-
-
-def _continues(text: str, groups: list[tuple[int, int]], first: int, last: int) -> bool:
-    """Whether numbers of four digits and more stand right before or behind, as in a row of a table."""
-    if first and groups[first - 1][1] - groups[first - 1][0] >= 4 and text[groups[first - 1][1] : groups[first][0]].strip() == "":
+    if by_name:
         return True
-    if last + 1 < len(groups):
-        start, stop = groups[last + 1]
-        return stop - start >= 4 and text[groups[last][1] : start].strip() == ""
+    # Rows of numbers have such groups too: a card stands alone, in groups of four and more with one mark.
+    sizes = [stop - start for start, stop in groups[first : last + 1]]
+    marks = {text[groups[index][1] : groups[index + 1][0]].strip() for index in range(first, last)}
+    if len(marks) > 1 or "/" in marks or ("." in marks and len(sizes) < 4):
+        return named(view, begin, end, CARD)
+    return not _continues(text, groups, first, last, marks.pop()) or named(view, begin, end, CARD)
+
+
+def _in_row(text: str, groups: list[tuple[int, int]], index: int) -> bool:
+    """Whether the group INDEX stands between others of four digits and more, with the same mark on both sides."""
+    left = text[groups[index - 1][1] : groups[index][0]]
+    return left == text[groups[index][1] : groups[index + 1][0]] and groups[index - 1][1] - groups[index - 1][0] >= 4
+
+
+def _continues(text: str, groups: list[tuple[int, int]], first: int, last: int, mark: str) -> bool:
+    """Whether numbers of four digits and more stand right before or behind with the same MARK, as in a row of a table."""
+    for left, right, beside in ((first - 1, first, first - 1), (last, last + 1, last + 1)):
+        if left >= 0 and right < len(groups):
+            size = groups[beside][1] - groups[beside][0]
+            if size >= 4 and text[groups[left][1] : groups[right][0]].strip() == mark:
+                return True
     return False
 
 
-def _ends(text: str, start: int, end: int) -> bool:
-    """Whether what is at START to END is no part of a decimal, a longer number, an identifier or a UUID."""
-    before, after = text[max(0, start - 2) : start], text[end : end + 2]
-    if before and (before[-1] == "_" or before[-1].isalnum()):
-        if before != "\\n" and before[-1] < "\u2e80":
-            return False
-    elif before[-1:] in (".", ",") and before[:1].isdigit() and len(before) == 2 and before[-1] == ".":
+def _starts(text: str, start: int) -> bool:
+    """Whether what begins at START goes on from no decimal, identifier or UUID."""
+    before = text[max(0, start - 2) : start]
+    mark = before[-1:]
+    if mark == "_" or mark.isalnum():
+        return before == "\\n" or mark >= "\u2e80"
+    if mark == ".":
+        return not before[:-1].isdigit()
+    if mark == "-":
+        word = text[max(0, start - 5) : start - 1]
+        return not (word.isalnum() and any(map(str.isdigit, word)))
+    return True
+
+
+def _ends(text: str, end: int) -> bool:
+    """Whether what ends at END goes on into no decimal, identifier or percentage."""
+    after = text[end : end + 2]
+    mark = after[:1]
+    if mark in ("_", "%") or (mark.isalpha() and mark < "\u2e80"):
         return False
-    elif before[-1:] == "-" and text[max(0, start - 5) : start - 1].isalnum() and any(map(str.isdigit, text[max(0, start - 5) : start - 1])):
-        return False
-    if after[:1] == "_" or (after[:1].isalpha() and after[:1] < "\u2e80"):
-        return False
-    return not (after[:1] in (".", "-") and after[1:].isdigit()) and after[:1] not in ("%", "%")
+    return not (mark in (".", "-") and after[1:].isdigit())
 
 
 # ---- IBAN
@@ -148,13 +174,16 @@ LENGTHS = dict(
     ).split()
 )
 """Characters of an IBAN by country, from SWIFT's IBAN registry, release 99."""
-IBAN = re.compile(r"[A-Za-z](?<![A-Za-z0-9_].)[A-Za-z] ?[0-9]{2}(?=(?:[ \-.]{0,2}[A-Za-z0-9]){11})")
+IBAN = re.compile(r"[A-Za-z]{2}[ \-]?[0-9]{2}(?=(?:[ \-.]{0,2}[A-Za-z0-9]){11})")
 
 
 def find_ibans(view: View) -> Iterator[Hit]:
     """Yield the IBANs in VIEW whose length is their country's and whose check digits are right (ISO 13616, mod 97)."""
     text = view.text
-    for match in IBAN.finditer(text):
+    for place in view.words:
+        match = IBAN.match(text, place)
+        if match is None:
+            continue
         wanted = LENGTHS.get(match[0][:2].upper())
         if wanted is None:
             continue

@@ -17,6 +17,10 @@ __all__ = ["find_national_ids"]
 BEFORE_CHARS, AFTER_CHARS = 56, 24
 MOST_GROUPS = 7
 GROUPS = re.compile(r"[0-9]+")
+TAIL = re.compile(r"[0-9](?<![A-Za-z0-9_.\-].)(?=[0-9. ]{1,22}+[\-+]?[A-Za-z0-9])(?=[0-9. ]{1,22}[\-+]?[A-Za-z]|[0-9.]{7,12}-[0-9])")
+"""Digits, perhaps in groups, and then a letter or a dash with a digit."""
+SPECIAL = re.compile(r"\\w(?:\{[^}]*\})?|\\b|\\\.\??|\[[^\]]*\]\??|\((?:[^()])*\)\??|.\?|\.")
+"""What in the patterns of words is no plain letter, with the letter before a question mark."""
 NUMBER_WORD = re.compile(r"(?:order|invoice|ticket|tracking|serial|isbn|ean|commit|build)\w{0,8}\W{0,4}(?:(?:no|nr|number|id)\W{0,3})?$")
 
 
@@ -31,6 +35,11 @@ def _forms() -> dict[str, list[tuple[Rule, bool]]]:
     return found
 
 
+def _possible(view: View, form: str) -> list[tuple[Rule, bool]]:
+    """Return the rules for FORM that anything in VIEW can speak for."""
+    return view.once(form, lambda: [(rule, alone) for rule, alone in _forms()[form] if alone or view.says(_stems(rule.words))])
+
+
 @functools.cache
 def _prefixes() -> frozenset[str]:
     """Return every beginning of a form, so that groups that lead to none are left at once."""
@@ -43,8 +52,13 @@ def find_national_ids(view: View) -> Iterator[Hit]:
         yield from _in_run(view, start, end)
     text = view.text
     lettered, tailed = _patterns()
-    for pattern, table in ((lettered, LETTERED), (tailed, TAILED)):
-        for match in pattern.finditer(text):
+    for pattern, table, places in ((lettered, LETTERED, view.words), (tailed, TAILED, _tails(text))):
+        for place in places:
+            match = pattern.match(text, place)
+            if match is None and table is LETTERED and text[place - 4 : place - 1].isalpha():
+                match = pattern.match(text, place - 4)  # RSS MRA 85T10 A562S
+            if match is None:
+                continue
             index = int((match.lastgroup or "r0")[1:])
             id_, _, check, alone, words = table[index]
             start, end = match.span()
@@ -67,9 +81,14 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     lettered = "|".join(f"(?P<r{index}>(?:{_unnumbered(row[1], index)}){behind})" for index, row in enumerate(LETTERED))
     tailed = "|".join(f"(?P<r{index}>(?:{row[1]}){behind})" for index, row in enumerate(TAILED))
     return (
-        re.compile(rf"(?<![A-Za-z0-9_.])(?=[A-Za-zА-Я]{{1,6}}[ \-]?[A-Za-z]{{0,3}}[ \-]?[0-9]{{2}})(?=[A-Za-zА-Я0-9 \-]{{7}})(?:{lettered})", re.IGNORECASE),
-        re.compile(rf"(?=[0-9])(?<![A-Za-z0-9_.\-])(?=[0-9. ]{{4}})(?:{tailed})"),
+        re.compile(rf"(?<![A-Za-z0-9_.])(?:{lettered})", re.IGNORECASE),
+        re.compile(tailed),
     )
+
+
+def _tails(text: str) -> Iterator[int]:
+    for match in TAIL.finditer(text):
+        yield match.start()
 
 
 def _unnumbered(pattern: str, index: int) -> str:
@@ -86,6 +105,7 @@ def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
     first = 0
     while first < len(groups):
         form, best = "", None
+        continues = first > 0 and text[groups[first - 1][1] : groups[first][0]] == " "
         for last in range(first, min(first + MOST_GROUPS, len(groups))):
             begin, stop = groups[last]
             if last > first:
@@ -93,7 +113,13 @@ def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
             form += str(stop - begin)
             if form not in prefixes:
                 break
-            for rule, alone in forms.get(form, ()):
+            if form not in forms:
+                continue
+            # Rows of numbers have such groups too: a form with spaces shows something only where it stands alone.
+            in_row = " " in form and (continues or (last + 1 < len(groups) and text[stop : groups[last + 1][0]] == " "))
+            for rule, alone in _possible(view, form):
+                if alone and in_row and not _named(view, groups[first][0], stop, rule.words or rule.id):
+                    continue
                 if _is_one(view, groups[first][0], stop, rule, alone=alone):
                     best = (rule.id, last)
                     break
@@ -122,6 +148,8 @@ def _is_one(view: View, start: int, end: int, rule: Rule, *, alone: bool) -> boo
 
 
 def _named(view: View, start: int, end: int, words: str) -> bool:
+    if not view.says(_stems(words)):
+        return False
     pattern = _compiled(words)
     before = view.before(start, BEFORE_CHARS)
     if NUMBER_WORD.search(before[-24:]):
@@ -129,6 +157,13 @@ def _named(view: View, start: int, end: int, words: str) -> bool:
     if pattern.search(before) or pattern.search(view.after(end, AFTER_CHARS).partition("\n")[0]):
         return True
     return bool(view.tables) and pattern.search(view.column(start)) is not None
+
+
+@functools.cache
+def _stems(words: str) -> tuple[str, ...]:
+    """Return for each alternative of the pattern WORDS a text that it cannot match without."""
+    alternatives = re.split(r"\|(?![^(]*\))", words)
+    return tuple(max(SPECIAL.split(alternative), key=len) for alternative in alternatives)
 
 
 @functools.cache

@@ -14,6 +14,8 @@ __all__ = ["find_addresses", "find_url_credentials"]
 
 V4 = re.compile(r"[0-9](?<![0-9A-Za-z_.].)[0-9]{0,2}(?:(?:\.|\[\.\])[0-9]{1,3}){3}(?![0-9A-Za-z_]|\.[0-9]|-[0-9A-Za-z]{1,8}[.+])")
 V6 = re.compile(r"[0-9A-Fa-f:](?<![0-9A-Za-z_:.].)[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{2,38}(?:(?<=:)[0-9]{1,3}(?:\.[0-9]{1,3}){3})?(?![0-9A-Za-z_:])")
+COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
+HEX = frozenset("0123456789abcdefABCDEF")
 VERSIONED = re.compile(
     r"(?:\b(?:version|versions|ver|rev|revision|release|released|build|firmware|driver|patch|upgrade[ds]?|update[ds]?|sdk|api|section|sections|sec|chapter|clause|appendix"
     r"|annex|paragraph|para|figure|fig|table|rule|item|step|art|article|oid|python|java|jdk|node|chrome|kernel|assembly|nuget)\b[\w .:=\"'/(]{0,12}"
@@ -37,7 +39,17 @@ def find_addresses(view: View) -> Iterator[Hit]:
             if _is_v4(view, match.start(), match.end()):
                 yield Hit("ip", "privacy.ip", match.start(), match.end())
     if text.count(":") >= 2:
-        for match in V6.finditer(text):
+        past = 0
+        for colons in COLONS.finditer(text):
+            start = colons.start()
+            if start < past:
+                continue
+            while start > max(past, colons.start() - 4) and text[start - 1] in HEX:
+                start -= 1
+            match = V6.match(text, start)
+            if match is None:
+                continue
+            past = match.end()
             value = match[0].rstrip(":") if not match[0].endswith("::") else match[0]
             if _is_v6(value) and text[match.start() + len(value) :][:1] != "(":
                 yield Hit("ip", "privacy.ip", match.start(), match.start() + len(value))

@@ -17,9 +17,9 @@ from edgeai.routing.privacy.text import View
 
 __all__ = ["find_keys", "find_private_keys", "find_secrets"]
 
-LONG = re.compile(r"[\w\-+/=.~:](?<![\w\-+/=.~:].)[\w\-+/=.~:]{13,}+")
+LONG = re.compile(r"[A-Za-z0-9_\-+/=.~:](?<![A-Za-z0-9_\-+/=.~:].)[A-Za-z0-9_\-+/=.~:]{13,}+")
 """What may hold a key: a word of fourteen characters and more. Most texts have few."""
-PROVIDER = re.compile("(?<![A-Za-z0-9])(?:" + "|".join(f"(?P<{name}>{pattern})" for name, pattern in PROVIDERS) + ")")
+PROVIDER = re.compile("(?<![A-Za-z0-9])(?=[A-Za-z0-9])(?:" + "|".join(pattern for _, pattern in PROVIDERS) + ")")
 JWT = re.compile(r"(?<![A-Za-z0-9_-])(ey[A-Za-z0-9_-]{14,4000})\.(ey[A-Za-z0-9_-]{2,12000}|[A-Za-z0-9_-]{8,12000})\.([A-Za-z0-9_-]{0,2000})")
 FILLER = re.compile(r"(?i)x{5,}|\*{3,}|\.{4,}|your|<|_here|-here|placeholder|0{12,}")
 
@@ -49,11 +49,15 @@ def find_keys(view: View) -> Iterator[Hit]:
         start, end = word.span()
         for match in PROVIDER.finditer(text, start, end):
             if not FILLER.search(match[0]) and len(set(match[0])) > 6:
-                yield Hit("api_key", f"privacy.api_key.{match.lastgroup}", *match.span())
+                yield Hit("api_key", f"privacy.api_key.{_provider(match[0])}", *match.span())
         if text.find("ey", start, end) >= 0:
             for match in JWT.finditer(text, start, end):
                 if _is_jose(match[1]):
                     yield Hit("jwt", "privacy.jwt", *match.span())
+
+
+def _provider(key: str) -> str:
+    return next((name for name, pattern in PROVIDERS if re.match(pattern, key)), "other")
 
 
 def _is_jose(part: str) -> bool:
@@ -68,10 +72,14 @@ def _is_jose(part: str) -> bool:
 def find_secrets(view: View) -> Iterator[Hit]:
     """Yield what in VIEW is assigned to a name like `password` or `api_key`, or sent as an authorization, and is no placeholder."""
     text, lower = view.text, view.lower
-    for match in NAME.finditer(lower):
-        value = VALUE.match(text, match.end())
+    place = 0
+    while match := NAME.search(lower, place):
+        place = match.end()
+        value = VALUE.match(text, place)
         if value is None:
             continue
+        if len(value[0]) > 64:
+            place = value.end()  # so that names in a long value are not all read to its end
         quoted = value.start(1) > value.start()
         word = value[1].rstrip("\\").rstrip(".!?") if not quoted else value[1].rstrip("\\")
         strong = match[0].startswith(STRONG)
@@ -124,7 +132,8 @@ def find_private_keys(view: View) -> Iterator[Hit]:
     text = view.text
     if "PRIVATE KEY" not in text and "PuTTY-User-Key" not in text:
         return
-    for match in PRIVATE.finditer(text):
+    place = 0
+    while match := PRIVATE.search(text, place):
         end = text.find("-----END", match.end(), match.end() + MOST_PRIVATE)
         if end >= 0:
             close = text.find("-----", end + 8, end + 80)
@@ -133,5 +142,6 @@ def find_private_keys(view: View) -> Iterator[Hit]:
             body = BODY.match(text, match.end())
             end = body.end() if body else match.end()
             end = match.start() + len(text[match.start() : end].rstrip(" \n\r\t\"'\\,."))
+        place = max(end, match.end())
         if end > match.end() + 16:  # the bare line names a format
             yield Hit("private_key", "privacy.private_key", match.start(), end)

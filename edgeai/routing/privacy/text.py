@@ -6,12 +6,15 @@ import functools
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 from edgeai.routing.privacy.tables import Table
 
 __all__ = ["View", "views"]
+
+T = TypeVar("T")
 
 SLICE_CHARS = 16_384
 LEFT_CHARS, RIGHT_CHARS = 256, 2048
@@ -24,9 +27,13 @@ DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\ufe58\ufe63\uff0d"
 DOTS = "\u00b7\u2024\u3002\uff61\u30fb\uff65"
 
 RUN = re.compile(
-    r"[0-9](?=(?:[ \t().,/\-+]{0,4}[0-9]){6})[0-9]*+(?:[ \t()./\-+]{1,4}+[0-9]++)*+"
+    r"[0-9](?=(?:[ \t()./\-+]{0,4}[0-9]){6})[0-9]*+(?:[ \t()./\-+]{1,4}+[0-9]++)*+"
 )
 """A run of at least seven digits on one line with what may separate the groups of a number. Linear: each part is possessive."""
+
+
+ANCHOR = re.compile(r"[0-9](?:(?<=[^\W\d_].)|(?<=[^\W\d_][ \-].))[0-9]")
+"""Two digits right behind a letter, or behind one space or dash after it."""
 
 
 @dataclass(slots=True)
@@ -45,6 +52,9 @@ class View:
     tables: Sequence[Table] = ()
     whole: str = ""
     _runs: list[tuple[int, int]] | None = field(default=None)
+    _words: list[int] | None = field(default=None)
+    _active: dict[str, Any] = field(default_factory=dict)
+    _said: dict[tuple[str, ...], bool] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[tuple[int, int]]:
@@ -52,6 +62,37 @@ class View:
         if self._runs is None:
             self._runs = [match.span() for match in RUN.finditer(self.text)]
         return self._runs
+
+    @property
+    def words(self) -> list[int]:
+        """Where words begin that digits follow directly or after one separator, as in most numbers with letters."""
+        if self._words is None:
+            text, found = self.text, []
+            for match in ANCHOR.finditer(text):
+                place = match.start() - (not text[match.start() - 1].isalpha())
+                least = max(0, place - 7)
+                while place > least and text[place - 1].isalpha():
+                    place -= 1
+                if not (place and (text[place - 1].isalnum() or text[place - 1] in "_.")):
+                    found.append(place)
+            self._words = found
+        return self._words
+
+    def says(self, stems: tuple[str, ...]) -> bool:
+        """Whether one of STEMS is anywhere in this view or in the headings of a table that reaches into it."""
+        known = self._said.get(stems)
+        if known is None:
+            known = any(stem in self.lower for stem in stems) or any(
+                stem in heading for table in self.tables for heading in table.headings for stem in stems
+            )
+            self._said[stems] = known
+        return known
+
+    def once(self, key: str, find: Callable[[], T]) -> T:
+        """Return what FIND gives, found once for this view by KEY."""
+        if key not in self._active:
+            self._active[key] = find()
+        return cast(T, self._active[key])
 
     def place(self, start: int, end: int) -> tuple[int, int]:
         """Return where the characters START to END of this view are in the whole text."""
