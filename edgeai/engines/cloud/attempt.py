@@ -130,6 +130,7 @@ class Attempt:
         finally:
             if clean:
                 self._drain()
+            self._pieces = iter(())
             response.close()
 
     def _is_stream(self, response: httpcore2.Response) -> bool:
@@ -191,10 +192,10 @@ class Attempt:
                 if reply.moved:
                     reply.moved = False
                     watch.moved()
-                    if reply.finish is not None:
-                        watch.only(AFTER_FINISH_S)
                 elif not begun:
                     self._refuse_page(piece)
+                if reply.finish is not None and watch.phase != "rest":
+                    watch.only(AFTER_FINISH_S)
                 begun = True
         except CloudFailure as error:
             failure = error

@@ -9,7 +9,7 @@ from typing import Any
 from edgeai.errors import CloudFailure
 from edgeai.types import ToolCall
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "is_whole"]
 
 MOST_CALLS = 512
 
@@ -73,7 +73,7 @@ class Calls:
             arguments = json.dumps(arguments)
         if not isinstance(arguments, str):
             raise _malformed("arguments of a call that are no text")
-        if arguments == call.arguments and len(arguments) > 1 and _is_whole(arguments):
+        if arguments == call.arguments and len(arguments) > 1 and is_whole(arguments):
             return
         call.arguments += arguments
 
@@ -96,7 +96,8 @@ def _order(place: Any) -> int:
     return place if isinstance(place, int) else 1 << 62
 
 
-def _is_whole(arguments: str) -> bool:
+def is_whole(arguments: str) -> bool:
+    """Whether ARGUMENTS are a JSON object."""
     try:
         return isinstance(json.loads(arguments), dict)
     except (ValueError, RecursionError):

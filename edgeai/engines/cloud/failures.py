@@ -111,7 +111,7 @@ def _failure(
 
 def _closer(kind: FailureKind, status: int, words: str, codes: list[str]) -> FailureKind:
     """Return what KIND really is, by the words that came with it."""
-    if kind in ("rate_limited", "credentials", "refused") and QUOTA & set(codes):
+    if QUOTA & set(codes):
         return "quota"
     if kind == "rate_limited" and QUOTA_TEXT.search(words) and "retryDelay" not in words:
         return "quota"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from edgeai.engines.cloud.calls import Calls
+from edgeai.engines.cloud.calls import Calls, is_whole
 from edgeai.engines.cloud.failures import from_error, quoted
 from edgeai.errors import CloudFailure
 from edgeai.types import Chunk, FinishReason, Notice, TokenLogprob, ToolCall, Usage
@@ -152,7 +152,7 @@ class Reply:
         """Return the calls of tools, all of which have come. Raises CloudFailure where the end has not come, or nothing came before it."""
         if not self.ended and self.finish is None:
             raise self._malformed("an answer that ended before its end mark", "cut")
-        calls = self._calls.whole()
+        calls = self._whole_calls()
         if not (self._wrote or calls) and not self._may_be_empty():
             raise self._malformed("an empty answer", "empty")
         if calls and self.finish in (None, "stop"):
@@ -160,8 +160,21 @@ class Reply:
         self.finish = self.finish or "stop"
         return calls
 
+    def _whole_calls(self) -> tuple[ToolCall, ...]:
+        """Return the calls; of an answer that was cut only those whose arguments are whole."""
+        if self.finish == "timeout":
+            return ()
+        calls = self._calls.whole()
+        if self.finish not in ("length", "content_filter"):
+            return calls
+        whole = tuple(call for call in calls if is_whole(call.arguments))
+        if len(whole) < len(calls):
+            said = "the answer was cut within the call of a tool: that call is left out"
+            self.notices.append(Notice(code="cloud-call-cut", message=said))
+        return whole
+
     def _may_be_empty(self) -> bool:
-        if self.finish in ("length", "content_filter"):
+        if self.finish in ("length", "content_filter", "timeout"):
             return True
         if self._max_tokens is not None and self._max_tokens <= TINY and self.finish is not None:
             return True
