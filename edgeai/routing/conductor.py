@@ -7,6 +7,7 @@ breaks off ends as `interrupted`, or is continued here behind a visible seam.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, Protocol
 
@@ -15,7 +16,6 @@ from edgeai.errors import CloudFailure, EdgeAIError, NoAnswer, UsageError
 from edgeai.routing.answer import Answer, Cancelled
 from edgeai.routing.attempts import Asked, Attempt, Upstream
 from edgeai.routing.breaker import Breaker
-from edgeai.routing.confidence import Head
 from edgeai.routing.here import Hedge, Here, kind_of
 from edgeai.routing.local import LocalModel
 from edgeai.routing.planning import Planned
@@ -31,7 +31,7 @@ SHARE_OF_FIRST = 0.5
 
 
 class Orchestra(Protocol):
-    """What requests share (router.Router)."""
+    """What requests share (surroundings.Surroundings)."""
 
     local: LocalModel | None
     timers: Timers
@@ -40,25 +40,25 @@ class Orchestra(Protocol):
     def endpoint(self, name: str, model: str) -> tuple[Upstream, Breaker]:
         """Return the endpoint NAME, to be asked for MODEL, and its breaker."""
 
-    def head(self) -> Head | None:
-        """Return the calibrated confidence of the local model, None where there is none for this file."""
-
-    def finished(self, conductor: Conductor) -> None:
-        """Write down what happened."""
-
 
 class Broken(Exception):
     """A candidate failed before its first text; the next one may take over."""
 
 
 class Conductor:
-    """Carries out what was PLANNED in a thread of its own. `attempts` has every try, in the order in which they began."""
+    """Carries out what was PLANNED in a thread of its own; FINISHED writes down what happened before the reader sees the end.
 
-    def __init__(self, orchestra: Orchestra, planned: Planned, config: GenerationConfig, *, resume: bool) -> None:
+    `attempts` has every try, in the order in which they began.
+    """
+
+    def __init__(
+        self, orchestra: Orchestra, planned: Planned, config: GenerationConfig, *, resume: bool, finished: Callable[[Conductor], None],
+    ) -> None:  # fmt: skip
         self.planned, self.config = planned, config
         self.attempts: list[Attempt] = []
         self.answer = Answer(config.max_seconds)
-        self._orchestra, self._resume = orchestra, resume
+        self._orchestra, self._resume, self._finished = orchestra, resume, finished
+        self._thread = threading.Thread(target=self._run, name="edgeai route", daemon=True)
         local = orchestra.local
         self._here = None if local is None else Here(local, planned, config, self.answer)
         self._hedge: Hedge | None = None
@@ -69,8 +69,12 @@ class Conductor:
     def start(self) -> ChunkStream:
         """Begin, and return the stream of the answer; closing it stops the work."""
         stream = ChunkStream(self.answer.channel, self.answer.cancel)
-        threading.Thread(target=self._run, name="edgeai route", daemon=True).start()
+        self._thread.start()
         return stream
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end, TIMEOUT_S at most."""
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         answer = self.answer
@@ -85,7 +89,7 @@ class Conductor:
         if self._hedge is not None:
             self._hedge.stop()
         try:
-            self._orchestra.finished(self)
+            self._finished(self)
         except BaseException as error:  # noqa: BLE001 - as above
             answer.error = answer.error or error
         # What was written down is there when the reader sees the end.
@@ -283,9 +287,10 @@ class Conductor:
         chunks = list(here.chunks(attempt, judged=True))
         if chunks and chunks[-1].finish_reason == "cancelled":
             raise Cancelled
-        head, least = self._orchestra.head(), self.planned.config.routing.min_confidence
+        local, least = self._orchestra.local, self.planned.config.routing.min_confidence
+        head = None if local is None else local.head()
         if head is not None:  # else the file has changed since the decision, and is as good as uncalibrated
-            attempt.confidence = head.judge(chunks)
+            attempt.confidence = here.sureness(head, chunks, attempt)
             if attempt.confidence < least:
                 attempt.ended("unsure", kind="unsure", error=f"sure to {attempt.confidence:.2f}, below {least:.2f}")
                 self._held = chunks

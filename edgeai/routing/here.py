@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from edgeai.errors import CloudFailure, EdgeAIError
 from edgeai.routing.answer import Answer, Cancelled
 from edgeai.routing.attempts import Attempt
+from edgeai.routing.confidence import TOP, Head, agreement, features
 from edgeai.routing.local import LocalModel
 from edgeai.routing.planning import Planned
 from edgeai.types import Chunk, GenerationConfig, Message, Prompt, Served
 
 __all__ = ["Hedge", "Here", "kind_of"]
-
-LOGPROBS = 5
-"""Alternatives that a local answer is given with where its confidence is asked for."""
 
 
 class Here:
@@ -28,19 +26,21 @@ class Here:
         self.model = local.model
         self._local, self._planned, self._config, self._answer = local, planned, config, answer
 
-    def chunks(self, attempt: Attempt, *, judged: bool = False, begun: str = "") -> Iterator[Chunk]:
-        """Yield the chunks of its answer, JUDGED with log-probabilities, or going on after BEGUN.
+    def chunks(
+        self, attempt: Attempt, *, judged: bool = False, begun: str = "", changes: Mapping[str, Any] | None = None
+    ) -> Iterator[Chunk]:
+        """Yield the chunks of its answer, JUDGED with log-probabilities, or going on after BEGUN; CHANGES are to the configuration.
 
         Raises what loading and answering raise, CloudFailure where the deadline passes before it is loaded, Cancelled.
         """
         answer, left = self._answer, self._answer.left_s()
         engine = self._local.engine(self._planned.config.timeouts.total_s if left is None else left)
         answer.check_wanted()
-        changes: dict[str, Any] = {"route": None, "prefill": self._config.prefill + begun}
+        changes = {"route": None, "prefill": self._config.prefill + begun, **(changes or {})}
         if (left := answer.left_s()) is not None:
             changes["max_seconds"] = max(left, 0.001)
         if judged:
-            changes["logprobs"] = max(LOGPROBS, self._config.logprobs or 0)
+            changes["logprobs"] = max(TOP, self._config.logprobs or 0)
         if begun and self._config.max_tokens is not None:
             changes["max_tokens"] = max(1, self._config.max_tokens - len(engine.tokenize(begun)))
         stream = engine.generate(_plain(self._planned.prompt), self._config.with_(**changes))
@@ -50,6 +50,22 @@ class Here:
                     attempt.began_text()
                 hidden = chunk.logprobs and self._config.logprobs is None and not judged
                 yield replace(chunk, logprobs=()) if hidden else chunk
+
+    def sureness(self, head: Head, chunks: Sequence[Chunk], attempt: Attempt) -> float:
+        """Return the probability that the answer in CHUNKS is right, by HEAD; it may need other answers to the same prompt."""
+        from edgeai.routing.calibration import SAMPLE_TEMPERATURE
+
+        text = "".join(chunk.text for chunk in chunks)
+        others = []
+        for number in range(head.samples):
+            warm = {"temperature": max(SAMPLE_TEMPERATURE, self._config.temperature), "seed": number + 1}
+            others.append("".join(chunk.text for chunk in self.chunks(attempt, changes=warm)))
+        found = features(
+            [token for chunk in chunks for token in chunk.logprobs],
+            chunks[-1].finish_reason or "stop",
+            agreed=agreement(text, others) if others else None,
+        )
+        return head.probability(found)
 
     def give(self, chunk: Chunk) -> None:
         """Give CHUNK of its answer. Raises Cancelled where it says that it was stopped."""

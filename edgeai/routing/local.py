@@ -8,13 +8,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeai.artifact import Artifact
 from edgeai.engines.base import Engine
 from edgeai.errors import CloudFailure, EdgeAIError
 
+if TYPE_CHECKING:
+    from edgeai.routing.confidence import Head
+
 __all__ = ["LocalModel"]
+
+HEAD_FRESH_S = 5.0
 
 
 class LocalModel:
@@ -32,6 +37,7 @@ class LocalModel:
         self._lock = threading.Lock()
         self._loading: Future[Engine] | None = None
         self._known: tuple[float, Artifact | EdgeAIError] | None = None
+        self._head: tuple[float, Head | None] | None = None
         self._closed = False
 
     @classmethod
@@ -48,7 +54,9 @@ class LocalModel:
 
             return open_engine(path, **options)
 
-        return cls(name, find, load)
+        from edgeai.store import looks_like_path
+
+        return cls(Path(name).stem if looks_like_path(name) else name, find, load)
 
     @classmethod
     def loaded_already(cls, name: str, engine: Engine) -> LocalModel:
@@ -92,6 +100,15 @@ class LocalModel:
         return (
             None if artifact.task == "generation" else f"{self.name} gives no answers, it is made for {artifact.task}"
         )
+
+    def head(self) -> Head | None:
+        """Return the confidence that was calibrated for its file, None where there is none; looked for at most every few seconds."""
+        from edgeai.routing.confidence import load_head
+
+        known = self._head
+        if known is None or time.monotonic() - known[0] > HEAD_FRESH_S:
+            known = self._head = (time.monotonic(), load_head(self.artifact())[0])
+        return known[1]
 
     def engine(self, wait_s: float) -> Engine:
         """Return the engine, loaded now if it is not yet. Raises what loading raises, CloudFailure "timeout" after WAIT_S seconds."""

@@ -107,17 +107,10 @@ class FakeOrchestra:
         self.timers, self.budget = Timers(), RetryBudget(0.2)
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self.breakers = {endpoint.name: Breaker() for endpoint in endpoints}
-        self.sure: Any = None
         self.done: list[Conductor] = []
 
     def endpoint(self, name: str, model: str) -> tuple[Upstream, Breaker]:
         return self.endpoints[name], self.breakers[name]
-
-    def head(self) -> Any:
-        return self.sure
-
-    def finished(self, conductor: Conductor) -> None:
-        self.done.append(conductor)
 
     def planned(
         self, *, policy: str = "cloud-first", prompt: Prompt = "What is it?", config: Config | None = None, **facts: Any
@@ -129,7 +122,7 @@ class FakeOrchestra:
         local = (
             None
             if self.local is None
-            else LocalState(model="tiny", context=64, loaded=True, calibrated=self.sure is not None)
+            else LocalState(model="tiny", context=64, loaded=True, calibrated=self.local.head() is not None)
         )
         state = State(
             local=local, clouds=tuple(CloudState(name=name, model=item.model) for name, item in self.endpoints.items())
@@ -141,7 +134,9 @@ class FakeOrchestra:
 
     def conduct(self, planned: Planned | None = None, *, resume: bool = False, **options: Any) -> Conductor:
         """Return the conductor of PLANNED, begun; OPTIONS are those of GenerationConfig."""
-        conductor = Conductor(self, planned or self.planned(), GenerationConfig(**options), resume=resume)
+        conductor = Conductor(
+            self, planned or self.planned(), GenerationConfig(**options), resume=resume, finished=self.done.append
+        )
         self.stream = conductor.start()
         return conductor
 

@@ -297,27 +297,34 @@ def test_a_retry_that_the_deadline_does_not_allow_is_not_made() -> None:
 class Sure:
     """A confidence that is always the same."""
 
+    samples = 0
+
     def __init__(self, value: float) -> None:
         self.value = value
 
-    def judge(self, chunks: Any) -> float:
+    def probability(self, found: Any) -> float:
         return self.value
 
 
-@pytest.mark.parametrize(("sure", "text"), [(0.9, "here it is"), (0.2, "far away answer")])
-def test_the_cascade_asks_the_endpoint_only_where_the_local_answer_is_not_sure(sure: float, text: str) -> None:
+def sure(orchestra: FakeOrchestra, value: float) -> None:
+    assert orchestra.local is not None
+    orchestra.local.head = lambda: Sure(value)  # type: ignore[assignment, method-assign, return-value]
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.9, "here it is"), (0.2, "far away answer")])
+def test_the_cascade_asks_the_endpoint_only_where_the_local_answer_is_not_sure(value: float, text: str) -> None:
     endpoint = FakeEndpoint([ANSWER])
     orchestra = FakeOrchestra(endpoint)
-    orchestra.sure = Sure(sure)
+    sure(orchestra, value)
     chunks, conductor = orchestra.read(orchestra.planned(policy="cascade"))
     assert text_of(chunks) == text
-    assert conductor.attempts[0].confidence == sure
-    assert len(endpoint.asked) == (sure < 0.7)
+    assert conductor.attempts[0].confidence == value
+    assert len(endpoint.asked) == (value < 0.7)
 
 
 def test_an_answer_that_was_not_sure_is_given_with_a_warning_when_the_endpoint_fails() -> None:
     orchestra = FakeOrchestra(FakeEndpoint([[failed("connection", None)]]))
-    orchestra.sure = Sure(0.1)
+    sure(orchestra, 0.1)
     chunks, _ = orchestra.read(orchestra.planned(policy="cascade"))
     assert text_of(chunks) == "here it is"
     assert codes(chunks) == ["fallback"]
@@ -327,7 +334,7 @@ def test_a_confidence_that_is_not_calibrated_is_not_used() -> None:
     endpoint = FakeEndpoint([ANSWER])
     orchestra = FakeOrchestra(endpoint)
     planned = orchestra.planned(policy="cascade")
-    orchestra.sure = Sure(0.0)
+    sure(orchestra, 0.0)
     assert text_of(orchestra.read(planned)[0]) == "here it is"
     assert "not calibrated" in planned.decision.reason
 

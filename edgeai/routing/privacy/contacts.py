@@ -56,7 +56,11 @@ def _local(text: str, end: int) -> int | None:
     start = end
     while start > least:
         character = text[start - 1]
-        if not (character in LOCAL or character.isalnum() or (character > "\x7f" and character.isprintable() and character.isalpha())):
+        if not (
+            character in LOCAL
+            or character.isalnum()
+            or (character > "\x7f" and character.isprintable() and character.isalpha())
+        ):
             break
         start -= 1
     escaped = text[start - 1 : start] == "\\"
@@ -66,5 +70,7 @@ def _local(text: str, end: int) -> int | None:
         start += 1
     if "%3" in text[start:end] or "=" in text[start:end] or "/" in text[start:end] or ":" in text[start:end]:
         # parts of a URL: mailto%3A, ?user=…, /path/
-        start = max(start, *(text.rfind(mark, start, end) + len(mark) for mark in ("%3A", "%3D", "%3a", "%3d", "=", "/")))
+        start = max(
+            start, *(text.rfind(mark, start, end) + len(mark) for mark in ("%3A", "%3D", "%3a", "%3d", "=", "/"))
+        )
     return start if start < end and text[end - 1] not in EDGES else None

@@ -37,12 +37,16 @@ ISSUERS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
 assigns, as the networks publish them (en.wikipedia.org/wiki/Payment_card_number, read 2026)."""
 
 BEGINNINGS = frozenset(
-    f"{number:02}" for low, high, _ in ISSUERS for number in range(int(low.ljust(2, "0")[:2]), int(high.ljust(2, "9")[:2]) + 1)
+    f"{number:02}"
+    for low, high, _ in ISSUERS
+    for number in range(int(low.ljust(2, "0")[:2]), int(high.ljust(2, "9")[:2]) + 1)
 )
 CALLED_CHARS = 64
 """How far behind the word for a card its number may begin."""
 GROUPS = re.compile(r"[0-9]+")
-BROKEN = re.compile(r"[0-9]{4}(?:[ \-]?[0-9]{4,6}){0,2}[ \-]?[ \t]{0,4}\r?\n[ \t>|#*/]{0,8}[0-9]{3,6}(?:[ \-]?[0-9]{1,6}){0,3}")
+BROKEN = re.compile(
+    r"[0-9]{4}(?:[ \-]?[0-9]{4,6}){0,2}[ \-]?[ \t]{0,4}\r?\n[ \t>|#*/]{0,8}[0-9]{3,6}(?:[ \-]?[0-9]{1,6}){0,3}"
+)
 """A card's number with a line break between two of its groups."""
 BARCODE = re.compile(r"\b(?:ean|gtin|upc|isbn|barcode|sku)\b")
 
@@ -72,7 +76,13 @@ def find_cards(view: View) -> Iterator[Hit]:
         return
     for match in BROKEN.finditer(text):
         digits = re.sub(r"[^0-9]", "", match[0])
-        if LEAST <= len(digits) <= MOST and is_issued(digits) and luhn(digits) and _starts(text, match.start()) and _ends(text, match.end()):
+        if (
+            LEAST <= len(digits) <= MOST
+            and is_issued(digits)
+            and luhn(digits)
+            and _starts(text, match.start())
+            and _ends(text, match.end())
+        ):
             yield Hit("card", "privacy.card", match.start(), match.end())
 
 
