@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from edgeai.errors import UsageError
 
-__all__ = ["Address", "is_forbidden", "is_loopback", "read_address"]
+__all__ = ["PORTS", "Address", "is_forbidden", "is_loopback", "read_address"]
 
 PORTS = {"http": 80, "https": 443}
 COMPLETIONS = "/chat/completions"

@@ -24,6 +24,8 @@ __all__ = ["Attempt", "Line"]
 ERROR_BODY = 64 << 10
 """Bytes that are read of what an endpoint says when it does not answer, within ERROR_S."""
 ERROR_S = 2.0
+WHOLE_BODY = 4 << 20
+"""Bytes of an answer that is no stream: JSON of that size is read within 0.2 s, in which nobody can look at the clock."""
 AFTER_FINISH_S = 2.0
 """How long the end of the stream may be missing after a finish reason: what follows are counts."""
 DRAIN_S = 0.01
@@ -220,9 +222,14 @@ class Attempt:
         self._notices.append(Notice(code="cloud-end", message=said))
 
     def _whole(self, reply: Reply) -> Iterator[Chunk]:
-        body = b"".join(self._pieces)
-        self._refuse_page(body)
-        chunk = reply.whole(body)
+        body = bytearray()
+        for piece in self._pieces:
+            body += piece
+            if len(body) > WHOLE_BODY:
+                said = f"{self._line.host} sent more than {WHOLE_BODY} bytes in one piece"
+                raise CloudFailure(said, kind="malformed", reason="size", hint="ask another endpoint")
+        self._refuse_page(bytes(body[:256]))
+        chunk = reply.whole(bytes(body))
         self._notices.append(Notice(code="cloud-whole", message="the endpoint sent its answer in one piece, no stream"))
         if chunk is not None:
             yield self._commit(chunk)

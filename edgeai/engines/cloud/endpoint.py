@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import edgeai
 from edgeai.config import CloudSettings, Timeouts
-from edgeai.engines.cloud.address import read_address
+from edgeai.engines.cloud.address import PORTS, read_address
 from edgeai.engines.cloud.attempt import Attempt, Line
 from edgeai.engines.cloud.body import encode, limits
 from edgeai.engines.cloud.key import Found, Key, find_key
@@ -209,7 +209,8 @@ class Endpoint:
             headers.append((b"Authorization", key.header(self._address.origin)))
         at = self._address
         host = at.host.encode("ascii")
-        url = httpcore2.URL(scheme=at.scheme.encode(), host=host, port=at.port, target=at.path.encode())
+        port = None if at.port == PORTS[at.scheme] else at.port
+        url = httpcore2.URL(scheme=at.scheme.encode(), host=host, port=port, target=at.path.encode())
         return httpcore2.Request(b"POST", url, headers=headers, content=body)
 
     def _ready_pool(self) -> httpcore2.ConnectionPool:

@@ -20,6 +20,8 @@ MOST_WAIT_S = 86_400.0
 """A wait that is asked for counts as a day at most."""
 SHOWN = 200
 """Characters of an endpoint's own words in a message."""
+MOST_CHARS = 20_000
+"""Of what an endpoint says no more is looked at: it may be megabytes."""
 KINDS: Mapping[int, FailureKind] = {
     401: "credentials", 402: "credentials", 403: "credentials", 408: "server", 409: "server", 425: "server", 429: "rate_limited",
     511: "captive",
@@ -150,17 +152,23 @@ def _error_in(body: bytes) -> Any:
 def _words_of(error: Any) -> tuple[str, list[str]]:
     """Return what ERROR says for people, and its codes in lower case."""
     if not isinstance(error, dict):
-        return str(error), []
+        return str(error)[:MOST_CHARS], []
     words = next((error[name] for name in ("message", "detail", "msg") if error.get(name)), "")
-    codes = [str(error[name]).lower() for name in ("code", "type", "status") if isinstance(error.get(name), str | int)]
-    return (words if isinstance(words, str) else json.dumps(words)), codes
+    codes = [
+        str(error[name])[:SHOWN].lower()
+        for name in ("code", "type", "status")
+        if isinstance(error.get(name), str | int)
+    ]
+    return (words if isinstance(words, str) else json.dumps(words))[:MOST_CHARS], codes
 
 
 def quoted(text: str) -> str:
     """Return an endpoint's TEXT as a message may show it: one line, short, no control characters, no key."""
-    line = "".join(" " if character.isspace() else character for character in text[:100_000])
+    line = "".join(" " if character.isspace() else character for character in text[:MOST_CHARS])
     line = mask("".join(character for character in line if character.isprintable()))
     line = " ".join(line.split())
+    if len(text) > MOST_CHARS and len(line) <= SHOWN:  # its end would show, which may be half of a key
+        return "…"
     return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
 
 

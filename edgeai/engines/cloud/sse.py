@@ -7,7 +7,7 @@ from edgeai.errors import CloudFailure
 __all__ = ["EventReader"]
 
 BOM = b"\xef\xbb\xbf"
-MOST_BYTES = 4 << 20
+MOST_BYTES = 2 << 20
 """Of one line, and of the data of one event."""
 MOST_EVENTS = 1 << 18
 """More pieces than any answer has tokens."""

@@ -74,6 +74,8 @@ class Stream(httpcore2.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
         """Write all of BUFFER. A connection that broke is the library's WriteError: it then reads what the endpoint said before."""
+        if not buffer:
+            return
         watch = _watch()
         if watch is not self._writer:
             self._belong_to(watch, tunnel=buffer.startswith(b"CONNECT "))

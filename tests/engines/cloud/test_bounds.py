@@ -15,7 +15,7 @@ from edgeai.engines.cloud import Endpoint
 from edgeai.errors import CloudFailure
 from edgeai.types import GenerationConfig
 from tests.engines.cloud.endpoints import ASK, ask, endpoint, failure_of, text_of
-from tests.engines.cloud.server import DONE, END, GOOD, HEAD, Step, chunked, delta, event, serve
+from tests.engines.cloud.server import DONE, END, GOOD, HEAD, Step, answer, chunked, delta, event, serve
 
 LONG = Timeouts(connect_s=30, first_token_s=30, stall_s=30, total_s=30)
 HUGE = b'{"x": "' + b"x" * 30_000_000 + b'"}'
@@ -116,6 +116,18 @@ def test_a_huge_request_to_one_who_does_not_read_ends_in_time() -> None:
         found = failure_of(made, deadline=begun + 0.3, body=HUGE)
         assert found.kind == "timeout"
         assert time.monotonic() - begun < 0.6
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [HEAD + b"1\r\nx\r\n" * 500_000, HEAD + delta("a") * 60_000, answer("200 x", b"[" + b"{}," * 5_000_000 + b"0]")],
+    ids=["chunks of a byte", "events", "JSON"],
+)
+def test_a_flood_ends_in_time_too(flood: bytes) -> None:
+    with serve([flood, "hang"]) as server, endpoint(server.url, LONG) as made:
+        begun = time.monotonic()
+        failure_of(made, deadline=begun + 0.2)
+        assert time.monotonic() - begun < 0.45
 
 
 def test_a_deadline_that_is_past_opens_no_socket() -> None:
