@@ -38,7 +38,9 @@ def find_emails(view: View) -> Iterator[Hit]:
             if domain.rpartition(".")[2].lower() in NOT_DOMAINS:
                 continue
             start = _local(text, match.start())
-            if start is not None and text[start : match.start()].lower() not in NOBODY:
+            if start is None or text[start : match.start()].lower() in NOBODY:
+                continue
+            if text[max(0, start - 3) : start] != "://":  # the user of a URL
                 yield Hit("email", "privacy.email", start, match.end(1))
     if "@[" in text:
         for match in LITERAL.finditer(text):

@@ -9,7 +9,7 @@ from edgeai.routing.privacy.context import CARD, CARD_STEMS, named
 from edgeai.routing.privacy.hits import Hit
 from edgeai.routing.privacy.text import View
 
-__all__ = ["find_cards", "find_ibans"]
+__all__ = ["find_cards", "find_ibans", "luhn"]
 
 LEAST, MOST = 12, 19
 """Digits of a card's number (ISO/IEC 7812-1)."""
@@ -192,6 +192,8 @@ def find_ibans(view: View) -> Iterator[Hit]:
             continue
         plain = re.sub(r"[ \-.]", "", text[match.start() : end]).upper()
         turned = plain[4:] + plain[:4]
+        if 3 * sum(map(str.isdigit, plain)) < len(plain):
+            continue  # a sentence: every country's IBAN is mostly digits
         if int("".join(str(int(character, 36)) for character in turned)) % 97 == 1:
             yield Hit("iban", "privacy.iban", match.start(), end)
 

@@ -8,6 +8,7 @@ import importlib
 import re
 from collections.abc import Iterator
 
+from edgeai.routing.privacy.finance import luhn
 from edgeai.routing.privacy.hits import Hit
 from edgeai.routing.privacy.identity_rules import LETTERED, NUMBERED, TAILED, Rule
 from edgeai.routing.privacy.text import View
@@ -17,7 +18,7 @@ __all__ = ["find_national_ids"]
 BEFORE_CHARS, AFTER_CHARS = 56, 24
 MOST_GROUPS = 7
 GROUPS = re.compile(r"[0-9]+")
-TAIL = re.compile(r"[0-9](?<![A-Za-z0-9_.\-].)(?=[0-9. ]{1,22}+[\-+]?[A-Za-z0-9])(?=[0-9. ]{1,22}[\-+]?[A-Za-z]|[0-9.]{7,12}-[0-9])")
+TAIL = re.compile(r"[0-9](?<![A-Za-z0-9_.\-].)(?=[0-9. ]{1,22}+[\-+]?[A-Za-z0-9])(?=[0-9. ]{1,22}[\-+]?[A-Za-z]|[0-9.]{5,12}-[0-9])")
 """Digits, perhaps in groups, and then a letter or a dash with a digit."""
 SPECIAL = re.compile(r"\\w(?:\{[^}]*\})?|\\b|\\\.\??|\[[^\]]*\]\??|\((?:[^()])*\)\??|.\?|\.")
 """What in the patterns of words is no plain letter, with the letter before a question mark."""
@@ -185,6 +186,11 @@ def _checked(check: str, value: str) -> bool:
 @functools.cache
 def _module(name: str) -> object:
     return importlib.import_module(f"stdnum.{name}")
+
+
+def _luhn(digits: str) -> bool:
+    """The check digit of ISO/IEC 7812-1 (a SIN that begins with 0 is kept for examples: canada.ca)."""
+    return luhn(digits)
 
 
 def _us_ssn(digits: str) -> bool:

@@ -32,7 +32,7 @@ NUMBERED: tuple[Rule, ...] = (
     Rule("us_ssn", "", "", "3-2-4|3 2 4", r"\bssn|social.?sec|soc\.? sec"),
     Rule("us_itin", "us.itin", "3-2-4", "9|3 2 4", r"\bitin|taxpayer|\btin\b"),
     Rule("us_ein", "us.ein", "", "2-7", r"\bein\b|employer id"),
-    Rule("ca_sin", "ca.sin", "", "9|3 3 3|3-3-3", r"\bsin\b|social insurance|assurance sociale|\bnas\b"),
+    Rule("ca_sin", ":luhn", "", "9|3 3 3|3-3-3", r"\bsin\b|social insurance|assurance sociale|\bnas\b"),
     Rule("gb_nhs", "gb.nhs", "", "10|3 3 4|3-3-4", r"\bnhs\b"),
     Rule("gb_utr", "gb.utr", "", "10|5 5", r"\butr\b|taxpayer ref"),
     Rule("de_steuer_id", "de.idnr", "2 3 3 3", "11", r"steuer|\bidnr|\bid-?nr|identifikationsnummer|\btax\b|\btin\b"),

@@ -13,7 +13,7 @@ from edgeai.routing.privacy.text import View
 __all__ = ["find_addresses", "find_url_credentials"]
 
 V4 = re.compile(r"[0-9](?<![0-9A-Za-z_.].)[0-9]{0,2}(?:(?:\.|\[\.\])[0-9]{1,3}){3}(?![0-9A-Za-z_]|\.[0-9]|-[0-9A-Za-z]{1,8}[.+])")
-V6 = re.compile(r"[0-9A-Fa-f:](?<![0-9A-Za-z_:.].)[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{2,38}(?:(?<=:)[0-9]{1,3}(?:\.[0-9]{1,3}){3})?(?![0-9A-Za-z_:])")
+V6 = re.compile(r"[0-9A-Fa-f:](?<![0-9A-Za-z_:.].)[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{2,38}(?:(?<=:)[0-9]{1,3}(?:\.[0-9]{1,3}){3})?(?![0-9A-Za-z_:]|\.[0-9])")
 COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 HEX = frozenset("0123456789abcdefABCDEF")
 VERSIONED = re.compile(
@@ -22,6 +22,7 @@ VERSIONED = re.compile(
     r"|[\w.\]][ ]?(?:==|>=|<=|~=|!=|\^)[ ]?|\bv\.? ?|§ ?|[0-9a-z][_-]v?)$"
 )
 """What stands before a version or a section of four parts."""
+RELEASED = re.compile(r" (?:build|release|version)\b")
 PRODUCT = re.compile(r"[a-z][a-z0-9_.+-]{1,30}/$")
 HEADLINE = re.compile(r"[ \t]{1,4}[A-Z][a-z]")
 MOST_SECTION = 30
@@ -63,6 +64,8 @@ def _is_v4(view: View, start: int, end: int) -> bool:
     if parts[0] in (0, 127) or parts[0] >= 224:
         return False
     before = view.before(start, 32)
+    if RELEASED.match(view.after(end, 12)):
+        return False
     if VERSIONED.search(before):
         return False
     if PRODUCT.search(before) and (parts[2:] == [0, 0] or "://" not in before and not before.rstrip("/").endswith((".", "ip"))):

@@ -81,7 +81,7 @@ def find_secrets(view: View) -> Iterator[Hit]:
         if len(value[0]) > 64:
             place = value.end()  # so that names in a long value are not all read to its end
         quoted = value.start(1) > value.start()
-        word = value[1].rstrip("\\").rstrip(".!?") if not quoted else value[1].rstrip("\\")
+        word = value[1].rstrip("\\").rstrip(".?") if not quoted else value[1].rstrip("\\")
         strong = match[0].startswith(STRONG)
         if _is_secret(word, strong=strong, quoted=quoted, prose=match[0][-1] == " " and not match[0].rstrip().endswith(("=", ":", ">"))):
             yield Hit("api_key", "privacy.api_key.assigned", value.start(1), value.start(1) + len(word))
