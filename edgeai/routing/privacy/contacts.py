@@ -22,8 +22,7 @@ LOCAL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.!#$%&'*+/=?^_`{|}~-")
 EDGES = ".'`/=&?*!|^~{}#$%"
 """Characters that begin or end an address less often than what is around it, although RFC 5322 allows them."""
 NOT_DOMAINS = frozenset(
-    "png jpg jpeg gif svg webp ico css scss js mjs ts tsx jsx json html htm xml yml yaml toml txt md rst py pyc pyx rb rs go java "
-    "cpp hpp cc so dll exe zip tar gz whl jar lock log cfg ini conf service socket timer target mount".split()
+    ["png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "css", "scss", "js", "mjs", "ts", "tsx", "jsx", "json", "html", "htm", "xml", "yml", "yaml", "toml", "txt", "md", "rst", "py", "pyc", "pyx", "rb", "rs", "go", "java", "cpp", "hpp", "cc", "so", "dll", "exe", "zip", "tar", "gz", "whl", "jar", "lock", "log", "cfg", "ini", "conf", "service", "socket", "timer", "target", "mount"]
 )
 NOBODY = frozenset({"git", "hg", "svn"})
 """Accounts that every host of repositories has: git@github.com:owner/name is an address of a repository."""
@@ -58,7 +57,11 @@ def _local(text: str, end: int) -> int | None:
     start = end
     while start > least:
         character = text[start - 1]
-        if not (character in LOCAL or character.isalnum() or (character > "\x7f" and character.isprintable() and character.isalpha())):
+        if not (
+            character in LOCAL
+            or character.isalnum()
+            or (character > "\x7f" and character.isprintable() and character.isalpha())
+        ):
             break
         start -= 1
     escaped = text[start - 1 : start] == "\\"
@@ -68,5 +71,7 @@ def _local(text: str, end: int) -> int | None:
         start += 1
     if "%3" in text[start:end] or "=" in text[start:end] or "/" in text[start:end] or ":" in text[start:end]:
         # parts of a URL: mailto%3A, ?user=…, /path/
-        start = max(start, *(text.rfind(mark, start, end) + len(mark) for mark in ("%3A", "%3D", "%3a", "%3d", "=", "/")))
+        start = max(
+            start, *(text.rfind(mark, start, end) + len(mark) for mark in ("%3A", "%3D", "%3a", "%3d", "=", "/"))
+        )
     return start if start < end and text[end - 1] not in EDGES else None

@@ -26,7 +26,9 @@ PHONE = re.compile(
 PHONE_CLOSE = re.compile(
     r"(?:\b(?:office|home|work|desk|direct|main|landline|private|evening|day|m|t|p|f|c|o|h|d|w|at|on)\b[.)]?\s{0,2}[:.)=]\s{0,2}\(?|\boffice\s{1,2}|\bdesk\s{1,2})$"
 )
-PHONE_BEHIND = re.compile(r"[\s\-–,;(/\\]{0,4}\(?(?:office|mobile?|cell|fax|home|work|desk|direct|tel\b|phone|landline|ext\b|handy|portable|whatsapp)\b")
+PHONE_BEHIND = re.compile(
+    r"[\s\-–,;(/\\]{0,4}\(?(?:office|mobile?|cell|fax|home|work|desk|direct|tel\b|phone|landline|ext\b|handy|portable|whatsapp)\b"
+)
 """Words that say so only beside the number."""
 NO_PHONE = re.compile(
     r"\b(?:order|invoice|ticket|case|ref|reference|tracking|serial|sku|part|account|acct|isbn|issn|ean|upc|gtin|imei|id|uid|pid|tid|ids|uuid|guid|hash|sha|commit|build|version|rev"

@@ -18,11 +18,15 @@ __all__ = ["find_national_ids"]
 BEFORE_CHARS, AFTER_CHARS = 56, 24
 MOST_GROUPS = 7
 GROUPS = re.compile(r"[0-9]+")
-TAIL = re.compile(r"[0-9](?<![A-Za-z0-9_.\-].)(?=[0-9. ]{1,22}+[\-+]?[A-Za-z0-9])(?=[0-9. ]{1,22}[\-+]?[A-Za-z]|[0-9.]{5,12}-[0-9])")
+TAIL = re.compile(
+    r"[0-9](?<![A-Za-z0-9_.\-].)(?=[0-9. ]{1,22}+[\-+]?[A-Za-z0-9])(?=[0-9. ]{1,22}[\-+]?[A-Za-z]|[0-9.]{5,12}-[0-9])"
+)
 """Digits, perhaps in groups, and then a letter or a dash with a digit."""
 SPECIAL = re.compile(r"\\w(?:\{[^}]*\})?|\\b|\\\.\??|\[[^\]]*\]\??|\((?:[^()])*\)\??|.\?|\.")
 """What in the patterns of words is no plain letter, with the letter before a question mark."""
-NUMBER_WORD = re.compile(r"(?:order|invoice|ticket|tracking|serial|isbn|ean|commit|build)\w{0,8}\W{0,4}(?:(?:no|nr|number|id)\W{0,3})?$")
+NUMBER_WORD = re.compile(
+    r"(?:order|invoice|ticket|tracking|serial|isbn|ean|commit|build)\w{0,8}\W{0,4}(?:(?:no|nr|number|id)\W{0,3})?$"
+)
 
 
 @functools.cache
@@ -38,7 +42,9 @@ def _forms() -> dict[str, list[tuple[Rule, bool]]]:
 
 def _possible(view: View, form: str) -> list[tuple[Rule, bool]]:
     """Return the rules for FORM that anything in VIEW can speak for."""
-    return view.once(form, lambda: [(rule, alone) for rule, alone in _forms()[form] if alone or view.says(_stems(rule.words))])
+    return view.once(
+        form, lambda: [(rule, alone) for rule, alone in _forms()[form] if alone or view.says(_stems(rule.words))]
+    )
 
 
 @functools.cache
@@ -65,11 +71,24 @@ def find_national_ids(view: View) -> Iterator[Hit]:
             start, end = match.span()
             if not alone:
                 # The first pattern that fits took the characters; another's words may name them.
-                found = next((row for row in table if not row[3] and _named(view, start, end, row[4]) and re.fullmatch(row[1], match[0].upper())), None)
+                found = next(
+                    (
+                        row
+                        for row in table
+                        if not row[3] and _named(view, start, end, row[4]) and re.fullmatch(row[1], match[0].upper())
+                    ),
+                    None,
+                )
                 if found is None:
                     continue
                 id_, check, words = found[0], found[2], found[4]
-            elif match[0] != match[0].upper() and id_ not in ("it_codice_fiscale", "mx_curp", "es_nie", "cl_rut", "cn_ric"):
+            elif match[0] != match[0].upper() and id_ not in (
+                "it_codice_fiscale",
+                "mx_curp",
+                "es_nie",
+                "cl_rut",
+                "cn_ric",
+            ):
                 continue
             if check and not _checked(check, match[0].upper()):
                 continue
@@ -138,7 +157,11 @@ def _is_one(view: View, start: int, end: int, rule: Rule, *, alone: bool) -> boo
         return False
     if before[-1:] in ("_", "$", "€") or (before[-1:] in (".", "-", "/", "+") and before[:-1].isalnum()):
         return False
-    if after[:1] == "_" or (after[:1].isalpha() and after[:1] < "\u2e80") or (after[:1] in (".", "-", "/", ":") and after[1:].isalnum()):
+    if (
+        after[:1] == "_"
+        or (after[:1].isalpha() and after[:1] < "\u2e80")
+        or (after[:1] in (".", "-", "/", ":") and after[1:].isalnum())
+    ):
         return False
     if not alone and not _named(view, start, end, rule.words):
         return False
@@ -225,7 +248,9 @@ def _kr_rrn(digits: str) -> bool:
 
 def _jp_my_number(digits: str) -> bool:
     """Weights 2 to 7 and 2 to 6, modulo 11 (order 85 of the Ministry of Internal Affairs, 2014)."""
-    total = sum(int(digit) * weight for digit, weight in zip(digits[10::-1], (2, 3, 4, 5, 6, 7, 2, 3, 4, 5, 6), strict=True))
+    total = sum(
+        int(digit) * weight for digit, weight in zip(digits[10::-1], (2, 3, 4, 5, 6, 7, 2, 3, 4, 5, 6), strict=True)
+    )
     rest = total % 11
     return int(digits[11]) == (0 if rest <= 1 else 11 - rest)
 
@@ -238,7 +263,9 @@ def _hu_taj(digits: str) -> bool:
 def _uy_ci(digits: str) -> bool:
     """Weights 2987634, modulo 10 (dnic.gub.uy)."""
     padded = digits.zfill(8)
-    return -sum(int(digit) * int(weight) for digit, weight in zip(padded, "2987634", strict=False)) % 10 == int(padded[7])
+    return -sum(int(digit) * int(weight) for digit, weight in zip(padded, "2987634", strict=False)) % 10 == int(
+        padded[7]
+    )
 
 
 def _id_nik(digits: str) -> bool:
@@ -251,7 +278,9 @@ def _au_medicare(digits: str) -> bool:
     """First digit 2 to 6; weights 1, 3, 7, 9 modulo 10 for the ninth digit (servicesaustralia.gov.au)."""
     if digits[0] not in "23456":
         return False
-    return sum(int(digit) * weight for digit, weight in zip(digits, (1, 3, 7, 9, 1, 3, 7, 9), strict=False)) % 10 == int(digits[8])
+    return sum(
+        int(digit) * weight for digit, weight in zip(digits, (1, 3, 7, 9, 1, 3, 7, 9), strict=False)
+    ) % 10 == int(digits[8])
 
 
 def _ru_snils(digits: str) -> bool:
@@ -264,7 +293,10 @@ def _kz_iin(digits: str) -> bool:
     """A birthday, and weights 1 to 11 modulo 11 (law 223-III of 2007)."""
     rest = sum(int(digit) * weight for digit, weight in zip(digits, range(1, 12), strict=False)) % 11
     if rest == 10:
-        rest = sum(int(digit) * weight for digit, weight in zip(digits, (3, 4, 5, 6, 7, 8, 9, 10, 11, 1, 2), strict=False)) % 11
+        rest = (
+            sum(int(digit) * weight for digit, weight in zip(digits, (3, 4, 5, 6, 7, 8, 9, 10, 11, 1, 2), strict=False))
+            % 11
+        )
     return _is_date(digits[:2], digits[2:4], digits[4:6]) and rest == int(digits[11])
 
 
@@ -272,7 +304,9 @@ def _sg_nric(value: str) -> bool:
     """Weights 2765432, an offset by the first letter, and a letter of its table (ica.gov.sg)."""
     total = sum(int(digit) * int(weight) for digit, weight in zip(value[1:8], "2765432", strict=True))
     total += {"T": 4, "G": 4, "M": 3}.get(value[0], 0)
-    table = {"S": "JZIHGFEDCBA", "T": "JZIHGFEDCBA", "F": "XWUTRQPNMLK", "G": "XWUTRQPNMLK", "M": "XWUTRQPNJLK"}[value[0]]
+    table = {"S": "JZIHGFEDCBA", "T": "JZIHGFEDCBA", "F": "XWUTRQPNMLK", "G": "XWUTRQPNMLK", "M": "XWUTRQPNJLK"}[
+        value[0]
+    ]
     return table[total % 11 if value[0] != "M" else 10 - total % 11] == value[8]
 
 
@@ -287,4 +321,6 @@ def _tw_id(value: str) -> bool:
     """The letter is a number of two digits; weights 1, 9 to 1, 1 modulo 10 (ris.gov.tw)."""
     number = "ABCDEFGHJKLMNPQRSTUVXYWZIO".index(value[0]) + 10
     digits = [number // 10, number % 10, *map(int, value[1:])]
-    return sum(digit * weight for digit, weight in zip(digits, (1, 9, 8, 7, 6, 5, 4, 3, 2, 1, 1), strict=True)) % 10 == 0
+    return (
+        sum(digit * weight for digit, weight in zip(digits, (1, 9, 8, 7, 6, 5, 4, 3, 2, 1, 1), strict=True)) % 10 == 0
+    )

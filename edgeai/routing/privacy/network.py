@@ -12,8 +12,12 @@ from edgeai.routing.privacy.text import View
 
 __all__ = ["find_addresses", "find_url_credentials"]
 
-V4 = re.compile(r"[0-9](?<![0-9A-Za-z_.].)[0-9]{0,2}(?:(?:\.|\[\.\])[0-9]{1,3}){3}(?![0-9A-Za-z_]|\.[0-9]|-[0-9A-Za-z]{1,8}[.+])")
-V6 = re.compile(r"[0-9A-Fa-f:](?<![0-9A-Za-z_:.].)[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{2,38}(?:(?<=:)[0-9]{1,3}(?:\.[0-9]{1,3}){3})?(?![0-9A-Za-z_:]|\.[0-9])")
+V4 = re.compile(
+    r"[0-9](?<![0-9A-Za-z_.].)[0-9]{0,2}(?:(?:\.|\[\.\])[0-9]{1,3}){3}(?![0-9A-Za-z_]|\.[0-9]|-[0-9A-Za-z]{1,8}[.+])"
+)
+V6 = re.compile(
+    r"[0-9A-Fa-f:](?<![0-9A-Za-z_:.].)[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{2,38}(?:(?<=:)[0-9]{1,3}(?:\.[0-9]{1,3}){3})?(?![0-9A-Za-z_:]|\.[0-9])"
+)
 COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 HEX = frozenset("0123456789abcdefABCDEF")
 VERSIONED = re.compile(
@@ -68,8 +72,14 @@ def _is_v4(view: View, start: int, end: int) -> bool:
         return False
     if VERSIONED.search(before):
         return False
-    if PRODUCT.search(before) and (parts[2:] == [0, 0] or "://" not in before and not before.rstrip("/").endswith((".", "ip"))):
-        return "://" in before or parts[0] in (10, 172, 192)  # Chrome/117.0.0.0; but hosts are written name/10.0.0.1 too
+    if PRODUCT.search(before) and (
+        parts[2:] == [0, 0] or ("://" not in before and not before.rstrip("/").endswith((".", "ip")))
+    ):
+        return "://" in before or parts[0] in (
+            10,
+            172,
+            192,
+        )  # Chrome/117.0.0.0; but hosts are written name/10.0.0.1 too
     heading = not before or before.endswith("\n") or before.rpartition("\n")[2].strip(" #*\t") == ""
     return not (heading and max(parts) <= MOST_SECTION and parts[0] != 10 and HEADLINE.match(view.text, end))
 
@@ -87,9 +97,12 @@ def _is_v6(value: str) -> bool:
     if "::" not in value:
         return True
     # a::b, std::dec and slices are no addresses: the first group must be of a range that is in use.
-    return bool(re.match(r"(?i)2[0-9a-f]{3}$|3[0-9a-f]{3}$|f[cd][0-9a-f]{2}$|fe[89ab][0-9a-f]$|64$|::ffff:", groups[0] if groups else value)) or (
-        value.lower().startswith("::ffff:") and "." in value
-    )
+    return bool(
+        re.match(
+            r"(?i)2[0-9a-f]{3}$|3[0-9a-f]{3}$|f[cd][0-9a-f]{2}$|fe[89ab][0-9a-f]$|64$|::ffff:",
+            groups[0] if groups else value,
+        )
+    ) or (value.lower().startswith("::ffff:") and "." in value)
 
 
 URL = re.compile(
@@ -104,7 +117,9 @@ def find_url_credentials(view: View) -> Iterator[Hit]:
     past = 0
     while place >= 0:
         start = place
-        while start > max(past, place - 25) and (text[start - 1].isascii() and (text[start - 1].isalnum() or text[start - 1] in "+.-")):
+        while start > max(past, place - 25) and (
+            text[start - 1].isascii() and (text[start - 1].isalnum() or text[start - 1] in "+.-")
+        ):
             start -= 1
         match = URL.match(text, start)
         if match is not None:

@@ -24,8 +24,12 @@ NUMBER = re.compile(
     r"(?:(?:[ ]?[.\-/ ][ ]?)?(?:\([ ]?[0-9]{1,5}[ ]?\)|(?<![0-9])[0-9]{1,16}+)){0,8}"
 )
 """The groups of one number. Its separators are one character with spaces around it at most."""
-EXTENSION = re.compile(r"[ ,;]{0,2}(?:[xX]|ext\.?|Ext\.?|EXT|extension|#|доб\.?|Durchwahl|poste|int\.?)[ .:]{0,2}[0-9]{1,6}(?![0-9A-Za-z])")
-NANP = re.compile(r"(?:1[ .\-]?)?(?:\([2-9][0-9]{2}\)[ \-.]?[0-9]{3}[ .\-]?[0-9]{4}|[2-9][0-9]{2}([.\-])[0-9]{3}\1[0-9]{4}|[2-9][0-9]{2}[/ ][2-9][0-9]{2}-[0-9]{4})")
+EXTENSION = re.compile(
+    r"[ ,;]{0,2}(?:[xX]|ext\.?|Ext\.?|EXT|extension|#|доб\.?|Durchwahl|poste|int\.?)[ .:]{0,2}[0-9]{1,6}(?![0-9A-Za-z])"
+)
+NANP = re.compile(
+    r"(?:1[ .\-]?)?(?:\([2-9][0-9]{2}\)[ \-.]?[0-9]{3}[ .\-]?[0-9]{4}|[2-9][0-9]{2}([.\-])[0-9]{3}\1[0-9]{4}|[2-9][0-9]{2}[/ ][2-9][0-9]{2}-[0-9]{4})"
+)
 """The North American plan: an area and an exchange, whose first digit is 2 to 9 (nationalnanpa.com)."""
 PARENTHESIS = re.compile(r"\(0?[1-9][0-9]{0,4}\)[ \-]?[0-9]{2,5}(?:[ .\-/]?[0-9]{2,5}){1,3}")
 TRUNK = re.compile(r"0[1-9][0-9]{0,5}(?:[ ]?[.\-/ ][ ]?[0-9]{2,8}){1,5}")
@@ -84,7 +88,11 @@ def _one(view: View, start: int, end: int) -> tuple[int, int] | None:
 def _stands_alone(text: str, start: int, end: int) -> bool:
     """Whether what is at START to END is no part of a longer word, number, decimal or path."""
     before, after = text[start - 1 : start] if start else "", text[end : end + 1]
-    if before and ((before.isalnum() and before < "\u2e80") or before in "_$€£¥#^*%@\\" or (before in ".,-/=:~" and _joined(text, start))):
+    if before and (
+        (before.isalnum() and before < "\u2e80")
+        or before in "_$€£¥#^*%@\\"
+        or (before in ".,-/=:~" and _joined(text, start))
+    ):
         return before == "n" and text[start - 2 : start] == "\\n"  # the line break of a JSON text
     if after in ("_", "%", "°", "^", "*", "=", "$", "€"):
         return False
@@ -125,7 +133,9 @@ def _international(view: View, start: int, end: int) -> tuple[int, int] | None:
         if number is None:
             continue
         if _library().is_valid_number(number) or (
-            grouped and _library().is_possible_number(number) and (part[0] in "+(" or named(view, start, end, PHONE, NO_PHONE))
+            grouped
+            and _library().is_possible_number(number)
+            and (part[0] in "+(" or named(view, start, end, PHONE, NO_PHONE))
         ):
             return start, start + len(part)
         if named(view, start, end, PHONE, NO_PHONE) and count >= 9:
@@ -137,7 +147,9 @@ def _formed(view: View, start: int, end: int) -> tuple[int, int] | None:
     """Return the number that its form alone shows: North American, or with a trunk prefix and of a length that some country has."""
     text = view.text
     if match := NANP.match(text, start, end):
-        if match.end() == end or (text[match.end()] == " " and text[match.end() + 1 : match.end() + 2] in "(+0123456789"):
+        if match.end() == end or (
+            text[match.end()] == " " and text[match.end() + 1 : match.end() + 2] in "(+0123456789"
+        ):
             return start, match.end()
         return None
     if match := PARENTHESIS.match(text, start, end):
@@ -149,7 +161,9 @@ def _formed(view: View, start: int, end: int) -> tuple[int, int] | None:
         return None
     value = text[start:end]
     count = sum(map(str.isdigit, value))
-    if not 9 <= count <= 12 or (len(re.findall(r"[0-9]+", value)) < 3 and not (4 <= len(re.match(r"[0-9]*", value)[0]) <= 6 or "/" in value)):  # type: ignore[index]
+    if not 9 <= count <= 12 or (
+        len(re.findall(r"[0-9]+", value)) < 3 and not (4 <= len(re.match(r"[0-9]*", value)[0]) <= 6 or "/" in value)
+    ):  # type: ignore[index]
         return None
     if named(view, start, end, NO_PHONE) and not named(view, start, end, PHONE, NO_PHONE):
         return None
@@ -161,7 +175,13 @@ def _bare(view: View, start: int, end: int) -> tuple[int, int] | None:
     text = view.text
     value = text[start:end]
     groups = re.findall(r"[0-9]+", value)
-    if DATE.match(value) or YEARS.fullmatch(value) or value.count(".") > 1 and len(set(map(len, groups))) == 1 and len(groups[0]) < 2:
+    if (
+        DATE.match(value)
+        or YEARS.fullmatch(value)
+        or (value.count(".") > 1
+        and len(set(map(len, groups))) == 1
+        and len(groups[0]) < 2)
+    ):
         return None
     if ("." in value and len(groups) == 2) or " / " in value:
         return None  # a decimal, or a division

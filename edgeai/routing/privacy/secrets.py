@@ -20,7 +20,9 @@ __all__ = ["find_keys", "find_private_keys", "find_secrets"]
 LONG = re.compile(r"[A-Za-z0-9_\-+/=.~:](?<![A-Za-z0-9_\-+/=.~:].)[A-Za-z0-9_\-+/=.~:]{13,}+")
 """What may hold a key: a word of fourteen characters and more. Most texts have few."""
 PROVIDER = re.compile("(?<![A-Za-z0-9])(?=[A-Za-z0-9])(?:" + "|".join(pattern for _, pattern in PROVIDERS) + ")")
-JWT = re.compile(r"(?<![A-Za-z0-9_-])(ey[A-Za-z0-9_-]{14,4000})\.(ey[A-Za-z0-9_-]{2,12000}|[A-Za-z0-9_-]{8,12000})\.([A-Za-z0-9_-]{0,2000})")
+JWT = re.compile(
+    r"(?<![A-Za-z0-9_-])(ey[A-Za-z0-9_-]{14,4000})\.(ey[A-Za-z0-9_-]{2,12000}|[A-Za-z0-9_-]{8,12000})\.([A-Za-z0-9_-]{0,2000})"
+)
 FILLER = re.compile(r"(?i)x{5,}|\*{3,}|\.{4,}|your|<|_here|-here|placeholder|0{12,}")
 
 NAME = re.compile(
@@ -32,7 +34,9 @@ NAME = re.compile(
 VALUE = re.compile(r"(?:[\"'`]|b[\"']|u[\"'])?([^\s\"'`,;<>()]{6,256})")
 STRONG = ("pass", "pwd", "senha", "contrase", "mot de passe", "kennwort", "пароль", "密", "パス", "비밀")
 """Names of what a person chose; shorter and plainer values are believed to be one."""
-BEARER = re.compile(r"\b(?:bearer|basic|token|apikey|api-key|digest)\s{1,3}[\"']?([\w\-.~+/]{16,2000}={0,2})|x-api-key[\"']?\s{0,2}[:=]\s{0,2}[\"']?([\w\-.~+/]{12,400})")
+BEARER = re.compile(
+    r"\b(?:bearer|basic|token|apikey|api-key|digest)\s{1,3}[\"']?([\w\-.~+/]{16,2000}={0,2})|x-api-key[\"']?\s{0,2}[:=]\s{0,2}[\"']?([\w\-.~+/]{12,400})"
+)
 IDENTIFIER = re.compile(r"[A-Za-z_$@&*!-][\w$]*(?:(?:\.|->|::|\[)[\w$\]]*)*[?!]?")
 CALL = re.compile(r"[\w.]{1,64}[(\[{]")
 FORMULA = re.compile(r"[\w.]{1,40}[|&+*/%^][\w.]{1,40}")
@@ -83,7 +87,12 @@ def find_secrets(view: View) -> Iterator[Hit]:
         quoted = value.start(1) > value.start()
         word = value[1].rstrip("\\").rstrip(".?") if not quoted else value[1].rstrip("\\")
         strong = match[0].startswith(STRONG)
-        if _is_secret(word, strong=strong, quoted=quoted, prose=match[0][-1] == " " and not match[0].rstrip().endswith(("=", ":", ">"))):
+        if _is_secret(
+            word,
+            strong=strong,
+            quoted=quoted,
+            prose=match[0][-1] == " " and not match[0].rstrip().endswith(("=", ":", ">")),
+        ):
             yield Hit("api_key", "privacy.api_key.assigned", value.start(1), value.start(1) + len(word))
     for match in BEARER.finditer(lower):
         group = 1 if match[1] else 2
@@ -105,18 +114,32 @@ def _is_secret(word: str, *, strong: bool, quoted: bool, prose: bool) -> bool:
         if prose or not quoted:
             if FORMULA.fullmatch(word) and not digits:
                 return False
-            return letters and (digits or marks) and not (word.count(".") > 1 and not marks) and (digits or len(word) >= 8) and not _is_code(word)
+            return (
+                letters
+                and (digits or marks)
+                and not (word.count(".") > 1 and not marks)
+                and (digits or len(word) >= 8)
+                and not _is_code(word)
+            )
         return letters and (digits or marks or (mixed and len(word) >= 8)) and not _is_code(word)
     return len(word) >= 16 and digits and letters and not _is_code(word) and _is_random(word, 3.0)
 
 
 def _is_code(word: str) -> bool:
     """Whether WORD is a path, a name with parts or a template rather than a value: `self.token1`, `/etc/x`, `tokens[0]`."""
-    if word.startswith(("/", "./", "~/", "self.", "this.", "$", "&", "%", "@", "--", "\\", "\\x", "0x", "u'", "^", "(?")):
+    if word.startswith(
+        ("/", "./", "~/", "self.", "this.", "$", "&", "%", "@", "--", "\\", "\\x", "0x", "u'", "^", "(?")
+    ):
         return True
-    return any(mark in word for mark in ("[", "]", "{", "}", "()", "->", "::", "==", "\\")) or (
-        re.fullmatch(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", word) is not None
-    ) or re.fullmatch(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|[a-z]+(?:_[a-z0-9]+)+|[a-z]+(?:-[a-z]+)+[0-9]?|[a-z]+[0-9]?", word) is not None and not re.fullmatch(r"[a-z]+[0-9]", word)
+    return (
+        any(mark in word for mark in ("[", "]", "{", "}", "()", "->", "::", "==", "\\"))
+        or (re.fullmatch(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", word) is not None)
+        or (re.fullmatch(
+            r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|[a-z]+(?:_[a-z0-9]+)+|[a-z]+(?:-[a-z]+)+[0-9]?|[a-z]+[0-9]?", word
+        )
+        is not None
+        and not re.fullmatch(r"[a-z]+[0-9]", word))
+    )
 
 
 def _is_random(word: str, least_bits: float) -> bool:

@@ -54,6 +54,8 @@ def _placed(text: str, view: View, hit: Hit) -> Hit:
 def to_findings(text: str, hits: Iterable[Hit]) -> list[Finding]:
     """Return HITS in TEXT as findings, without overlaps."""
     return [
-        Finding(id=hit.id, kind=hit.kind, start=hit.start, end=hit.end, masked=mask(hit.kind, text[hit.start : hit.end]))
+        Finding(
+            id=hit.id, kind=hit.kind, start=hit.start, end=hit.end, masked=mask(hit.kind, text[hit.start : hit.end])
+        )
         for hit in resolve(hits)
     ]

@@ -26,9 +26,7 @@ SPACES = "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u20
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\ufe58\ufe63\uff0d"
 DOTS = "\u00b7\u2024\u3002\uff61\u30fb\uff65"
 
-RUN = re.compile(
-    r"[0-9](?=(?:[ \t()./\-+]{0,4}[0-9]){6})[0-9]*+(?:[ \t()./\-+]{1,4}+[0-9]++)*+"
-)
+RUN = re.compile(r"[0-9](?=(?:[ \t()./\-+]{0,4}[0-9]){6})[0-9]*+(?:[ \t()./\-+]{1,4}+[0-9]++)*+")
 """A run of at least seven digits on one line with what may separate the groups of a number. Linear: each part is possessive."""
 
 
@@ -141,9 +139,7 @@ def _view(whole: str, left: int, begin: int, end: int, right: int, tables: Seque
         lower = text.lower()
         if len(lower) != len(text):
             lower = "".join(small if len(small := character.lower()) == 1 else character for character in text)
-    return View(
-        text=text, lower=lower, base=left, first=first, last=last, origin=origin, tables=tables, whole=whole
-    )
+    return View(text=text, lower=lower, base=left, first=first, last=last, origin=origin, tables=tables, whole=whole)
 
 
 @functools.cache

@@ -14,7 +14,10 @@ __all__ = ["NEGATIVES", "POSITIVES"]
 
 def _jwt(header: dict[str, str]) -> str:
     parts = (json.dumps(header), json.dumps({"sub": "1234567890", "name": "J"}))
-    return ".".join(base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in parts) + ".TJVA95OrM7E2cBab30RMHrHD"
+    return (
+        ".".join(base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in parts)
+        + ".TJVA95OrM7E2cBab30RMHrHD"
+    )
 
 
 def _key(*parts: str) -> str:
