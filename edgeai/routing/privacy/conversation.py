@@ -10,7 +10,7 @@ from typing import Any
 from edgeai.routing.request import Part
 from edgeai.types import Message, Prompt
 
-__all__ = ["parts_of", "strings_in"]
+__all__ = ["as_lines", "parts_of", "strings_in"]
 
 EXAMINED = ("role", "content", "private", "tool_calls")
 """The keys of a message that are read by themselves; whatever else one has is examined as JSON."""
@@ -36,7 +36,7 @@ def parts_of(
         Part(text=text, where=f"file {Path(path).name}", message=last, path=path)
         for path, text in (files or {}).items()
     ]
-    found += [Part(text=_dumped(tool), where="tool definition", message=last) for tool in tools]
+    found += [Part(text=as_lines(tool), where="tool definition", message=last) for tool in tools]
     return found
 
 
@@ -51,42 +51,73 @@ def _of_message(message: Message, index: int) -> Iterator[Part]:
         for piece in content:
             text = piece.get("text") if isinstance(piece, Mapping) else piece
             known = isinstance(text, str)
-            yield Part(text=text if known else "", where=where, message=index, private=private or not known)
+            yield Part(text=str(text) if known else "", where=where, message=index, private=private or not known)
     elif content is not None:
         yield Part(text=str(content), where=where, message=index, private=True)
     for call in message.get("tool_calls") or ():
-        text = _dumped(call)
-        yield Part(text=text, where="tool call", message=index, private=private)
-        decoded = "\n".join(strings_in(call))
-        if decoded not in text:  # what escapes hide: "jane\u0040…"
-            yield Part(text=decoded, where="tool call", message=index, private=private)
+        yield Part(text=as_lines(call), where="tool call", message=index, private=private)
     rest = {key: value for key, value in message.items() if key not in EXAMINED}
     if rest:
-        yield Part(text=_dumped(rest), where=where, message=index, private=private)
+        yield Part(text=as_lines(rest), where=where, message=index, private=private)
 
 
-def _dumped(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+def as_lines(value: Any) -> str:
+    """Return the JSON VALUE as lines `key: value`, as its reader will understand it: escapes decoded, JSON inside of strings opened."""
+    return "\n".join(_lines(value, "", 0))
 
 
-def strings_in(value: Any, depth: int = 0) -> Iterator[str]:
-    """Yield every string in the JSON VALUE, keys too, and those inside of strings that are JSON themselves."""
-    if depth > MOST_DEPTH:
+def strings_in(text: str) -> list[str]:
+    """Return what the JSON TEXT says as one text, and every string in it, keys too, also those inside of strings that are JSON themselves.
+
+    Of TEXT that is no JSON, only itself.
+    """
+    value = _opened(text)
+    return [text] if value is None else [as_lines(value), *dict.fromkeys(_strings(value, 0))]
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object of JSON with all of its members: a name may be there twice, and a dict would forget the first."""
+
+
+def _opened(text: str) -> Any:
+    """Return the object or list that TEXT is the JSON of, None for any other text."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return json.loads(text, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _members(value: Any) -> Iterable[tuple[str, Any]] | None:
+    if isinstance(value, Mapping):
+        return [(str(key), item) for key, item in value.items()]
+    if isinstance(value, _Pairs):
+        return value
+    return [("", item) for item in value] if isinstance(value, list | tuple) else None
+
+
+def _lines(value: Any, name: str, depth: int) -> Iterator[str]:
+    opened = _opened(value) if isinstance(value, str) and depth < MOST_DEPTH else None
+    members = _members(value if opened is None else opened)
+    if members is None or depth >= MOST_DEPTH:
+        yield f"{name}: {value}" if name else str(value)
+        return
+    if name:
+        yield f"{name}:"
+    for key, item in members:
+        yield from _lines(item, key, depth + 1)
+
+
+def _strings(value: Any, depth: int) -> Iterator[str]:
+    if depth >= MOST_DEPTH:
         yield str(value)
     elif isinstance(value, str):
         yield value
-        if value.lstrip()[:1] in ("{", "[", '"') and len(value) > 2:
-            try:
-                inner = json.loads(value)
-            except (ValueError, RecursionError):
-                return
-            yield from strings_in(inner, depth + 1)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield str(key)
-            yield from strings_in(item, depth + 1)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from strings_in(item, depth + 1)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield str(value)
+        if (opened := _opened(value)) is not None:
+            yield from _strings(opened, depth + 1)
+    else:
+        for key, item in _members(value) or ():
+            if key:
+                yield key
+            yield from _strings(item, depth + 1)

@@ -41,6 +41,7 @@ BEGINNINGS = frozenset(
     for low, high, _ in ISSUERS
     for number in range(int(low.ljust(2, "0")[:2]), int(high.ljust(2, "9")[:2]) + 1)
 )
+COMMON = (16, 18, 19)
 CALLED_CHARS = 64
 """How far behind the word for a card its number may begin."""
 GROUPS = re.compile(r"[0-9]+")
@@ -122,6 +123,8 @@ def _is_one(view: View, groups: list[tuple[int, int]], first: int, last: int, *,
     if not issued:  # a range that is not in the table is believed where a word says that it is a card's
         return named(view, begin, end, CARD, BARCODE)
     if first == last:
+        if len(digits) not in COMMON and digits[0] in "56":  # Maestro has all lengths, so its check digit alone says little
+            return named(view, begin, end, CARD)
         return not named(view, begin, end, BARCODE) or named(view, begin, end, CARD)
     if by_name:
         return True
@@ -155,8 +158,8 @@ def _starts(text: str, start: int) -> bool:
     mark = before[-1:]
     if mark == "_" or mark.isalnum():
         return before == "\\n" or mark >= "\u2e80"
-    if mark == ".":
-        return not before[:-1].isdigit()
+    if mark in ("*", "^") or before[:-1].isdigit() and mark in (".", "/"):
+        return False
     if mark == "-":
         word = text[max(0, start - 5) : start - 1]
         return not (word.isalnum() and any(map(str.isdigit, word)))
@@ -169,7 +172,7 @@ def _ends(text: str, end: int) -> bool:
     mark = after[:1]
     if mark in ("_", "%") or (mark.isalpha() and mark < "\u2e80"):
         return False
-    return not (mark in (".", "-") and after[1:].isdigit())
+    return mark not in ("*", "^") and not (mark in (".", "-", "/") and after[1:].isdigit())
 
 
 # ---- IBAN

@@ -155,10 +155,10 @@ def _is_one(view: View, start: int, end: int, rule: Rule, *, alone: bool) -> boo
     before, after = text[max(0, start - 2) : start], text[end : end + 2]
     if before[-1:].isalnum() and before[-1] < "\u2e80" and before != "\\n":
         return False
-    if before[-1:] in ("_", "$", "€") or (before[-1:] in (".", "-", "/", "+") and before[:-1].isalnum()):
+    if before[-1:] in ("_", "$", "€", "*", "^", "/") or (before[-1:] in (".", "-", "/", "+") and before[:-1].isalnum()):
         return False
     if (
-        after[:1] == "_"
+        after[:1] in ("_", "*", "^")
         or (after[:1].isalpha() and after[:1] < "\u2e80")
         or (after[:1] in (".", "-", "/", ":") and after[1:].isalnum())
     ):

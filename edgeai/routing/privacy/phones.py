@@ -118,10 +118,11 @@ def _international(view: View, start: int, end: int) -> tuple[int, int] | None:
     text = view.text
     value = text[start:end]
     ends = [len(value)] + [match.start() for match in re.finditer(r"[ .\-/(]", value)][::-1]
-    grouped = len(re.findall(r"[0-9]+", value)) > 1
     before = text[start - 1 : start]
     if before and ((before.isalnum() and before < "\u2e80") or before == ")"):
         return None
+    if value.startswith("+ ") and text[max(0, start - 4) : start].rstrip()[-1:] not in ("", ":", "(", ",", ";", ".", "|", "-"):
+        return None  # a sum
     for stop in ends:
         part = value[:stop].rstrip(" .-/(")
         count = sum(map(str.isdigit, part))
@@ -133,7 +134,7 @@ def _international(view: View, start: int, end: int) -> tuple[int, int] | None:
         if number is None:
             continue
         if _library().is_valid_number(number) or (
-            grouped
+            len(re.findall(r"[0-9]+", part)) > 2
             and _library().is_possible_number(number)
             and (part[0] in "+(" or named(view, start, end, PHONE, NO_PHONE))
         ):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ __all__ = ["NotRedactable", "Redactor", "is_redactable"]
 
 LEAST_COMPARED = 5
 """A value of fewer letters and digits is looked for as it is written only: its plain form may be anywhere."""
+KEPT = {"role", "content", "private", "tool_calls", "tool_call_id"}
 REST = re.compile(r"[\W_]+")
 MOST_DEPTH = 64
 
@@ -48,7 +50,7 @@ class Redactor:
         self._taken: set[tuple[str, int]] = set()
 
     def __repr__(self) -> str:
-        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(self._counts.items()))
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(Counter(self._kinds.values()).items()))
         return f"<Redactor of {kinds or 'nothing'}>"
 
     @property
@@ -123,10 +125,7 @@ class Redactor:
         Strings of JSON are read as they will be at the other end. Places are those in the text of the bytes; 0 where escapes moved them.
         """
         raw = outgoing.decode("utf-8", "replace")
-        try:
-            texts = list(dict.fromkeys(strings_in(json.loads(raw))))
-        except (ValueError, RecursionError):
-            texts = [raw]
+        texts = strings_in(raw)
         whole = "\n".join([raw, *texts])
         small = whole.casefold()
         plain = REST.sub("", small)
@@ -200,6 +199,8 @@ class Redactor:
             ]
         if message.get("tool_calls"):
             changed["tool_calls"] = [self.redact_json(call) for call in message["tool_calls"]]
+        for key in changed.keys() - KEPT:
+            changed[key] = self.redact_json(changed[key])
         return cast(Message, changed)
 
     def _restored(self, value: Any) -> Any:

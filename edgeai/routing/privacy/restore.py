@@ -46,7 +46,9 @@ class Restorer:
 
     def _may_be(self, begun: str) -> bool:
         """Whether BEGUN can still become a placeholder that stands for something: `<div` cannot."""
-        letters = re.sub(r"[^A-Za-z_ ]", "", begun.replace("&lt;", "")).strip().upper().replace(" ", "_")
+        if begun in ("&", "&l", "&lt"):
+            return True
+        letters = re.sub(r"[^A-Za-z_ ]", "", begun.removeprefix("&lt;")).strip().upper().replace(" ", "_")
         return any(label.startswith(letters) or letters.startswith(label) for label in self._labels)
 
     def _value(self, match: re.Match[str]) -> str:
