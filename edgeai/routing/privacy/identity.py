@@ -241,9 +241,11 @@ def _in_aadhaar(digits: str) -> bool:
     return bool(_module("in_.aadhaar").is_valid(digits))  # type: ignore[attr-defined]
 
 
-def _kr_rrn(digits: str) -> bool:
-    """A date and the digit of the century; there are no check digits since October 2020."""
-    return _is_date(digits[:2], digits[2:4], digits[4:6]) and digits[6] in "12345678"
+def _cn_ric(digits: str) -> bool:
+    """A birthday, and ISO 7064's MOD 11-2 (GB 11643-1999). Region codes are not compared: old ones stay on cards."""
+    total = sum(int(digit) * pow(2, 17 - index, 11) for index, digit in enumerate(digits[:17])) % 11
+    born = "19" <= digits[6:8] <= "20" and _is_date(digits[8:10], digits[10:12], digits[12:14])
+    return born and digits[0] in "12345678" and "10X98765432"[total] == digits[17].upper()
 
 
 def _jp_my_number(digits: str) -> bool:

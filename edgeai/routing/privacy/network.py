@@ -91,7 +91,7 @@ def _is_v6(value: str) -> bool:
         address = ipaddress.IPv6Address(value)
     except ValueError:
         return False
-    if address.is_loopback or address.is_unspecified or address.is_multicast:
+    if address.is_loopback or address.is_unspecified or (address.is_multicast and "::" in value):
         return False
     groups = [group for group in value.split(":") if group]
     if "::" not in value:

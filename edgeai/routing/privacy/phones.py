@@ -35,7 +35,7 @@ PARENTHESIS = re.compile(r"\(0?[1-9][0-9]{0,4}\)[ \-]?[0-9]{2,5}(?:[ .\-/]?[0-9]
 TRUNK = re.compile(r"0[1-9][0-9]{0,5}(?:[ ]?[.\-/ ][ ]?[0-9]{2,8}){1,5}")
 """A number with the trunk prefix 0, as most countries outside of America write it."""
 DATE = re.compile(
-    r"(?:(?:19|20)[0-9]{2}[.\-/ ][01]?[0-9][.\-/ ][0-3]?[0-9]|[0-3]?[0-9][.\-/ ][0-3]?[0-9][.\-/ ](?:19|20)?[0-9]{2})(?![0-9]|[.\-/][0-9])"
+    r"(?:(?:19|20)[0-9]{2}[.\-/ ][01]?[0-9][.\-/ ][0-3]?[0-9]|[0-3]?[0-9][.\-/ ][0-3]?[0-9][.\-/ ](?:19|20)?[0-9]{2})(?![0-9]|[.\-/ ][0-9])"
 )
 HEX_PAIR = re.compile(r"-[0-9A-Fa-f]{2}(?![0-9A-Za-z])")
 """The rest of a MAC address."""
@@ -81,7 +81,7 @@ def _one(view: View, start: int, end: int) -> tuple[int, int] | None:
     if sum(map(str.isdigit, value)) < LEAST_DIGITS or not _stands_alone(text, start, end):
         return None
     if value.startswith(("+", "(+")) or (value.startswith("00") and len(value) > 9):
-        return _international(view, start, end)
+        return _international(view, start, end) or (None if "+" in value else _bare(view, start, end))
     return _formed(view, start, end) or _bare(view, start, end)
 
 
@@ -187,7 +187,7 @@ def _bare(view: View, start: int, end: int) -> tuple[int, int] | None:
     if ("." in value and len(groups) == 2) or " / " in value:
         return None  # a decimal, or a division
     count = sum(map(len, groups))
-    if count > MOST_DIGITS or min(map(len, groups[1:]), default=2) < 2 or (len(groups) == 1 and count > 13):
+    if count > MOST_DIGITS or sum(len(group) < 2 for group in groups[1:]) > 1 or (len(groups) == 1 and count > 13):
         return None
     if COUNTED.match(view.after(end, 24)):
         return None
