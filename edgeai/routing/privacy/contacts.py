@@ -22,8 +22,7 @@ LOCAL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.!#$%&'*+/=?^_`{|}~-")
 EDGES = ".'`/=&?*!|^~{}#$%"
 """Characters that begin or end an address less often than what is around it, although RFC 5322 allows them."""
 NOT_DOMAINS = frozenset(
-    "png jpg jpeg gif svg webp ico css scss js mjs ts tsx jsx json html htm xml yml yaml toml txt md rst py pyc pyx rb rs go java "
-    "cpp hpp cc so dll exe zip tar gz whl jar lock log cfg ini conf service socket timer target mount".split()
+    ["png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "css", "scss", "js", "mjs", "ts", "tsx", "jsx", "json", "html", "htm", "xml", "yml", "yaml", "toml", "txt", "md", "rst", "py", "pyc", "pyx", "rb", "rs", "go", "java", "cpp", "hpp", "cc", "so", "dll", "exe", "zip", "tar", "gz", "whl", "jar", "lock", "log", "cfg", "ini", "conf", "service", "socket", "timer", "target", "mount"]
 )
 NOBODY = frozenset({"git", "hg", "svn"})
 """Accounts that every host of repositories has: git@github.com:owner/name is an address of a repository."""
@@ -38,7 +37,9 @@ def find_emails(view: View) -> Iterator[Hit]:
             if domain.rpartition(".")[2].lower() in NOT_DOMAINS:
                 continue
             start = _local(text, match.start())
-            if start is not None and text[start : match.start()].lower() not in NOBODY:
+            if start is None or text[start : match.start()].lower() in NOBODY:
+                continue
+            if text[max(0, start - 3) : start] != "://":  # the user of a URL
                 yield Hit("email", "privacy.email", start, match.end(1))
     if "@[" in text:
         for match in LITERAL.finditer(text):

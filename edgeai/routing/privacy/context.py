@@ -6,15 +6,15 @@ import re
 
 from edgeai.routing.privacy.text import View
 
-__all__ = ["CARD", "CARD_STEMS", "PHONE", "named"]
+__all__ = ["CARD", "CARD_STEMS", "COUNTED", "NO_PHONE", "PHONE", "PHONE_BEHIND", "PHONE_CLOSE", "named"]
 
 BEFORE_CHARS, AFTER_CHARS = 48, 20
 
 PHONE = re.compile(
     r"\b(?:tele)?phones?\b|\b(?:tele)?phone_?(?:number|no|nr)|phonenumber|_phone\b|\bph\b|\btel\b|\btelephone|\btele?f(?:on|oon|oni|oonnummer)?\b"
     r"|\bmobile?\b|\bmobil(?:e|nummer|tel|telefon|ni|ny)\w{0,8}|\bcell(?:phone|ular)?\b|\bfax\b|\bcall(?:s|ed|ing)?\b|\bdial(?:l?ed|l?ing)?\b|\brang\b"
-    r"|\bring\b|\bhotline\b|\bwhats ?app\b|\bsignal\b|\bviber\b|\bsms\b|\btext(?:ed|s)?\b(?! (?:has|of|is|with))|\bmessages?\b|\bvoicemail\b|\bpager\b"
-    r"|\bcontact(?: (?:me|us|number|no|nr|him|her|them))?\b|\breach(?:able)?\b|\banswering\b|\bregistered\b|\bmy number\b|\bphone number\b"
+    r"|\bring (?:me|us|him|her|them|on|at)\b|\bhotline\b|\bwhats ?app\b|\bsignal:|\bviber\b|\bsms\b|\b(?:text(?:ed)?|messages?) (?:me|us|him|her|them|at|on|to)\b"
+    r"|\bvoicemail\b|\bpager\b|\bcontact\b|\breach (?:me|us|him|her|them|out|at)\b|\breachable\b|\banswering\b|\bmy registered\b|\bmy number\b|\bphone number\b"
     r"|\bnumber is\b|\bhandy(?:nummer)?\b|\btelefon\w{0,8}|\brufnummer\b|\banruf\w{0,3}|\brufen?\b|\bdurchwahl\b|\btel[eé]fono\w?|\bm[oó]vil\b"
     r"|\bllam\w{1,6}|\bcelular\b|\bt[eé]l[eé]phone\w?|\bt[eé]l\b|\bportable\b|\bappel\w{1,5}|\bjoindre\b|\bnum[eé]ro de t\w+|\bcellulare\b"
     r"|\bchiam\w{1,5}|\btelefone\w?|\btelem[oó]vel\b|\blig(?:ue|ar)\b|\btelefoon\w{0,7}|\bbel(?:len)?\b|\bgsm\b|\bpuhelin\w{0,6}|\bpuh\b|\bmatkapuhelin"
@@ -35,6 +35,11 @@ NO_PHONE = re.compile(
     r"|revision|issue|bug|port|size|bytes|offset|seed|zip|plz|rfc|doi|arxiv|pmid|patent|bestell\w{0,8}|rechnung\w{0,8}|auftrag\w{0,8}|kunden\w{0,8}|pedido|factura|commande"
     r"|facture|art\w{0,7}nr|line|row|page|section|timestamp|epoch|address|pointer|opcode|errno|code|total|sum|amount|price|model|population|approximately|about|roughly)\b\w{0,2}"
 )
+COUNTED = re.compile(
+    r"\s{0,2}(?:times?|of\b|bytes?|[kmg]i?b\b|ms\b|ns\b|us\b|µs|s\b|seconds?|minutes?|hours?|days?|years?|users?|people|persons|entries|rows|lines|items|records|requests|calls|messages"
+    r"|tokens|words|characters|chars|pixels|px\b|km\b|kg\b|mm\b|cm\b|m\b|miles|dollars|euros?|usd|eur|points|steps|iterations|subscribers|customers|downloads|samples|elements)"
+)
+"""What stands behind a number that counts something."""
 CARD = re.compile(
     r"\bcards?\b|\bcredit|\bdebit|\bvisa\b|\bmaster ?card|\bamex\b|american express|\bmaestro\b|\bdiners\b|\bdiscover\b|\bjcb\b|\bunionpay\b|\bcc\b|\bpan\b|\bccn\b|\bcard_?n|kredit|karte|tarjeta|\bcarte\b"
     r"|\bcarta\b|cart[aã]o|\bkaart|\bkort\w{0,6}|\bkarta\b|\bkarty\b|карт|银行卡|信用卡|卡号|カード|카드|\bpayment|\bcharge"

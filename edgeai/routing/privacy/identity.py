@@ -8,6 +8,7 @@ import importlib
 import re
 from collections.abc import Iterator
 
+from edgeai.routing.privacy.finance import luhn
 from edgeai.routing.privacy.hits import Hit
 from edgeai.routing.privacy.identity_rules import LETTERED, NUMBERED, TAILED, Rule
 from edgeai.routing.privacy.text import View
@@ -18,7 +19,7 @@ BEFORE_CHARS, AFTER_CHARS = 56, 24
 MOST_GROUPS = 7
 GROUPS = re.compile(r"[0-9]+")
 TAIL = re.compile(
-    r"[0-9](?<![A-Za-z0-9_.\-].)(?=[0-9. ]{1,22}+[\-+]?[A-Za-z0-9])(?=[0-9. ]{1,22}[\-+]?[A-Za-z]|[0-9.]{7,12}-[0-9])"
+    r"[0-9](?<![A-Za-z0-9_.\-].)(?=[0-9. ]{1,22}+[\-+]?[A-Za-z0-9])(?=[0-9. ]{1,22}[\-+]?[A-Za-z]|[0-9.]{5,12}-[0-9])"
 )
 """Digits, perhaps in groups, and then a letter or a dash with a digit."""
 SPECIAL = re.compile(r"\\w(?:\{[^}]*\})?|\\b|\\\.\??|\[[^\]]*\]\??|\((?:[^()])*\)\??|.\?|\.")
@@ -154,10 +155,10 @@ def _is_one(view: View, start: int, end: int, rule: Rule, *, alone: bool) -> boo
     before, after = text[max(0, start - 2) : start], text[end : end + 2]
     if before[-1:].isalnum() and before[-1] < "\u2e80" and before != "\\n":
         return False
-    if before[-1:] in ("_", "$", "€") or (before[-1:] in (".", "-", "/", "+") and before[:-1].isalnum()):
+    if before[-1:] in ("_", "$", "€", "*", "^", "/") or (before[-1:] in (".", "-", "/", "+") and before[:-1].isalnum()):
         return False
     if (
-        after[:1] == "_"
+        after[:1] in ("_", "*", "^")
         or (after[:1].isalpha() and after[:1] < "\u2e80")
         or (after[:1] in (".", "-", "/", ":") and after[1:].isalnum())
     ):
@@ -210,6 +211,11 @@ def _module(name: str) -> object:
     return importlib.import_module(f"stdnum.{name}")
 
 
+def _luhn(digits: str) -> bool:
+    """The check digit of ISO/IEC 7812-1 (a SIN that begins with 0 is kept for examples: canada.ca)."""
+    return luhn(digits)
+
+
 def _us_ssn(digits: str) -> bool:
     """SSA: no area 000, 666 or 900–999, no group 00, no serial 0000 (ssa.gov/employer/randomization.html)."""
     return digits[:3] not in ("000", "666") and digits[0] != "9" and digits[3:5] != "00" and digits[5:] != "0000"
@@ -235,9 +241,11 @@ def _in_aadhaar(digits: str) -> bool:
     return bool(_module("in_.aadhaar").is_valid(digits))  # type: ignore[attr-defined]
 
 
-def _kr_rrn(digits: str) -> bool:
-    """A date and the digit of the century; there are no check digits since October 2020."""
-    return _is_date(digits[:2], digits[2:4], digits[4:6]) and digits[6] in "12345678"
+def _cn_ric(digits: str) -> bool:
+    """A birthday, and ISO 7064's MOD 11-2 (GB 11643-1999). Region codes are not compared: old ones stay on cards."""
+    total = sum(int(digit) * pow(2, 17 - index, 11) for index, digit in enumerate(digits[:17])) % 11
+    born = "19" <= digits[6:8] <= "20" and _is_date(digits[8:10], digits[10:12], digits[12:14])
+    return born and digits[0] in "12345678" and "10X98765432"[total] == digits[17].upper()
 
 
 def _jp_my_number(digits: str) -> bool:

@@ -13,10 +13,10 @@ from edgeai.routing.privacy.text import View
 __all__ = ["find_addresses", "find_url_credentials"]
 
 V4 = re.compile(
-    r"[0-9](?<![0-9A-Za-z_.].)[0-9]{0,2}(?:(?:\.|\[\.\])[0-9]{1,3}){3}(?![0-9A-Za-z_]|\.[0-9]|-[0-9A-Za-z]{1,8}[.+])"
+    r"[0-9](?<![0-9A-Za-z_.].)[0-9]{0,2}(?:(?:\.|\[\.\])[0-9]{1,3}){3}(?![0-9A-Za-z_^]|\.[0-9]|-[0-9A-Za-z]{1,8}[.+])"
 )
 V6 = re.compile(
-    r"[0-9A-Fa-f:](?<![0-9A-Za-z_:.].)[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{2,38}(?:(?<=:)[0-9]{1,3}(?:\.[0-9]{1,3}){3})?(?![0-9A-Za-z_:])"
+    r"[0-9A-Fa-f:](?<![0-9A-Za-z_:.].)[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{2,38}(?:(?<=:)[0-9]{1,3}(?:\.[0-9]{1,3}){3})?(?![0-9A-Za-z_:]|\.[0-9])"
 )
 COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 HEX = frozenset("0123456789abcdefABCDEF")
@@ -26,6 +26,7 @@ VERSIONED = re.compile(
     r"|[\w.\]][ ]?(?:==|>=|<=|~=|!=|\^)[ ]?|\bv\.? ?|§ ?|[0-9a-z][_-]v?)$"
 )
 """What stands before a version or a section of four parts."""
+RELEASED = re.compile(r" (?:build|release|version)\b")
 PRODUCT = re.compile(r"[a-z][a-z0-9_.+-]{1,30}/$")
 HEADLINE = re.compile(r"[ \t]{1,4}[A-Z][a-z]")
 MOST_SECTION = 30
@@ -67,10 +68,12 @@ def _is_v4(view: View, start: int, end: int) -> bool:
     if parts[0] in (0, 127) or parts[0] >= 224:
         return False
     before = view.before(start, 32)
+    if RELEASED.match(view.after(end, 12)):
+        return False
     if VERSIONED.search(before):
         return False
     if PRODUCT.search(before) and (
-        parts[2:] == [0, 0] or "://" not in before and not before.rstrip("/").endswith((".", "ip"))
+        parts[2:] == [0, 0] or ("://" not in before and not before.rstrip("/").endswith((".", "ip")))
     ):
         return "://" in before or parts[0] in (
             10,
@@ -88,7 +91,7 @@ def _is_v6(value: str) -> bool:
         address = ipaddress.IPv6Address(value)
     except ValueError:
         return False
-    if address.is_loopback or address.is_unspecified or address.is_multicast:
+    if address.is_loopback or address.is_unspecified or (address.is_multicast and "::" in value):
         return False
     groups = [group for group in value.split(":") if group]
     if "::" not in value:

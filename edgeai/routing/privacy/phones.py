@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from edgeai.routing.privacy.context import NO_PHONE, PHONE, PHONE_BEHIND, PHONE_CLOSE, named
+from edgeai.routing.privacy.context import COUNTED, NO_PHONE, PHONE, PHONE_BEHIND, PHONE_CLOSE, named
 from edgeai.routing.privacy.hits import Hit
 from edgeai.routing.privacy.text import View
 
@@ -35,8 +35,10 @@ PARENTHESIS = re.compile(r"\(0?[1-9][0-9]{0,4}\)[ \-]?[0-9]{2,5}(?:[ .\-/]?[0-9]
 TRUNK = re.compile(r"0[1-9][0-9]{0,5}(?:[ ]?[.\-/ ][ ]?[0-9]{2,8}){1,5}")
 """A number with the trunk prefix 0, as most countries outside of America write it."""
 DATE = re.compile(
-    r"(?:(?:19|20)[0-9]{2}[.\-/ ][01]?[0-9][.\-/ ][0-3]?[0-9]|[0-3]?[0-9][.\-/ ][0-3]?[0-9][.\-/ ](?:19|20)?[0-9]{2})(?![0-9])"
+    r"(?:(?:19|20)[0-9]{2}[.\-/ ][01]?[0-9][.\-/ ][0-3]?[0-9]|[0-3]?[0-9][.\-/ ][0-3]?[0-9][.\-/ ](?:19|20)?[0-9]{2})(?![0-9]|[.\-/ ][0-9])"
 )
+HEX_PAIR = re.compile(r"-[0-9A-Fa-f]{2}(?![0-9A-Za-z])")
+"""The rest of a MAC address."""
 YEARS = re.compile(r"(?:1[5-9]|20)[0-9]{2}\s?[-–/]\s?(?:(?:1[5-9]|20)[0-9]{2}|[0-9]{2})")
 REGIONS = ("GB", "DE", "FR", "IT", "AU", "JP", "KR", "ZA", "NL", "BE", "CH", "AT", "SE", "FI", "CN", "TR", "IN", "IE", "NZ", "PH", "VN", "IL", "ID", "RO", "UA", "EG", "NG")  # fmt: skip
 """Whose national numbers begin with a trunk 0."""
@@ -79,18 +81,24 @@ def _one(view: View, start: int, end: int) -> tuple[int, int] | None:
     if sum(map(str.isdigit, value)) < LEAST_DIGITS or not _stands_alone(text, start, end):
         return None
     if value.startswith(("+", "(+")) or (value.startswith("00") and len(value) > 9):
-        return _international(view, start, end)
+        return _international(view, start, end) or (None if "+" in value else _bare(view, start, end))
     return _formed(view, start, end) or _bare(view, start, end)
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
     """Whether what is at START to END is no part of a longer word, number, decimal or path."""
     before, after = text[start - 1 : start] if start else "", text[end : end + 1]
-    if before and (before.isalnum() or before in "_$€£¥#^*%@\\" or (before in ".,-/=:~" and _joined(text, start))):
+    if before and (
+        (before.isalnum() and before < "\u2e80")
+        or before in "_$€£¥#^*%@\\"
+        or (before in ".,-/=:~" and _joined(text, start))
+    ):
         return before == "n" and text[start - 2 : start] == "\\n"  # the line break of a JSON text
     if after in ("_", "%", "°", "^", "*", "=", "$", "€"):
         return False
     if after.isalpha() and not EXTENSION.match(text, end) and after < "\u2e80":  # scripts without spaces begin there
+        return False
+    if after == "-" and HEX_PAIR.match(text, end):
         return False
     return not (after in (".", ":", "-", "/", "+") and text[end + 1 : end + 2].isdigit())
 
@@ -110,10 +118,11 @@ def _international(view: View, start: int, end: int) -> tuple[int, int] | None:
     text = view.text
     value = text[start:end]
     ends = [len(value)] + [match.start() for match in re.finditer(r"[ .\-/(]", value)][::-1]
-    grouped = len(re.findall(r"[0-9]+", value)) > 1
     before = text[start - 1 : start]
-    if before and (before.isalnum() or before == ")"):
+    if before and ((before.isalnum() and before < "\u2e80") or before == ")"):
         return None
+    if value.startswith("+ ") and text[max(0, start - 4) : start].rstrip()[-1:] not in ("", ":", "(", ",", ";", ".", "|", "-"):
+        return None  # a sum
     for stop in ends:
         part = value[:stop].rstrip(" .-/(")
         count = sum(map(str.isdigit, part))
@@ -125,7 +134,7 @@ def _international(view: View, start: int, end: int) -> tuple[int, int] | None:
         if number is None:
             continue
         if _library().is_valid_number(number) or (
-            grouped
+            len(re.findall(r"[0-9]+", part)) > 2
             and _library().is_possible_number(number)
             and (part[0] in "+(" or named(view, start, end, PHONE, NO_PHONE))
         ):
@@ -170,15 +179,17 @@ def _bare(view: View, start: int, end: int) -> tuple[int, int] | None:
     if (
         DATE.match(value)
         or YEARS.fullmatch(value)
-        or value.count(".") > 1
+        or (value.count(".") > 1
         and len(set(map(len, groups))) == 1
-        and len(groups[0]) < 2
+        and len(groups[0]) < 2)
     ):
         return None
-    if "." in value and len(groups) == 2:
-        return None  # a decimal
+    if ("." in value and len(groups) == 2) or " / " in value:
+        return None  # a decimal, or a division
     count = sum(map(len, groups))
-    if count > MOST_DIGITS or min(map(len, groups[1:]), default=2) < 2 or (len(groups) == 1 and count > 13):
+    if count > MOST_DIGITS or sum(len(group) < 2 for group in groups[1:]) > 1 or (len(groups) == 1 and count > 13):
+        return None
+    if COUNTED.match(view.after(end, 24)):
         return None
     close = PHONE_CLOSE.search(view.before(start, 16)) or PHONE_BEHIND.match(view.after(end, 14))
     if (close and len(groups) > 1) or named(view, start, end, PHONE, NO_PHONE):

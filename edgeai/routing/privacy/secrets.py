@@ -26,7 +26,7 @@ JWT = re.compile(
 FILLER = re.compile(r"(?i)x{5,}|\*{3,}|\.{4,}|your|<|_here|-here|placeholder|0{12,}")
 
 NAME = re.compile(
-    r"(?:pass(?:word|wd|phrase|wort|e)?|pwd|secret|token|credential|passwort|kennwort|contrase[nñ]a|mot de passe|senha|пароль|密码|密碼|パスワード|비밀번호"
+    r"(?:pass(?:words?|wd|phrase|wort|code)?(?![a-z])|pwd|secret|token|credential|passwort|kennwort|contrase[nñ]a|mot de passe|senha|пароль|密码|密碼|パスワード|비밀번호"
     r"|api[_\- ]?key|apikey|access[_\-]?key|auth[_\-]?key|account[_\-]?key|private[_\-]?key|signing[_\-]?key|encryption[_\-]?key|client[_\-]?key|secret[_\-]?key|_key|\bpin)"
     r"[\w\-]{0,24}+[\"'`*]{0,3}\]?[\"']?"
     r"(?:\s{0,3}(?:=>|:=|==|[:=：])\s{0,3}|\s(?:is|was|ist|lautet|est|es|è|is now|set to|changed to)[: ]\s?|</?\w{0,20}>|>)"
@@ -82,10 +82,14 @@ def find_secrets(view: View) -> Iterator[Hit]:
         value = VALUE.match(text, place)
         if value is None:
             continue
+        if value.start(1) == value.start() and text[value.end() : value.end() + 1] == "(":
+            continue  # a call
+        if lower.endswith(("public", "publickey"), 0, match.start()):
+            continue
         if len(value[0]) > 64:
             place = value.end()  # so that names in a long value are not all read to its end
         quoted = value.start(1) > value.start()
-        word = value[1].rstrip("\\").rstrip(".!?") if not quoted else value[1].rstrip("\\")
+        word = value[1].rstrip("\\").rstrip(".?") if not quoted else value[1].rstrip("\\")
         strong = match[0].startswith(STRONG)
         if _is_secret(
             word,
@@ -134,11 +138,11 @@ def _is_code(word: str) -> bool:
     return (
         any(mark in word for mark in ("[", "]", "{", "}", "()", "->", "::", "==", "\\"))
         or (re.fullmatch(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", word) is not None)
-        or re.fullmatch(
+        or (re.fullmatch(
             r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|[a-z]+(?:_[a-z0-9]+)+|[a-z]+(?:-[a-z]+)+[0-9]?|[a-z]+[0-9]?", word
         )
         is not None
-        and not re.fullmatch(r"[a-z]+[0-9]", word)
+        and not re.fullmatch(r"[a-z]+[0-9]", word))
     )
 
 
