@@ -8,7 +8,7 @@ import re
 import ssl
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpcore2
@@ -40,11 +40,6 @@ def sequence(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def first(value: Any) -> Any:
-    """Return the first item of VALUE where it is a list that has one."""
-    return next(iter(sequence(value)), None)
-
-
 def parsed(text: str | bytes) -> Any:
     """Return the JSON in TEXT. Raises ValueError for what is none, or too deep for Python."""
     try:
@@ -65,14 +60,18 @@ class Reading:
     error: str | None = None
     first_token_s: float | None = None
 
-    def take(self, value: Any) -> bool:
-        """Take one event or object; return whether it had text. What is not of the usual form is passed over."""
+    def take(self, value: Any, said_in: str) -> bool:
+        """Take one event or object, whose text is SAID_IN `delta` or `message`; return whether it had text.
+
+        What is not of the usual form is passed over, and so are other choices than the first.
+        """
         error = mapping(value).get("error")
         if error:
             self.error = json.dumps(error, ensure_ascii=False)[:400]
-        choice = mapping(first(mapping(value).get("choices")))
+        choices = map(mapping, sequence(mapping(value).get("choices")))
+        choice = next((choice for choice in choices if choice.get("index", 0) == 0), {})
         self.finish = choice.get("finish_reason") or self.finish
-        said = mapping(choice.get("delta") or choice.get("message"))
+        said = mapping(choice.get(said_in))
         for call in sequence(said.get("tool_calls")):
             function = mapping(mapping(call).get("function"))
             known = self.calls.setdefault(str(mapping(call).get("index", 0)), ["", ""])
@@ -185,9 +184,9 @@ class Gateway:
 
     def prepare(self, setting: Setting) -> str | None:
         """Return why SETTING cannot be had, None where it needs nothing of a gateway."""
-        if setting.hook == "local-down" and not self.fallback:
-            return None
-        return None if setting.usual and setting.hook is None and not setting.patched else OUTSIDE
+        if setting.private or setting.patched or not setting.usual:
+            return OUTSIDE
+        return None if setting.hook is None or (setting.hook == "local-down" and not self.fallback) else OUTSIDE
 
     def ask(
         self,
@@ -215,7 +214,7 @@ class Gateway:
                 self._read(reading, response, leave_after)
         except ERRORS as error:
             reading.error = f"{type(error).__name__}: {error}"
-        return reading.outcome() if leave_after is None else replace(reading.outcome(), interrupted=True)
+        return reading.outcome()
 
     def _read(self, reading: Reading, response: httpcore2.Response, leave_after: int | None) -> None:
         kinds = [value for name, value in response.headers if name.lower() == b"content-type"]
@@ -225,7 +224,7 @@ class Gateway:
         elif any(b"event-stream" in kind for kind in kinds):
             read_stream(reading, parts, leave_after)
         else:
-            reading.take(parsed(b"".join(parts)))
+            reading.take(parsed(b"".join(parts)), "message")
             reading.done = True
 
     def close(self) -> None:
@@ -257,7 +256,7 @@ def read_stream(reading: Reading, parts: Iterator[bytes], leave_after: int | Non
         if text.strip() == "[DONE]":
             reading.done = True
             return
-        pieces += reading.take(parsed(text))
+        pieces += reading.take(parsed(text), "delta")
         if leave_after is not None and pieces >= leave_after:
             return
 

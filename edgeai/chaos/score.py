@@ -140,7 +140,7 @@ def try_variant(
     }  # fmt: skip
     setting = Setting(
         base_url=_place(variant.where, lab), ca_file=str(CA_FILE), policy=variant.policy, hook=variant.hook,
-        patched=variant.patch is not None, usual=variant.where == "http",
+        private=variant.private, patched=variant.patch is not None, usual=variant.where == "http",
     )  # fmt: skip
     lab.set(variant.serve if variant.warm is None else "good", times=variant.times, seed=seed)
     with patched(variant.patch, lab), Logs() as logs, connections() as outside:
@@ -159,7 +159,8 @@ def try_variant(
         ]
         closed = lab.wait_closed(LEFT_S)
     seen = lab.seen
-    kinds = [kind_of(outcome, prompt, variant) for outcome, prompt in zip(outcomes, prompts, strict=True)]
+    left = variant.leave_after is not None
+    kinds = [kind_of(outcome, prompt, variant, left=left) for outcome, prompt in zip(outcomes, prompts, strict=True)]
     attempts = attempts_of(seen)
     why = [
         *_wrong_kinds(kinds, outcomes, allowed),

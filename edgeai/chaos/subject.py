@@ -24,13 +24,15 @@ class Setting:
     """How a subject is to be set up for one variant of a fault.
 
     `base_url` is the endpoint's, with the name "lab" and the key KEY; `ca_file` what to trust. `hook`, None mostly, is what the subject
-    does to itself (faults.HOOKS). Timeouts are the constants of edgeai.chaos.faults.
+    does to itself (faults.HOOKS). Timeouts are the constants of edgeai.chaos.faults. `private`: the prompt has a card number in it.
+    `patched`: something is done to this process while it is asked. `usual`: the endpoint is where it always is.
     """
 
     base_url: str
     ca_file: str
     policy: str = "cloud-first"
     hook: str | None = None
+    private: bool = False
     patched: bool = False
     usual: bool = True
     key: str = KEY
@@ -127,8 +129,11 @@ class RouterSubject:
             self._asker = None
 
 
-def kind_of(outcome: Outcome, prompt: str, variant: Variant | None = None) -> str:
-    """Return what OUTCOME is: one of faults.Kind, or what is wrong with it (`partial`, `doubled`, `foreign`, `wrong tools`)."""
+def kind_of(outcome: Outcome, prompt: str, variant: Variant | None = None, *, left: bool = False) -> str:
+    """Return what OUTCOME is: one of faults.Kind, or what is wrong with it (`partial`, `doubled`, `foreign`, `wrong tools`).
+
+    LEFT: the caller went away, and needs no mark to know that the text is not whole.
+    """
     text, cloud = outcome.text, cloud_text(prompt)
     if outcome.tool_calls or (variant is not None and variant.tools and not text and not outcome.error):
         if outcome.marked:
@@ -141,11 +146,10 @@ def kind_of(outcome: Outcome, prompt: str, variant: Variant | None = None) -> st
             return "interrupted"
         return "answer" if text == cloud else "fallback"
     if cloud.startswith(text) or LOCAL_ANSWER.startswith(text):
-        return "interrupted" if outcome.marked else "partial"
+        return "interrupted" if outcome.marked or left else "partial"
     if _is_resumed(text, cloud):
         return "resumed"
-    words = text.split()
-    return "doubled" if len(words) != len(set(words)) and set(words) <= set(cloud.split()) else "foreign"
+    return "doubled" if any(text.count(word) > 1 for word in cloud.split()) else "foreign"
 
 
 def _is_resumed(text: str, cloud: str) -> bool:

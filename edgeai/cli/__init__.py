@@ -20,7 +20,7 @@ from edgeai.interrupts import take_ctrl_c
 
 __all__ = ["cli", "main"]
 
-VERBS = ("run", "pull", "list", "show", "rm", "verify", "convert", "prove", "train", "fit", "bench", "doctor")
+VERBS = ("run", "pull", "list", "show", "rm", "verify", "convert", "prove", "train", "fit", "bench", "chaos", "doctor")
 """In the order of `--help`; the module is `edgeai.cli.<verb>` and holds a command of the same name."""
 
 
