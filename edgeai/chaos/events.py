@@ -69,7 +69,9 @@ def commented(body: bytes) -> bytes:
 
 def with_fields(body: bytes) -> bytes:
     """Give each event the other fields of the specification, and one that it does not know."""
-    return body.replace(b"data:", b"retry: 10\nevent: message\nid: 7\nlab: x\ndata:")
+    parts = body.split(b"data:")
+    heads = (b"retry: 10\nevent: message\nid: %d\nlab: x\ndata:" % index for index in range(len(parts) - 1))
+    return parts[0] + b"".join(head + part for head, part in zip(heads, parts[1:], strict=True))
 
 
 def escaped(body: bytes) -> bytes:

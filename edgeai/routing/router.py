@@ -112,7 +112,7 @@ class Router:
         """Mark what came of something private, write everything down, and put the route into the last chunk."""
         planned, answer, text = conductor.planned, conductor.answer, conductor.answer.text
         if planned.facts.placement == "local_only":
-            self._mark(planned, text)
+            self.around.taint.remember(planned.parts, planned.verdict, text)
         cost = self._cost_usd(conductor)
         ledger = self.around.ledger
         if ledger is not None:
@@ -122,18 +122,6 @@ class Router:
             answer.end = replace(
                 answer.end, route=self._route(conductor, cost), notices=(*answer.end.notices, *notices)
             )
-
-    def _mark(self, planned: Planned, text: str) -> None:
-        """Remember the private parts of a request and the answer TEXT that was made of them.
-
-        What only the request's own tag kept here says nothing of a system message, which other conversations have, too.
-        """
-        found = {(finding.where, finding.message) for finding in planned.verdict.findings if finding.kind != "tag"}
-        for part in planned.parts:
-            sure = planned.verdict.failed is None
-            if (part.where, part.message) in found or (part.where != "system" and (part.private or not sure)):
-                self.around.taint.mark(part.text)
-        self.around.taint.mark(text)
 
     def _route(self, conductor: Conductor, cost: float) -> Mapping[str, Any]:
         attempts = [attempt.to_dict() for attempt in conductor.attempts]

@@ -15,7 +15,7 @@ from edgeai.routing.breaker import Breaker
 from edgeai.routing.local import LocalModel
 from edgeai.routing.privacy.detector import Detector
 from edgeai.routing.privacy.taint import Taint
-from edgeai.routing.request import Finding, LocalState, Online, Part, State, Verdict
+from edgeai.routing.request import LocalState, Online, Part, State, Verdict
 from edgeai.routing.retrying import RetryBudget
 from edgeai.routing.state import Sensors, cloud_state, gather, local_state
 from edgeai.routing.timers import Timers
@@ -42,8 +42,8 @@ class Surroundings:
     ) -> None:  # fmt: skip
         self.config, self.local, self.ledger = config, local, ledger
         self.timers, self.budget = Timers(), RetryBudget(config.routing.retry_budget)
-        self.detector = detector or Detector(config.privacy)
         self.taint = taint or Taint()
+        self.detector = detector or Detector(config.privacy, taint=self.taint)
         self._sensors = Sensors()
         self._make = make or self._endpoint
         self._lock = threading.RLock()
@@ -56,24 +56,7 @@ class Surroundings:
 
     def examine(self, parts: Sequence[Part]) -> Verdict:
         """Say what is private in PARTS: by the detectors, by the user's rules, and because it was in something private before."""
-        verdict = self.detector.examine(parts)
-        touched = tuple(
-            Finding(
-                id="privacy.taint",
-                kind="text of an earlier private request",
-                start=0,
-                end=len(part.text),
-                masked="…",
-                where=part.where,
-                message=part.message,
-                redactable=False,
-            )
-            for part in parts
-            if self.taint.touches(part.text)
-        )
-        if not touched:
-            return verdict
-        return replace(verdict, placement="local_only", findings=(*verdict.findings, *touched))
+        return self.detector.examine(parts)
 
     # ---- how things are
 
@@ -168,4 +151,5 @@ class Surroundings:
             self.local.close()
         if self.ledger is not None:
             self.ledger.close()
+        self.detector.close()
         self.taint.close()
