@@ -21,7 +21,8 @@ from edgeai.interrupts import take_ctrl_c
 __all__ = ["cli", "main"]
 
 VERBS = (
-    "run", "route", "logs", "config", "pull", "list", "show", "rm", "verify", "convert", "prove", "train", "fit", "bench", "chaos", "doctor",
+    "run", "route", "logs", "config", "pull", "list", "show", "rm", "verify", "convert", "prove", "train", "fit", "bench",
+    "chaos", "doctor",
 )  # fmt: skip
 """In the order of `--help`; the module is `edgeai.cli.<verb>` and holds a command of the same name."""
 

@@ -132,14 +132,12 @@ class Conductor:
     def _ask_cloud(self, model: str, others: tuple[str, ...]) -> None:
         """Ask the endpoint MODEL until it answers or there is no sense in it. Raises Broken."""
         planned, answer = self.planned, self.answer
-        if (
-            planned.facts.placement == "local_only" or planned.cloud_prompt is None
-        ):  # no decision has it: a bug must not leak
+        if planned.facts.placement == "local_only" or planned.sent is None:  # no decision has it: a bug must not leak
             raise RuntimeError(f"{model} was to be asked what has to stay on this machine")
         name = model.partition("/")[2]
         asked_for = next(cloud.model for cloud in planned.state.clouds if cloud.name == name)
         endpoint, breaker = self._orchestra.endpoint(name, asked_for)
-        body = self._encoded(endpoint, model, planned.cloud_prompt)
+        body = self._encoded(endpoint, model, *planned.sent)
         if not breaker.admit():
             self._note(model).ended("failed", kind="breaker", error=f"not asked, it failed before ({breaker.why})")
             raise Broken
@@ -162,10 +160,10 @@ class Conductor:
                 return
         raise Broken
 
-    def _encoded(self, endpoint: Upstream, model: str, prompt: Prompt) -> bytes:
+    def _encoded(self, endpoint: Upstream, model: str, prompt: Prompt, config: GenerationConfig) -> bytes:
         """Return what would leave, examined once more where it was redacted. Raises Broken."""
         try:
-            body = endpoint.encode(prompt, self.config)
+            body = endpoint.encode(prompt, config)
         except UsageError as error:
             self._note(model).ended("failed", kind="refused", error=error.message)
             raise Broken from error
@@ -185,10 +183,8 @@ class Conductor:
         answer, planned, attempt = self.answer, self.planned, self._note(model)
         left = answer.left_s()
         first = None if left is None or not others else left * SHARE_OF_FIRST
-        assert planned.cloud_prompt is not None  # noqa: S101 - the caller looked
-        asked = endpoint.attempt(
-            planned.cloud_prompt, self.config, deadline=answer.deadline, first_token_s=first, body=body
-        )
+        assert planned.sent is not None  # noqa: S101 - the caller looked
+        asked = endpoint.attempt(*planned.sent, deadline=answer.deadline, first_token_s=first, body=body)
         try:
             with answer.stopped_by(model, asked.abort):
                 self._pass_on(asked, model, attempt)

@@ -18,6 +18,7 @@ from edgeai.routing.tasks import difficulty, task_of
 from edgeai.types import GenerationConfig, Message, Prompt, RouteOptions
 
 if TYPE_CHECKING:
+    from edgeai.routing.privacy.detector import Detector
     from edgeai.routing.privacy.redact import Redactor
 
 __all__ = ["Planned", "Scope", "plan_request", "scope_of"]
@@ -79,8 +80,7 @@ class Surroundings(Protocol):
 
     config: Config
 
-    def examine(self, parts: Sequence[Part]) -> Verdict:
-        """Say what is private in PARTS."""
+    detector: Detector
 
     def state(self, *, look: bool) -> State:
         """Return this machine and the endpoints as they are now; only with LOOK may a socket be opened, to see if there is a network."""
@@ -96,11 +96,12 @@ class Surroundings(Protocol):
 class Planned:
     """A request that has been decided: what was found in it, what the decision was made from, and what would be sent.
 
-    `cloud_prompt` is what an endpoint would read: the prompt, or what the redactor made of it; None where nothing may leave.
+    `sent` is what an endpoint would get: the prompt and what is asked of it, or what the redactor made of them; None where nothing may
+    leave.
     """
 
     prompt: Prompt
-    cloud_prompt: Prompt | None
+    sent: tuple[Prompt, GenerationConfig] | None
     verdict: Verdict
     facts: Facts
     state: State
@@ -151,37 +152,56 @@ def plan_request(
 
     began = time.perf_counter()
     scope = scope_of(options.scope, around.config.cloud)
-    parts = parts_of(prompt, files=dict(options.files), tools=config.tools, private=options.private)
-    verdict = around.examine(parts)
-    redactor, cloud_prompt = None, None if verdict.placement == "local_only" else prompt
+    parts = _tagged(parts_of(prompt, files=dict(options.files), tools=config.tools), options)
+    parts += [Part(text=text, where=where, message=len(parts)) for where, text in _asked_beside(config)]
+    verdict = around.detector.examine(parts)
+    redactor, sent = None, None if verdict.placement == "local_only" else (prompt, config)
     wants = around.config.privacy.redact if options.redact is None else options.redact
-    if verdict.placement == "local_only" and wants and _redactable(verdict):
-        redactor = _redactor(verdict, parts)
-        cloud_prompt = redactor.redact(prompt)
+    if verdict.placement == "local_only" and wants:
+        redactor, sent = _redacted(around.detector, verdict, prompt, config)
     facts = _facts(around, prompt, config, scope, verdict, redacted=redactor is not None)
-    state = _with_problems(
-        around, cloud_prompt, config, _of_scope(around.state(look=look and cloud_prompt is not None), scope)
-    )
+    state = _with_problems(around, sent, _of_scope(around.state(look=look and sent is not None), scope))
     routing = around.config.routing
     named = options.policy or scope.policy
     if named is not None and named not in POLICIES:
         raise UsageError(f"policy {named!r} is not possible", hint=f"policies are {', '.join(POLICIES)}")
     decision = decide(facts, state, replace(routing, policy=named or routing.policy))
     return Planned(
-        prompt=prompt, cloud_prompt=cloud_prompt, verdict=verdict, facts=facts, state=state, decision=decision, config=around.config,
+        prompt=prompt, sent=sent, verdict=verdict, facts=facts, state=state, decision=decision, config=around.config,
         parts=tuple(parts), redactor=redactor, took_ms=1000 * (time.perf_counter() - began),
     )  # fmt: skip
 
 
-def _redactable(verdict: Verdict) -> bool:
-    """Whether placeholders can stand for all that was found: nothing else is private, and the detectors were sure."""
-    return verdict.failed is None and bool(verdict.findings) and all(item.redactable for item in verdict.findings)
+def _tagged(parts: list[Part], options: RouteOptions) -> list[Part]:
+    """Return PARTS with the request's own tag. A system message has it only where nothing else could: other requests have it, too."""
+    if not options.private:
+        return parts
+    alone = all(part.where == "system" for part in parts)
+    return [replace(part, private=part.private or alone or part.where != "system") for part in parts]
 
 
-def _redactor(verdict: Verdict, parts: Sequence[Part]) -> Redactor:
-    from edgeai.routing.privacy.redact import Redactor
+def _asked_beside(config: GenerationConfig) -> list[tuple[str, str]]:
+    """Return the texts that would be sent beside the prompt."""
+    found = [("stop text", text) for text in config.stop]
+    if config.constraint is not None:
+        found.append(("form of the answer", config.constraint.source))
+    return found + ([("beginning of the answer", config.prefill)] if config.prefill else [])
 
-    return Redactor(verdict.findings, parts)
+
+def _redacted(
+    detector: Detector, verdict: Verdict, prompt: Prompt, config: GenerationConfig
+) -> tuple[Redactor | None, tuple[Prompt, GenerationConfig] | None]:
+    """Return who puts things back, and what may leave: nothing where placeholders cannot stand for all that was found."""
+    from edgeai.routing.privacy.redact import NotRedactable, Redactor, is_redactable
+
+    if not is_redactable(verdict):
+        return None, None
+    redactor = Redactor(detector)
+    try:
+        tools = tuple(redactor.redact_json(tool) for tool in config.tools)
+        return redactor, (redactor.redact(prompt), config.with_(tools=tools))
+    except NotRedactable:
+        return None, None
 
 
 def _facts(
@@ -224,13 +244,13 @@ def _of_scope(state: State, scope: Scope) -> State:
     )
 
 
-def _with_problems(around: Surroundings, prompt: Prompt | None, config: GenerationConfig, state: State) -> State:
-    """Return STATE where endpoints that cannot be asked this have that as their problem."""
-    if prompt is None:
+def _with_problems(around: Surroundings, sent: tuple[Prompt, GenerationConfig] | None, state: State) -> State:
+    """Return STATE where endpoints that cannot be asked for what would be SENT have that as their problem."""
+    if sent is None:
         return state
 
     def asked(cloud: CloudState) -> CloudState:
-        problem = cloud.problem or around.problem_with(cloud.name, prompt, config)
+        problem = cloud.problem or around.problem_with(cloud.name, *sent)
         return cloud if problem is None else replace(cloud, problem=problem)
 
     return replace(state, clouds=tuple(asked(cloud) for cloud in state.clouds))

@@ -128,7 +128,8 @@ class FakeOrchestra:
             local=local, clouds=tuple(CloudState(name=name, model=item.model) for name, item in self.endpoints.items())
         )
         return Planned(
-            prompt=prompt, cloud_prompt=prompt if known.placement == "any" else None, verdict=Verdict(placement=known.placement),
+            prompt=prompt, sent=(prompt, GenerationConfig()) if known.placement == "any" else None,
+            verdict=Verdict(placement=known.placement),
             facts=known, state=state, decision=decide(known, state, routing), config=config,
         )  # fmt: skip
 

@@ -145,7 +145,7 @@ def test_a_decision_that_would_leak_is_a_bug_and_not_a_request() -> None:
     with pytest.raises(RuntimeError, match="has to stay on this machine"):
         orchestra.read(replace(wrong, facts=right.facts))
     with pytest.raises(RuntimeError, match="has to stay on this machine"):
-        orchestra.read(replace(wrong, cloud_prompt=None))
+        orchestra.read(replace(wrong, sent=None))
     assert endpoint.asked == []
 
 

@@ -84,6 +84,12 @@ class Network:
             lost = False  # it was there; what follows will tell
         self._note(endpoint.reaches, reached=not lost)
 
+    def watch(self, endpoint: Endpoint) -> None:
+        """Hear of attempts at ENDPOINT, too."""
+        with self._lock:
+            self._hosts[endpoint.reaches] = endpoint.loopback
+        endpoint.listeners.append(self.hear)
+
     def known(self) -> Online:
         """Return the state by what is known, without asking anybody; hosts of which nothing is known count as reached."""
         if is_offline(self._environment):
@@ -91,7 +97,7 @@ class Network:
         return self._judge()
 
     def state(self) -> Online:
-        """Return the state; hosts of which nothing is known any more are connected to, once in TTL_S, for a second at most.
+        """Return the state; hosts that could not be reached are connected to again, once in TTL_S, for a second at most.
 
         One caller asks; others take what was known before meanwhile.
         """
@@ -103,10 +109,17 @@ class Network:
             try:
                 up = self._interface()
                 for where in self._stale() if up else stale:
-                    self._note(where, reached=self._ask(where) if up or self._hosts[where] else False)
+                    self._look_at(where, up=up)
             finally:
                 self._asking.release()
         return self._judge()
+
+    def _look_at(self, where: Where, *, up: bool) -> None:
+        """Find out about WHERE: the next attempt tells of a host that did not fail, without a connection made for that alone."""
+        if not up and not self._hosts[where]:
+            self._note(where, reached=False)
+        elif where in self._known and not self._known[where].reached:
+            self._note(where, reached=self._ask(where))
 
     def _note(self, where: Where, *, reached: bool) -> None:
         with self._lock:
