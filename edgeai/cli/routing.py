@@ -14,8 +14,9 @@ from edgeai.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from edgeai.model import Model
+    from edgeai.types import Notice
 
-__all__ = ["ROUTE_OPTIONS", "load_router", "named_route", "route_line", "route_lines", "route_options", "who"]
+__all__ = ["ROUTE_OPTIONS", "late_notices", "load_router", "named_route", "route_line", "route_lines", "route_options", "who"]
 
 ROUTE_OPTIONS = ("route", "policy", "private", "redact", "resume_local", "log_bodies", "explain")
 
@@ -108,6 +109,15 @@ def load_router(
         files=tuple(files.items()),
     )
     return loaded, options
+
+
+def late_notices(loaded: Model) -> tuple[Notice, ...]:
+    """Return what the closed router LOADED could not write down at the end."""
+    from edgeai.routing.router import Router
+
+    engine = loaded.engine
+    ledger = engine.around.ledger if isinstance(engine, Router) else None
+    return () if ledger is None else ledger.take_notices()
 
 
 def _sampling(name: str) -> Mapping[str, float]:

@@ -12,7 +12,7 @@ import click
 from edgeai.cli.form import FORM_OPTIONS, check_form, form_options
 from edgeai.cli.machine import MACHINE_OPTIONS, load_options
 from edgeai.cli.output import Output, human_bytes, is_terminal, output_options
-from edgeai.cli.routing import ROUTE_OPTIONS, load_router, route_options, who
+from edgeai.cli.routing import ROUTE_OPTIONS, late_notices, load_router, route_options, who
 from edgeai.cli.sampling import ANSWER_OPTIONS, SAMPLING_OPTIONS, answer_options
 from edgeai.cli.sections import SectionedCommand
 from edgeai.errors import UsageError
@@ -141,8 +141,7 @@ def routed(
             Chat(loaded, config, system, out).loop()
         else:
             answer_once(loaded, make_prompt(loaded, text, system, raw, out), config, out)
-    ledger = loaded.engine.ledger  # type: ignore[attr-defined]  # a router has one
-    out.warn(ledger.take_notices())  # of what could not be written at the end
+    out.warn(late_notices(loaded))
 
 
 def refuse_route_options(routing: Mapping[str, Any]) -> None:
