@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from edgeai.errors import UsageError
 
-__all__ = ["PORTS", "Address", "is_forbidden", "is_loopback", "read_address"]
+__all__ = ["PORTS", "Address", "is_address", "is_forbidden", "is_loopback", "read_address"]
 
 PORTS = {"http": 80, "https": 443}
 COMPLETIONS = "/chat/completions"
@@ -82,6 +82,11 @@ def read_address(base_url: str, *, http: bool = False) -> Address:
         raise _refusal(f"base_url is plain http to {host!r}, where everyone on the way reads prompts and the key", hint)
     path = parts.path.rstrip("/").removesuffix(COMPLETIONS) + COMPLETIONS
     return Address(scheme=parts.scheme, host=host, port=port or PORTS[parts.scheme], path=_quoted(path))
+
+
+def is_address(host: str) -> bool:
+    """Whether HOST is an IP address, no name."""
+    return _ip(host) is not None
 
 
 def is_loopback(host: str) -> bool:

@@ -181,7 +181,7 @@ class Attempt:
         watch, events = self._watch, EventReader()
         take, feed = reply.take, events.feed
         failure: CloudFailure | None = None
-        begun = False
+        opening = b""
         try:
             for piece in self._pieces:
                 for data in feed(piece):
@@ -194,22 +194,26 @@ class Attempt:
                 if reply.moved:
                     reply.moved = False
                     watch.moved()
-                elif not begun:
+                elif not opening:
                     self._refuse_page(piece)
                 if reply.finish is not None and watch.phase != "rest":
                     watch.only(AFTER_FINISH_S)
-                begun = True
+                opening = opening or piece[:ERROR_BODY]
         except CloudFailure as error:
             failure = error
         except Exception as error:
             failure = self._translated(error)
             if failure is None:
                 raise
-        self._judge_end(failure, reply, events)
+        self._judge_end(failure, reply, events, opening)
 
-    def _judge_end(self, failure: CloudFailure | None, reply: Reply, events: EventReader) -> None:
-        """Raise FAILURE, unless the answer was whole before: it said why it ended, or the end mark lacks only its blank line."""
+    def _judge_end(self, failure: CloudFailure | None, reply: Reply, events: EventReader, opening: bytes) -> None:
+        """Raise FAILURE, unless the answer was whole before: it said why it ended, or the end mark lacks only its blank line.
+
+        Without a failure, OPENING is what the body began with: it may be an error in JSON with no event around it.
+        """
         if failure is None:
+            reply.refuse_error(opening)
             reply.ended = events.rest.strip() == DONE
             return
         if failure.kind == "timeout" and failure.reason == "max_seconds" and self.committed:

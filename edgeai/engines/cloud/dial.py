@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeai.engines.cloud.address import is_forbidden, is_loopback
+from edgeai.engines.cloud.address import is_address, is_forbidden, is_loopback
 from edgeai.engines.cloud.watch import Watch
 from edgeai.errors import CloudFailure
 
@@ -45,11 +45,7 @@ def resolve(host: str, port: int, watch: Watch) -> list[Found]:
 
     A name of this machine gives loopback addresses only, and no name gives an address that no endpoint has.
     """
-    with _lock:
-        lookup = _lookups.get((host, port))
-        if lookup is None:
-            lookup = _lookups[host, port] = _Lookup()
-            threading.Thread(target=_look_up, args=(host, port, lookup), daemon=True, name="edgeai-resolve").start()
+    lookup = _ask(host, port)
     while not lookup.done.wait(min(SLICE_S, watch.left())):
         pass
     if lookup.error is not None:
@@ -64,6 +60,20 @@ def resolve(host: str, port: int, watch: Watch) -> list[Found]:
         said = f"the name {host!r} leads to no address that an endpoint may have"
         raise CloudFailure(said, kind="refused", reason="address", hint="check base_url and the resolver")
     return _in_turn(found)
+
+
+def _ask(host: str, port: int) -> _Lookup:
+    """Return the question of HOST, which another thread asks; an address is none, and costs no thread."""
+    if is_address(host):
+        lookup = _Lookup()
+        _look_up(host, port, lookup)
+        return lookup
+    with _lock:
+        found = _lookups.get((host, port))
+        if found is None:
+            found = _lookups[host, port] = _Lookup()
+            threading.Thread(target=_look_up, args=(host, port, found), daemon=True, name="edgeai-resolve").start()
+    return found
 
 
 def _look_up(host: str, port: int, lookup: _Lookup) -> None:

@@ -38,6 +38,8 @@ class Reply:
         self._calls = Calls()
         self._high = ""
         self._wrote = False
+        self._before = ""
+        self._repeats = 0
         self.pieces = 0
         self.moved = False
         self.ended = False
@@ -59,6 +61,8 @@ class Reply:
             raise self._malformed(f"an event that is no JSON object: {quoted(data[:80])}", "json")
         if event.get("error") or event.get("object") == "error":
             raise from_error(self._host, event.get("error") or event, raw=data.encode("utf-8", "replace"))
+        self._repeats += data == self._before
+        self._before = data
         if (usage := event.get("usage")) is not None:
             self._count(usage)
         choices = event.get("choices")
@@ -158,7 +162,29 @@ class Reply:
         if calls and self.finish in (None, "stop"):
             self.finish = "tool_calls"
         self.finish = self.finish or "stop"
+        self._tell_doubles()
         return calls
+
+    def refuse_error(self, data: bytes) -> None:
+        """Raise CloudFailure where DATA, which is no event, is an error in JSON."""
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(found, dict) and found.get("error"):
+            raise from_error(self._host, found["error"], raw=data)
+
+    def _tell_doubles(self) -> None:
+        """Note where pieces came twice: as many of them repeat the one before as there are more than tokens were counted.
+
+        A repeat alone tells nothing: words are said twice. The end of an answer may count as a token.
+        """
+        more = self.pieces - self.usage.completion_tokens if self.usage is not None else 0
+        if more > 0 and more in (self._repeats, self._repeats - 1):
+            said = (
+                f"the endpoint counted {self.pieces - more} tokens and sent {self.pieces} pieces: text is there twice"
+            )
+            self.notices.append(Notice(code="cloud-doubled", message=said))
 
     def _whole_calls(self) -> tuple[ToolCall, ...]:
         """Return the calls; of an answer that was cut only those whose arguments are whole."""

@@ -43,8 +43,9 @@ class Watch:
         self._received_before = 0
         self._lock = threading.Lock()
         self._held: socket.socket | None = None
-        self._window = math.inf
-        self._window_bytes = 0
+        self._window: tuple[float, int] | None = None
+        self._waited = 0.0
+        self._asked = 0.0
 
     def start(self) -> None:
         """Begin to count the time, from now."""
@@ -62,7 +63,7 @@ class Watch:
         """Return how long may still be waited. Raises CloudFailure where that is nothing, or after `abort`."""
         if self.aborted:
             raise self.stopped()
-        now = time.monotonic()
+        self._asked = now = time.monotonic()
         found = (self.soft if self.soft < self.hard else self.hard) - now
         if found <= 0:
             raise self.late()
@@ -92,24 +93,21 @@ class Watch:
         if self.phase != "rest":
             self.phase = "stream"
             self.soft = now + self.timeouts.stall_s
-        if now >= self._window:
-            self._check_speed(now)
-        elif self._window == math.inf:
-            self._open_window(now)
+        if self._window is None:
+            self._window = (self._waited, self.received)
+        elif self._waited - self._window[0] >= self.timeouts.stall_s:
+            self._check_speed(*self._window)
 
-    def _open_window(self, now: float) -> None:
-        self._window, self._window_bytes = now + self.timeouts.stall_s, self.received
-
-    def _check_speed(self, now: float) -> None:
-        took = now - self._window + self.timeouts.stall_s
-        speed = (self.received - self._window_bytes) / took
-        if speed < self.timeouts.least_bytes_s:
-            least = self.timeouts.least_bytes_s
+    def _check_speed(self, waited: float, received: int) -> None:
+        """Raise CloudFailure where too little came since WAITED and RECEIVED; time in which the reader did other things does not count."""
+        took = self._waited - waited
+        speed, least = (self.received - received) / took, self.timeouts.least_bytes_s
+        if speed < least:
             raise CloudFailure(
                 f"{self.host} sent {speed:.1f} bytes a second over {took:.1f} s, less than {least:g}", kind="timeout",
                 reason="slow", hint="lower timeouts.least_bytes_s, or ask another endpoint",
             )  # fmt: skip
-        self._open_window(now)
+        self._window = (self._waited, self.received)
 
     def only(self, seconds: float, phase: Phase = "rest") -> None:
         """Allow SECONDS from now for what is left, and no more than before."""
@@ -117,8 +115,12 @@ class Watch:
         self.phase = phase
 
     def count_received(self, size: int) -> None:
-        """Count SIZE bytes. Raises CloudFailure beyond the most that an answer may have, its headers and framing included."""
+        """Count SIZE bytes, which came after the wait that `left` allowed.
+
+        Raises CloudFailure beyond the most that an answer may have, its headers and framing included.
+        """
         self.received += size
+        self._waited += time.monotonic() - self._asked
         if self.received > self.timeouts.max_bytes:
             raise CloudFailure(
                 f"{self.host} sent more than {self.timeouts.max_bytes} bytes", kind="malformed", reason="size",

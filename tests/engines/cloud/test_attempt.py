@@ -221,6 +221,8 @@ def test_calls_of_tools_come_once_whole_and_count_as_given() -> None:
         (answer("200 OK", b"", kind="text/event-stream"), "malformed", None),
         (answer("200 OK", b'{"choices": []}'), "malformed", None),
         (answer("200 OK", b'{"error": {"code": 429}}'), "rate_limited", 429),
+        (answer("200 OK", b'{"error": {"code": 429}}', kind="text/event-stream"), "rate_limited", 429),
+        (answer("200 OK", b'{"error": {"code": 429}}\n\n', kind="text/event-stream"), "rate_limited", 429),
         (HEAD + event({"error": {"code": "insufficient_quota", "message": "x"}}) + END, "quota", None),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "malformed", None),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "malformed", None),

@@ -91,7 +91,7 @@ def test_what_thinks_before_it_answers_is_not_silent() -> None:
 
 def test_a_reader_who_takes_time_is_no_stall() -> None:
     two = [HEAD + delta("a"), 0.05, delta("b") + delta(finish="stop") + DONE + END]
-    with serve(two) as server, endpoint(server.url) as made:
+    with serve(two) as server, endpoint(server.url, Timeouts(stall_s=0.15, least_bytes_s=2000)) as made:
         text = ""
         for chunk in made.attempt(ASK, GenerationConfig()):
             text += chunk.text

@@ -195,6 +195,23 @@ def test_halves_of_a_character_are_joined_or_replaced() -> None:
     assert read(*lonely)[0] == "a\ufffdb"
 
 
+def test_pieces_that_came_twice_are_told_by_the_counts_of_the_endpoint() -> None:
+    pieces = [piece({"content": word}) for word in ("a", "b", "c")]
+    doubled = [one for one in pieces for _ in range(2)]
+    counts = json.dumps({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 3}})
+    assert [notice.code for notice in read(*doubled, STOP, counts)[2].notices] == ["cloud-doubled"]
+    assert read(*pieces, STOP, counts)[2].notices == []
+
+
+@pytest.mark.parametrize("counted", [3, 4])
+def test_a_word_that_is_said_twice_is_no_double(counted: int) -> None:
+    words = [piece({"content": word}) for word in ("ha", "ha", "!")]
+    counts = json.dumps({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": counted}})
+    text, _, reply = read(*words, STOP, counts)
+    assert text == "haha!"
+    assert reply.notices == []
+
+
 def test_thinking_is_neither_text_nor_silence() -> None:
     reply = Reply("h")
     assert reply.take(piece({"reasoning_content": "hm"})) is None

@@ -23,6 +23,11 @@ def test_lines_end_in_three_ways(end: bytes) -> None:
     assert read(b"data: one" + end + end + b"data: two" + end + end) == ["one", "two"]
 
 
+def test_an_end_of_a_line_may_itself_be_cut_in_two() -> None:
+    assert read(b"data: a\r", b"\ndata: b\r", b"\n\r", b"\n") == ["a\nb"]
+    assert read(b"data: a\r", b"data: b\r", b"\r") == ["a\nb"]
+
+
 def test_examples_of_the_standard() -> None:
     stock = b"data: YHOO\ndata: +2\ndata: 10\n\n"
     four = b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n"
