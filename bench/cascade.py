@@ -147,21 +147,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--questions", type=int, default=700)
+    parser.add_argument("--samples", type=int, default=0, help="answers beside each, whose agreement is a feature")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures here; results/ is then left alone")
     arguments = parser.parse_args()
     draw = random.Random(SEED)  # noqa: S311 - a fixed seed is wanted
     asked = questions(arguments.questions, draw)
     draw.shuffle(asked)
     with edgeai.load(arguments.model, ctx=512) as model:
-        answered, took_s = timed(lambda: answer_all(model, asked, max_tokens=MAX_TOKENS))
+        answered, took_s = timed(lambda: answer_all(model, asked, samples=arguments.samples, max_tokens=MAX_TOKENS))
         file, quant = model.artifact.path.name, model.artifact.quant
-    x, right = as_arrays(answered, FEATURES)
+    names = (*FEATURES, "agreed") if arguments.samples else FEATURES
+    x, right = as_arrays(answered, names)
     strong = (np.random.default_rng(SEED).random(len(right)) < STRONG).astype(np.float64)
     half = len(right) // 2
     head = fit(x[:half], right[:half])
     probability = np.array([head.probability(row) for row in x[half:]])
     weak, other = right[half:], strong[half:]
-    kinds = [kind_of(question) for question in asked]
+    kinds = np.array([kind_of(question) for question in asked])
+    by_kind = {str(kind): right[:half][kinds[:half] == kind].mean() for kind in np.unique(kinds)}
+    kind_alone = np.array([by_kind[kind] for kind in kinds[half:]])
     found: dict[str, Any] = {
         "model": file,
         "quant": quant,
@@ -170,19 +174,17 @@ def main() -> None:
         "seconds per answer": round(took_s / len(right), 4),
         **figures(probability, weak, other),
         "auroc of single features": {
-            name: round(auroc(x[half:, at], weak), 4) for at, name in enumerate(FEATURES)
+            name: round(auroc(x[half:, at], weak), 4) for at, name in enumerate(names)
         },
-        "weights": dict(zip(FEATURES, (round(weight, 3) for weight in head.weights), strict=True)),
+        "auroc of the kind of question alone": round(auroc(kind_alone, weak), 4),
+        "weights": dict(zip(names, (round(weight, 3) for weight in head.weights), strict=True)),
         "curve": {
             "share": SHARES,
             "confidence": [round(accuracy_at(share, probability, weak, other), 4) for share in SHARES],
             "random": [round(float((1 - share) * weak.mean() + share * other.mean()), 4) for share in SHARES],
             "oracle": [round(accuracy_at(share, weak - other, weak, other), 4) for share in SHARES],
         },
-        "right by kind": {
-            kind: round(float(np.mean([r for r, k in zip(right, kinds, strict=True) if k == kind])), 3)
-            for kind in sorted(set(kinds))
-        },
+        "right by kind": {str(kind): round(float(right[kinds == kind].mean()), 3) for kind in np.unique(kinds)},
     }  # fmt: skip
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
