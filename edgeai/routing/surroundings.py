@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from edgeai.routing.breaker import Breaker
 from edgeai.routing.local import LocalModel
 from edgeai.routing.privacy.detector import Detector
 from edgeai.routing.privacy.taint import Taint
-from edgeai.routing.request import LocalState, Online, Part, State, Verdict
+from edgeai.routing.request import LocalState, Online, State
 from edgeai.routing.retrying import RetryBudget
 from edgeai.routing.state import Sensors, cloud_state, gather, local_state
 from edgeai.routing.timers import Timers
@@ -33,12 +33,13 @@ MakeEndpoint = Callable[[CloudSettings], Upstream]
 class Surroundings:
     """Everything about CONFIG, the LOCAL model and the endpoints that is not of one request. Safe to use from many threads.
 
-    MAKE makes an endpoint of its settings; LEDGER keeps what was decided (None: nothing is kept).
+    MAKE makes an endpoint of its settings; LEDGER keeps what was decided (None: nothing is kept). KEYS: name of an endpoint → its key, before
+    what the configuration and the environment say.
     """
 
     def __init__(
         self, config: Config, local: LocalModel | None, *, make: MakeEndpoint | None = None, ledger: Ledger | None = None,
-        detector: Detector | None = None, taint: Taint | None = None,
+        detector: Detector | None = None, taint: Taint | None = None, keys: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.local, self.ledger = config, local, ledger
         self.timers, self.budget = Timers(), RetryBudget(config.routing.retry_budget)
@@ -46,17 +47,12 @@ class Surroundings:
         self.detector = detector or Detector(config.privacy, taint=self.taint)
         self._sensors = Sensors()
         self._make = make or self._endpoint
+        self._keys = dict(keys or {})
         self._lock = threading.RLock()
         self._settings = {cloud.name: cloud for cloud in config.cloud}
         self._breakers = {cloud.name: Breaker() for cloud in config.cloud}
         self._endpoints: dict[tuple[str, str], Upstream] = {}
         self._network: Network | None = None
-
-    # ---- what is private
-
-    def examine(self, parts: Sequence[Part]) -> Verdict:
-        """Say what is private in PARTS: by the detectors, by the user's rules, and because it was in something private before."""
-        return self.detector.examine(parts)
 
     # ---- how things are
 
@@ -127,7 +123,7 @@ class Surroundings:
     def _endpoint(self, settings: CloudSettings) -> Upstream:
         from edgeai.engines.cloud import Endpoint, Network
 
-        endpoint = Endpoint(settings, self.config.timeouts)
+        endpoint = Endpoint(settings, self.config.timeouts, key=self._keys.get(settings.name))
         if self._network is None:
             self._network = Network([])
         self._network.watch(endpoint)
