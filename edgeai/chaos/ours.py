@@ -117,7 +117,7 @@ class Ours:
 
     def _open(self, setting: Setting) -> None:
         hook, left = setting.hook, self._left
-        home = Path(left.enter_context(tempfile.TemporaryDirectory(prefix="edgeai-chaos-")))
+        home = Path(left.enter_context(tempfile.TemporaryDirectory(prefix="edgeai-chaos-", ignore_cleanup_errors=True)))
         config = _config(setting)
         ledger = Ledger(home / "ledger.sqlite3", config.ledger)
         taint = Taint(home)

@@ -49,11 +49,17 @@ class Router:
         scope_of(scope, self.config.cloud)  # raises for a name that is none
 
     @classmethod
-    def open(cls, config: Config, *, scope: str = "auto", local_model: str | None = None, **options: Any) -> Router:
-        """Return the router of CONFIG with its ledger; OPTIONS are those of options.LoadOptions for the local model."""
+    def open(
+        cls, config: Config, *, scope: str = "auto", local_model: str | None = None, keys: Mapping[str, str] | None = None, **options: Any
+    ) -> Router:  # fmt: skip
+        """Return the router of CONFIG with its ledger; OPTIONS are those of options.LoadOptions for the local model.
+
+        KEYS: name of an endpoint → its key, before what the configuration and the environment say.
+        """
         name = scope_of(scope, config.cloud).local_model or local_model or config.routing.local_model
         local = LocalModel.of(name, options)
-        return cls(Surroundings(config, local, ledger=Ledger(settings=config.ledger)), scope=scope)
+        around = Surroundings(config, local, ledger=Ledger(settings=config.ledger), keys=keys)
+        return cls(around, scope=scope)
 
     # ---- an engine
 

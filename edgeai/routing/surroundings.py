@@ -33,8 +33,8 @@ MakeEndpoint = Callable[[CloudSettings], Upstream]
 class Surroundings:
     """Everything about CONFIG, the LOCAL model and the endpoints that is not of one request. Safe to use from many threads.
 
-    MAKE makes an endpoint of its settings; LEDGER keeps what was decided (None: nothing is kept). KEYS: name of an endpoint → its key, before
-    what the configuration and the environment say.
+    MAKE makes an endpoint of its settings; LEDGER keeps what was decided (None: nothing is kept). KEYS: name of an endpoint → its key,
+    before what the configuration and the environment say.
     """
 
     def __init__(
