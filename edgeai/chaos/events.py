@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -55,6 +56,14 @@ def in_bytes(change: Callable[[bytes], bytes], *, cut: int = 0, pause_s: float =
         await put_stream(exchange, [body[at : at + size] for at in range(0, len(body), size)], pause_s=pause_s)
 
     return behave
+
+
+async def split_characters(exchange: Exchange) -> None:
+    """Cut every character that is not ASCII after its first byte."""
+    if not exchange.stream:
+        await exchange.good()
+        return
+    await put_stream(exchange, re.split(rb"(?<=[\xc2-\xf4])", b"".join(exchange.pieces())), pause_s=PAUSE_S)
 
 
 def spread(body: bytes) -> bytes:
@@ -275,7 +284,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "no-space": in_bytes(lambda body: body.replace(b"data: ", b"data:")),
     "many-lines": in_bytes(spread),
     "bom": in_bytes(lambda body: b"\xef\xbb\xbf" + body),
-    "split-utf8": in_bytes(same, cut=7, pause_s=0.0005),
+    "split-utf8": split_characters,
     "byte-chunks": in_bytes(same, cut=1),
     "one-segment": in_bytes(same),
     "other-fields": in_bytes(with_fields),

@@ -353,8 +353,7 @@ def _faults() -> Iterator[tuple[str, str, tuple[Variant, ...]]]:
         "server",
         "500, 502, 503, 504, 520 to 524, 529",
         (
-            *(once(f"status-{number}", modes=STREAM) for number in SERVER_ERRORS),
-            once("status-503", modes=WHOLE),
+            *(once(f"status-{number}", modes=BOTH if number == 503 else STREAM) for number in SERVER_ERRORS),
             v("status-500", FALL),
             v("status-503", FALL),
             v("html-500", FALL),
@@ -362,14 +361,14 @@ def _faults() -> Iterator[tuple[str, str, tuple[Variant, ...]]]:
             v("retry-storm", FALL, serve="status-503", asks=12, most=12, modes=STREAM),
         ),
     )
-    floods = ("huge-line", "huge-space", "huge-header", "many-headers", "million-chunks", "gzip-bomb")
+    floods = ("huge-line", "huge-space", "huge-header", "many-headers", "gzip-bomb")
     yield (
         "huge",
         "a body, a header or a number of pieces without end, or far more than it says",
         (
             v("huge-body", BROKEN),
             *(v(name, FALL) for name in floods),
-            v("many-events", FALL, modes=STREAM),
+            *(v(name, FALL, modes=STREAM) for name in ("many-events", "million-chunks")),
             v("gzip-good", EITHER),
             v("gzip-broken", EITHER),
             v("unknown-encoding", FALL),

@@ -13,7 +13,7 @@ import psutil
 from edgeai.chaos.connections import PORTS
 from edgeai.chaos.faults import ATTEMPTS, DEADLINE_S, FAULTS, SLACK_S
 from edgeai.chaos.lab import CA_FILE, UPSTREAM, Lab
-from edgeai.chaos.score import LEFT_S, attempts_of
+from edgeai.chaos.score import LEFT_S
 from edgeai.chaos.spy import Logs, connections
 from edgeai.chaos.subject import KEY, Setting, Subject, kind_of
 from edgeai.types import Report, Row
@@ -24,13 +24,14 @@ SLOW = (
     "accept-silent", "never-answers", "half-close", "late", "head-then-silence", "words-then-silence", "comments-forever",
     "words-then-comments", "informational-forever", "drip-head", "drip-body", "drip-after-words", "slow-words", "half-close-midway",
     "slow-good", "huge-body", "huge-line", "huge-space", "huge-header", "many-headers", "million-chunks", "many-events", "gzip-bomb",
-    "after-done", "429-int", "429-date", "429-float", "429-ms", "429-body", "503-retry-after",
+    "after-done", "429-int", "429-date", "429-float", "429-ms", "429-body", "503-retry-after", "status-401", "status-402", "status-403",
+    "quota", "429-hour", "429-1e9", "429-far-date", "error-401-in-200",
 )  # fmt: skip
-"""What takes as long as a timeout, or megabytes."""
+"""What takes as long as a timeout, or megabytes, or closes an endpoint for long; met seldom, so that the others are met often."""
 SLOW_SHARE = 0.03
 GOOD_SHARE = 0.3
 LEAVE_SHARE = 0.05
-RENEW = 20
+RENEW = 10
 """After so many requests the subject is made anew: a circuit breaker that has opened would otherwise keep it from every later fault."""
 SETTLE = 0.1
 """The share of the requests after which the resources are counted for the first time."""
@@ -183,7 +184,7 @@ def _ask(subject: Subject, lab: Lab, number: int, found: Fuzzed, deadline_s: flo
     lab.script(faults, seed=number)
     outcome = subject.ask(prompt, stream=stream, deadline_s=deadline_s, leave_after=leave)
     closed = lab.wait_closed(LEFT_S)
-    attempts = attempts_of(lab.seen)
+    attempts = lab.attempts
     kind = kind_of(outcome, prompt, left=leave is not None)
     found.kinds[kind] += 1
     found.reached += bool(attempts)

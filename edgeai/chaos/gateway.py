@@ -218,7 +218,7 @@ class Gateway:
 
     def _read(self, reading: Reading, response: httpcore2.Response, leave_after: int | None) -> None:
         kinds = [value for name, value in response.headers if name.lower() == b"content-type"]
-        parts = limited(response)
+        parts = limited(response, self._until)
         if response.status != 200:
             reading.error = f"{response.status}: {b''.join(parts).decode('utf-8', 'replace')[:400]}"
         elif any(b"event-stream" in kind for kind in kinds):
@@ -232,10 +232,11 @@ class Gateway:
         self._pool.close()
 
 
-def limited(response: httpcore2.Response) -> Iterator[bytes]:
-    """Yield the parts of a body. Raises ValueError for one without an end."""
+def limited(response: httpcore2.Response, until: Until) -> Iterator[bytes]:
+    """Yield the parts of a body until UNTIL; one read may bring thousands. Raises ValueError for one without an end."""
     size = 0
     for part in response.iter_stream():
+        until.left()
         size += len(part)
         if size > MOST_BYTES:
             raise ValueError(f"the answer did not end within {MOST_BYTES} bytes")

@@ -89,8 +89,8 @@ class Lab:
 
     @property
     def attempts(self) -> list[Seen]:
-        """The requests for an answer that came to the endpoint."""
-        return [seen for seen in self._seen if seen.listener in UPSTREAM and seen.method == "POST"]
+        """The attempts to get an answer from the endpoint: requests for one, and connections that were not let come to a request."""
+        return [seen for seen in self._seen if seen.listener in UPSTREAM and seen.method in ("POST", "")]
 
     def set(self, fault: str, *, times: int | None = None, seed: int = 0) -> None:
         """Serve FAULT from now on, TIMES requests (None: all) and then good answers; what was seen before is forgotten.
@@ -372,7 +372,7 @@ class Lab:
             await exchange.reply(502, {"error": {"message": "a proxy was asked that should not have been"}})
         else:  # the target of a redirect: an answer that must never be shown
             await exchange.reply(200, answers.completion(exchange.prompt, content="text of another host"))
-        return exchange.keep and not wire.closing
+        return exchange.keep and not wire.closing and (seen.header("connection") or "").lower() != "close"
 
     async def _answer_second(self, exchange: Exchange) -> None:
         """Give the answer of the second endpoint, which never fails."""

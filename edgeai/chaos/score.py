@@ -158,10 +158,9 @@ def try_variant(
             for prompt in prompts
         ]
         closed = lab.wait_closed(LEFT_S)
-    seen = lab.seen
+    seen, attempts = lab.seen, lab.attempts
     left = variant.leave_after is not None
     kinds = [kind_of(outcome, prompt, variant, left=left) for outcome, prompt in zip(outcomes, prompts, strict=True)]
-    attempts = attempts_of(seen)
     why = [
         *_wrong_kinds(kinds, outcomes, allowed),
         *_wrong_outcomes(outcomes, variant, subject, deadline_s),
@@ -175,11 +174,6 @@ def try_variant(
     got = ", ".join(dict.fromkeys(kinds))
     wall_s = max(outcome.wall_s for outcome in outcomes)
     return Result(**found, got=got, why=tuple(why), wall_s=wall_s, attempts=len(attempts))  # type: ignore[arg-type]
-
-
-def attempts_of(seen: Sequence[Seen]) -> list[Seen]:
-    """Return what of SEEN was an attempt to get an answer: a request, or a connection that was never let come to one."""
-    return [each for each in seen if each.listener in UPSTREAM and (each.method == "POST" or not each.method)]
 
 
 def _allowed(variant: Variant, subject: Subject) -> tuple[str, ...]:
