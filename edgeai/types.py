@@ -294,7 +294,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """A call that the model wants; `arguments` is JSON text as it wrote it, which need not be valid."""
+    """A call that the model wants; `arguments` is the text of a JSON object."""
 
     id: str
     name: str

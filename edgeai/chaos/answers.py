@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 __all__ = [
+    "FLOOD",
     "LOCAL_ANSWER",
     "TOOL",
     "cloud_text",
@@ -28,6 +29,9 @@ WORDS = (
 WIDE = ("naïve", "crème", "Ωmega", "東京", "🦊fox")
 """Words of two, three and four bytes a character; every answer has two, so that cuts between bytes are met."""
 LENGTH = 14
+
+FLOOD = "flood"
+"""What an answer without an end says, after its first word."""
 
 LOCAL_ANSWER = "this machine answers with pebbles that nobody sent over any wire"
 """What stands for the answer of the local model, or of a gateway's second endpoint; it has no word of an answer of the first."""

@@ -243,19 +243,19 @@ async def huge_body(exchange: Exchange) -> None:
     await exchange.head()
     start = answers.completion(exchange.prompt, content="")
     if exchange.stream:
-        event = answers.sse(answers.event(exchange.prompt, {"content": "flood " * 1000}))
+        event = answers.sse(answers.event(exchange.prompt, {"content": f"{answers.FLOOD} " * 1000}))
         await exchange.put(exchange.pieces()[0])
         await send_much(exchange, event)
     else:
         await exchange.put(str(start).replace("'", '"').partition('"content": "')[0].encode() + b'"content": "')
-        await send_much(exchange, b"flood " * 10_000)
+        await send_much(exchange, f"{answers.FLOOD} ".encode() * 10_000)
 
 
 async def huge_line(exchange: Exchange) -> None:
     """Send an event, or a string, whose line does not end."""
     await exchange.head()
     await exchange.put(b'data: {"choices": [{"delta": {"content": "' if exchange.stream else b'{"choices": "')
-    await send_much(exchange, b"flood " * 10_000)
+    await send_much(exchange, f"{answers.FLOOD} ".encode() * 10_000)
 
 
 async def huge_space(exchange: Exchange) -> None:
@@ -267,7 +267,7 @@ async def huge_space(exchange: Exchange) -> None:
 async def huge_header(exchange: Exchange) -> None:
     """Send a header of 32 MiB."""
     await exchange.wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Flood: ")
-    await send_much(exchange, b"flood " * 10_000)
+    await send_much(exchange, f"{answers.FLOOD} ".encode() * 10_000)
 
 
 async def many_headers(exchange: Exchange) -> None:

@@ -154,7 +154,7 @@ class Ours:
         except EdgeAIError as failure:
             error = failure.message
         wall_s = time.monotonic() - began
-        self._ledger.flush(1.0)
+        self._ledger.flush(3.0)
         said = [notice for chunk in chunks for notice in chunk.notices] + list(self._ledger.take_notices())
         last = chunks[-1] if chunks else Chunk()
         return Outcome(

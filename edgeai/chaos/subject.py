@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgeai.chaos.answers import LOCAL_ANSWER, TOOL, cloud_text
+from edgeai.chaos.answers import FLOOD, LOCAL_ANSWER, TOOL, cloud_text
 from edgeai.chaos.faults import DEADLINE_S, Variant
 
 __all__ = ["KEY", "Asker", "Outcome", "RouterSubject", "Setting", "Subject", "kind_of"]

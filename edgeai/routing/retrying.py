@@ -19,7 +19,7 @@ AGAIN: dict[FailureKind, int] = {"server": 10, "rate_limited": 10, "malformed": 
 ONCE = frozenset({408, 409, 425})
 """Statuses that say "again", and that would say the same the second time."""
 ONLY_LAST: frozenset[FailureKind] = frozenset({"connection"})
-"""Kinds that are tried again only where nobody else is left: another candidate is quicker than a dead line."""
+"""Kinds that are tried again only where nobody else is left: another candidate is quicker than a dead line. A reset is no dead line."""
 
 
 class RetryBudget:
@@ -57,7 +57,13 @@ def wait_before_retry(
     else is left. JITTER gives numbers from 0 to 1.
     """
     again = 1 if failure.status in ONCE else AGAIN.get(failure.kind, 0)
-    if failure.committed or tries > again or tries >= most_tries or (others and failure.kind in ONLY_LAST):
+    if (
+        failure.committed
+        or failure.should_retry is False
+        or tries > again
+        or tries >= most_tries
+        or (others and failure.kind in ONLY_LAST and failure.reason != "reset")
+    ):
         return None
     wait = jitter() * min(CAP_S, BASE_S * 2 ** (tries - 1))
     if failure.retry_after_s is not None:

@@ -51,7 +51,7 @@ CONTEXT_TEXT = re.compile(
 )
 DELAY = re.compile(r'"retryDelay"\s*:\s*"(\d{1,9}(?:\.\d{1,9})?)s"')
 """google.rpc.RetryInfo as JSON."""
-NUMBER = re.compile(r"\+?\d{1,12}(\.\d{0,9})?")
+NUMBER = re.compile(r"\+?\d{1,12}(\.\d{0,9})?([eE]\+?\d{1,2})?")
 SAID: Mapping[FailureKind, tuple[str, str]] = {
     "refused": ("refused the request", "the same request would be refused again"),
     "context": ("says that the request is too long for its model", "shorten the conversation, or use a model with a longer context"),

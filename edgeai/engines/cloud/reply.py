@@ -37,6 +37,8 @@ class Reply:
         self._max_tokens = max_tokens
         self._calls = Calls()
         self._high = ""
+        self._id: str | None = None
+        self._same_id = 0
         self._wrote = False
         self._before = ""
         self._repeats = 0
@@ -72,6 +74,10 @@ class Reply:
             raise self._malformed("choices that are none", "json")
         if self.model is None and type(model := event.get("model")) is str:
             self.model = quoted(model)
+        if event.get("id") != self._id:
+            self._check_stream(event)
+        else:
+            self._same_id += 1
         return self._choice(choices[0])
 
     def whole(self, body: bytes) -> Chunk | None:
@@ -133,15 +139,33 @@ class Reply:
         return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
 
     def _paired(self, text: str) -> str:
-        """Return TEXT without halves of surrogate pairs: one at its end waits for the other, one without another is U+FFFD."""
+        """Return TEXT with whole surrogate pairs: a half at its end waits for the other. Raises CloudFailure for one without another."""
         text, self._high = self._high + text, ""
         if "\ud800" <= text[-1] <= "\udbff":
             text, self._high = text[:-1], text[-1]
         try:
             text.encode()
         except UnicodeEncodeError:
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            try:
+                text = text.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError:
+                raise self._malformed("half of a character", "encoding") from None
         return text
+
+    def _check_stream(self, event: dict[str, Any]) -> None:
+        """Raise CloudFailure where EVENT is of another answer: its id differs from that of the pieces before, which all had one.
+
+        Endpoints that give every piece an id of its own say nothing by it.
+        """
+        id_ = event.get("id")
+        if type(id_) is not str or not id_:
+            return
+        if self._id is None:
+            self._id = id_
+        elif id_ == self._id:
+            self._same_id += 1
+        elif self._same_id:
+            raise self._malformed("a piece of another answer", "order")
 
     def _count(self, usage: Any) -> None:
         if not isinstance(usage, dict):
@@ -156,6 +180,8 @@ class Reply:
         """Return the calls of tools, all of which have come. Raises CloudFailure where the end has not come, or nothing came before it."""
         if not self.ended and self.finish is None:
             raise self._malformed("an answer that ended before its end mark", "cut")
+        if self._high:
+            raise self._malformed("half of a character", "encoding")
         calls = self._whole_calls()
         if not (self._wrote or calls) and not self._may_be_empty():
             raise self._malformed("an empty answer", "empty")
@@ -192,6 +218,8 @@ class Reply:
             return ()
         calls = self._calls.whole()
         if self.finish not in ("length", "content_filter"):
+            if not all(is_whole(call.arguments) for call in calls):
+                raise self._malformed("a call of a tool whose arguments are no JSON object", "tool-calls")
             return calls
         whole = tuple(call for call in calls if is_whole(call.arguments))
         if len(whole) < len(calls):

@@ -14,6 +14,10 @@ MOST_EVENTS = 1 << 18
 KEPT_IDS = 256
 
 
+LEAST_STEPS = 3
+"""After so many ids that are numbers, each one more than the one before, the next is known."""
+
+
 class EventReader:
     """Turns pieces of a stream into the data of its events; names of events and `retry` mean nothing here.
 
@@ -30,6 +34,7 @@ class EventReader:
         self._id = b""
         self._ids: dict[bytes, str] = {}
         self._ids_tell = True
+        self._number, self._in_step = -1, 0
         self.doubled = 0
 
     def feed(self, piece: bytes) -> list[str]:
@@ -82,7 +87,12 @@ class EventReader:
 
     def _dispatch(self, found: list[str]) -> None:
         data = self._data
-        text = (data[0] if len(data) == 1 else b"\n".join(data)).decode("utf-8", "replace")
+        try:
+            text = (data[0] if len(data) == 1 else b"\n".join(data)).decode("utf-8")
+        except (
+            UnicodeDecodeError
+        ):  # the specification would put U+FFFD: an answer with other characters than were meant
+            raise _malformed("text that is no UTF-8", "encoding") from None
         self._data, self._size = [], 0
         if not text:  # the specification gives no event without data
             return
@@ -93,10 +103,19 @@ class EventReader:
             found.append(text)
 
     def _is_double(self, text: str) -> bool:
-        """Whether an event of this id and TEXT was given before; ids that were seen with other data tell nothing."""
+        """Whether an event of this id and TEXT was given before; ids that were seen with other data tell nothing.
+
+        Raises CloudFailure for a number that is not in its place: less than the one before and new, or not the next one where so far each
+        was. Events are then in another order than they were made in, or some are missing.
+        """
         if not self._ids_tell:
             return False
         known = self._ids.get(self._id)
+        if known is None and self._id.isdigit() and len(self._id) < 18:
+            number, self._number = self._number, int(self._id)
+            if self._number < number or (self._in_step >= LEAST_STEPS and self._number != number + 1):
+                raise _malformed("events in the wrong order", "order")
+            self._in_step = self._in_step + 1 if self._number == number + 1 else -MOST_EVENTS
         if known is None:
             if len(self._ids) >= KEPT_IDS:
                 del self._ids[next(iter(self._ids))]
@@ -108,4 +127,8 @@ class EventReader:
 
 
 def _too_much(what: str) -> CloudFailure:
-    return CloudFailure(f"the endpoint sent {what}", kind="malformed", reason="size", hint="ask another endpoint")
+    return _malformed(what, "size")
+
+
+def _malformed(what: str, reason: str) -> CloudFailure:
+    return CloudFailure(f"the endpoint sent {what}", kind="malformed", reason=reason, hint="ask another endpoint")

@@ -45,19 +45,43 @@ def world() -> World:
 LOST = CloudFailure("x", kind="connection", reason="unreachable")
 
 
-def test_hosts_of_which_nothing_is_known_are_asked_once_in_a_while(world: World) -> None:
+def lost(world: World, *endpoints: Endpoint) -> None:
+    """Let attempts at ENDPOINTS have failed, a while ago."""
+    for made in endpoints:
+        world.network.hear(made, LOST)
+    world.now += TTL_S
+
+
+def test_hosts_of_which_nothing_is_known_are_asked_by_the_request_itself(world: World) -> None:
+    world.up.clear()
+    assert world.network.state() == "online"
+    assert world.asked == []
+
+
+def test_hosts_that_were_lost_are_asked_once_in_a_while(world: World) -> None:
+    lost(world, world.a, world.b)
     assert world.network.state() == "online"
     assert world.network.state() == "online"
     assert world.asked == [("a.example", 443), ("b.example", 443)]
-    world.now += TTL_S
+    lost(world, world.a, world.b)
     world.up.clear()
+    assert world.network.state() == "offline"
     assert world.network.state() == "offline"
     assert len(world.asked) == 4
 
 
 def test_some_hosts_make_it_degraded(world: World) -> None:
+    lost(world, world.a, world.b)
     world.up.discard("b.example")
     assert world.network.state() == "degraded"
+
+
+def test_an_endpoint_that_is_watched_later_is_known_too(world: World) -> None:
+    network = Network([], clock=lambda: world.now, ask=world.ask, interface=lambda: True, environment={})
+    assert network.state() == "online"
+    network.watch(world.a)
+    network.hear(world.a, LOST)
+    assert network.state() == "offline"
 
 
 def test_what_attempts_met_is_known_without_asking(world: World) -> None:
@@ -88,8 +112,10 @@ def test_a_page_in_place_of_an_answer_is_no_network_and_an_error_of_the_endpoint
 @pytest.mark.parametrize("reason", ["offline", "no-key", "deadline", "aborted"])
 def test_what_was_never_sent_tells_nothing(reason: str, world: World) -> None:
     world.network.hear(world.a, CloudFailure("x", kind="connection", reason=reason))
+    assert world.network.known() == "online"
+    world.now += TTL_S
     world.network.state()
-    assert len(world.asked) == 2
+    assert world.asked == []
 
 
 def test_without_an_interface_nobody_is_asked(world: World) -> None:
@@ -117,19 +143,18 @@ def test_one_asks_and_others_take_what_was_known(world: World) -> None:
     def slow(where: tuple[str, int]) -> bool:
         world.asked.append(where)
         begun.set()
-        return go.wait(20) and False
+        return go.wait(20)
 
     world.network._ask = slow
-    world.network.hear(world.a, LOST)
-    world.now += TTL_S
+    lost(world, world.a, world.b)
     asking = threading.Thread(target=world.network.state)
     asking.start()
     assert begun.wait(20)
-    assert world.network.state() == "degraded"  # a was lost before, of b nothing is known
+    assert world.network.state() == "offline"  # as it was before
     go.set()
     asking.join()
     assert world.asked == [("a.example", 443), ("b.example", 443)]
-    assert world.network.state() == "offline"
+    assert world.network.state() == "online"
 
 
 def test_attempts_are_heard() -> None:

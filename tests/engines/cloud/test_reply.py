@@ -188,11 +188,34 @@ def test_other_answers_than_the_first_are_not_mixed_in() -> None:
     assert read(piece({"content": "a"}), other, STOP)[0] == "a"
 
 
-def test_halves_of_a_character_are_joined_or_replaced() -> None:
+def test_halves_of_a_character_are_joined_and_a_half_alone_is_no_text() -> None:
     halves = [r'{"choices": [{"delta": {"content": "a\ud83d"}}]}', r'{"choices": [{"delta": {"content": "\ude00b"}}]}']
     assert read(*halves, STOP)[0] == "a😀b"
-    lonely = [r'{"choices": [{"delta": {"content": "a\ud83d"}}]}', piece({"content": "b"}), STOP]
-    assert read(*lonely)[0] == "a\ufffdb"
+    with pytest.raises(CloudFailure, match="half of a character"):
+        read(halves[0], piece({"content": "b"}), STOP)
+    with pytest.raises(CloudFailure, match="half of a character"):
+        read(halves[0], STOP)
+
+
+def of(id_: str, text: str) -> str:
+    return json.dumps({"id": id_, "choices": [{"index": 0, "delta": {"content": text}}]})
+
+
+def test_a_piece_of_another_answer_is_no_part_of_this_one() -> None:
+    with pytest.raises(CloudFailure, match="another answer") as error:
+        read(of("a", "one "), of("a", "two "), of("b", "three "), STOP)
+    assert error.value.kind == "malformed"
+
+
+def test_endpoints_that_number_their_pieces_are_understood() -> None:
+    assert read(of("a", "one "), of("b", "two "), of("c", "three"), STOP)[0] == "one two three"
+    assert read(of("", "one "), of("a", "two "), of("", "three "), of("a", "four"), STOP)[0] == "one two three four"
+
+
+def test_a_call_whose_arguments_are_cut_is_no_call() -> None:
+    call = {"index": 0, "id": "1", "function": {"name": "f", "arguments": '{"city": "Os'}}
+    with pytest.raises(CloudFailure, match="no JSON object"):
+        read(piece({"tool_calls": [call]}), piece(finish="tool_calls"))
 
 
 def test_pieces_that_came_twice_are_told_by_the_counts_of_the_endpoint() -> None:

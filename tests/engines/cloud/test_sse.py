@@ -13,6 +13,23 @@ from edgeai.engines.cloud.sse import EventReader
 from edgeai.errors import CloudFailure
 
 
+def test_text_that_is_no_utf_8_is_refused_and_not_replaced() -> None:
+    with pytest.raises(CloudFailure, match="no UTF-8"):
+        EventReader().feed(b"data: a\xff\n\n")
+
+
+def test_events_that_are_not_in_the_order_of_their_numbers_are_refused() -> None:
+    ordered = [f"id: {number}\ndata: w{number}\n\n".encode() for number in range(6)]
+    assert len(EventReader().feed(b"".join(ordered))) == 6
+    for wrong in ([0, 1, 2, 3, 5, 4], [0, 1, 2, 3, 5], [0, 3, 2]):
+        with pytest.raises(CloudFailure, match="wrong order"):
+            EventReader().feed(b"".join(ordered[number] for number in wrong))
+
+
+def test_numbers_with_gaps_from_the_beginning_are_no_order() -> None:
+    assert len(EventReader().feed(b"".join(f"id: {number}\ndata: w\n\n".encode() for number in (1, 7, 9, 40)))) == 4
+
+
 def read(*pieces: bytes) -> list[str]:
     reader = EventReader()
     return [data for piece in pieces for data in reader.feed(piece)]
