@@ -13,7 +13,8 @@ __all__ = ["find_emails"]
 MOST_LOCAL = 64
 AT = re.compile(
     r"(?:@|%40|&#0{0,4}64;|&#[xX]0{0,4}40;|&commat;|\\u0040|[ ]?[\[({](?:at|AT|@)[\])}][ ]?)"
-    r"(?=((?:[^\W_](?:[\w-]{0,61}[^\W_])?(?:\.|[ ]?[\[({](?:dot|DOT|\.)[\])}][ ]?)){1,8}(?:xn--[a-z0-9-]{2,59}|[^\W\d_]{2,24}))(?![\w]|-\w|\())"
+    r"(?=((?:[^\W_](?:[\w-]{0,61}[^\W_])?(?:\.|[ ]?[\[({](?:dot|DOT|\.)[\])}][ ]?)){1,8}"
+    r"(?:xn--[a-z0-9-]{2,59}|[^\W\d_]{2,24}))(?![\w]|-\w|\())"
 )
 """The sign itself, or a form that stands for it (percent-encoded, HTML, JSON, "[at]"), and then a domain. A call, `a@b.c()`, is none."""
 SIGNS = ("@", "%40", "&#", "&commat;", "\\u0040", "[at]", "(at)", "{at}")
@@ -22,7 +23,60 @@ LOCAL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.!#$%&'*+/=?^_`{|}~-")
 EDGES = ".'`/=&?*!|^~{}#$%"
 """Characters that begin or end an address less often than what is around it, although RFC 5322 allows them."""
 NOT_DOMAINS = frozenset(
-    ["png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "css", "scss", "js", "mjs", "ts", "tsx", "jsx", "json", "html", "htm", "xml", "yml", "yaml", "toml", "txt", "md", "rst", "py", "pyc", "pyx", "rb", "rs", "go", "java", "cpp", "hpp", "cc", "so", "dll", "exe", "zip", "tar", "gz", "whl", "jar", "lock", "log", "cfg", "ini", "conf", "service", "socket", "timer", "target", "mount"]
+    [
+        "png",
+        "jpg",
+        "jpeg",
+        "gif",
+        "svg",
+        "webp",
+        "ico",
+        "css",
+        "scss",
+        "js",
+        "mjs",
+        "ts",
+        "tsx",
+        "jsx",
+        "json",
+        "html",
+        "htm",
+        "xml",
+        "yml",
+        "yaml",
+        "toml",
+        "txt",
+        "md",
+        "rst",
+        "py",
+        "pyc",
+        "pyx",
+        "rb",
+        "rs",
+        "go",
+        "java",
+        "cpp",
+        "hpp",
+        "cc",
+        "so",
+        "dll",
+        "exe",
+        "zip",
+        "tar",
+        "gz",
+        "whl",
+        "jar",
+        "lock",
+        "log",
+        "cfg",
+        "ini",
+        "conf",
+        "service",
+        "socket",
+        "timer",
+        "target",
+        "mount",
+    ]
 )
 NOBODY = frozenset({"git", "hg", "svn"})
 """Accounts that every host of repositories has: git@github.com:owner/name is an address of a repository."""

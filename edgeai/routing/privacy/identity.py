@@ -7,23 +7,25 @@ import functools
 import importlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
+from edgeai.routing.privacy.context import stems_of
 from edgeai.routing.privacy.finance import luhn
 from edgeai.routing.privacy.hits import Hit
-from edgeai.routing.privacy.identity_rules import LETTERED, NUMBERED, TAILED, Rule
+from edgeai.routing.privacy.identity_rules import LETTERED, NUMBERED, TAILED, Lettered, Rule
 from edgeai.routing.privacy.text import View
 
 __all__ = ["find_national_ids"]
 
 BEFORE_CHARS, AFTER_CHARS = 56, 24
 MOST_GROUPS = 7
+ANY_CASE = frozenset({"it_codice_fiscale", "mx_curp", "es_nie", "cl_rut", "cn_ric"})
+"""Numbers whose check is strong enough that small letters are believed too."""
 GROUPS = re.compile(r"[0-9]+")
 TAIL = re.compile(
     r"[0-9](?<![A-Za-z0-9_.\-].)(?=[0-9. ]{1,22}+[\-+]?[A-Za-z0-9])(?=[0-9. ]{1,22}[\-+]?[A-Za-z]|[0-9.]{5,12}-[0-9])"
 )
 """Digits, perhaps in groups, and then a letter or a dash with a digit."""
-SPECIAL = re.compile(r"\\w(?:\{[^}]*\})?|\\b|\\\.\??|\[[^\]]*\]\??|\((?:[^()])*\)\??|.\?|\.")
-"""What in the patterns of words is no plain letter, with the letter before a question mark."""
 NUMBER_WORD = re.compile(
     r"(?:order|invoice|ticket|tracking|serial|isbn|ean|commit|build)\w{0,8}\W{0,4}(?:(?:no|nr|number|id)\W{0,3})?$"
 )
@@ -43,7 +45,7 @@ def _forms() -> dict[str, list[tuple[Rule, bool]]]:
 def _possible(view: View, form: str) -> list[tuple[Rule, bool]]:
     """Return the rules for FORM that anything in VIEW can speak for."""
     return view.once(
-        form, lambda: [(rule, alone) for rule, alone in _forms()[form] if alone or view.says(_stems(rule.words))]
+        form, lambda: [(rule, alone) for rule, alone in _forms()[form] if alone or view.says(stems_of(rule.words))]
     )
 
 
@@ -64,42 +66,32 @@ def find_national_ids(view: View) -> Iterator[Hit]:
             match = pattern.match(text, place)
             if match is None and table is LETTERED and text[place - 4 : place - 1].isalpha():
                 match = pattern.match(text, place - 4)  # RSS MRA 85T10 A562S
-            if match is None:
-                continue
-            index = int((match.lastgroup or "r0")[1:])
-            id_, _, check, alone, words = table[index]
-            start, end = match.span()
-            if not alone:
-                # The first pattern that fits took the characters; another's words may name them.
-                found = next(
-                    (
-                        row
-                        for row in table
-                        if not row[3] and _named(view, start, end, row[4]) and re.fullmatch(row[1], match[0].upper())
-                    ),
-                    None,
-                )
-                if found is None:
-                    continue
-                id_, check, words = found[0], found[2], found[4]
-            elif match[0] != match[0].upper() and id_ not in (
-                "it_codice_fiscale",
-                "mx_curp",
-                "es_nie",
-                "cl_rut",
-                "cn_ric",
-            ):
-                continue
-            if check and not _checked(check, match[0].upper()):
-                continue
-            yield Hit("national_id", f"privacy.national_id.{id_}", start, end)
+            id_ = None if match is None else _with_letters(view, match, table)
+            if match is not None and id_ is not None:
+                yield Hit("national_id", f"privacy.national_id.{id_}", *match.span())
+
+
+def _with_letters(view: View, match: re.Match[str], table: tuple[Lettered, ...]) -> str | None:
+    """Return the id of the number of TABLE that MATCH is: by the pattern that fitted, or by another that a word near it names."""
+    value = match[0].upper()
+    row = table[int((match.lastgroup or "r0")[1:])]
+    if row.alone and (value == match[0] or row.id in ANY_CASE) and (not row.check or _checked(row.check, value)):
+        return row.id
+    for row in table:
+        if row.alone or not _named(view, *match.span(), row.words):
+            continue
+        if re.fullmatch(row.pattern, value) and (not row.check or _checked(row.check, value)):
+            return row.id
+    return None
 
 
 @functools.cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     behind = r"(?![A-Za-z0-9_]|[.\-/][A-Za-z0-9])"
-    lettered = "|".join(f"(?P<r{index}>(?:{_unnumbered(row[1], index)}){behind})" for index, row in enumerate(LETTERED))
-    tailed = "|".join(f"(?P<r{index}>(?:{row[1]}){behind})" for index, row in enumerate(TAILED))
+    lettered = "|".join(
+        f"(?P<r{index}>(?:{_unnumbered(row.pattern, index)}){behind})" for index, row in enumerate(LETTERED)
+    )
+    tailed = "|".join(f"(?P<r{index}>(?:{row.pattern}){behind})" for index, row in enumerate(TAILED))
     return (
         re.compile(rf"(?<![A-Za-z0-9_.])(?:{lettered})", re.IGNORECASE),
         re.compile(tailed),
@@ -123,7 +115,7 @@ def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
         return  # a row of a matrix
     forms, prefixes = _forms(), _prefixes()
     first = 0
-    spoken = view.once("", lambda: any(view.says(_stems(rule.words)) for rule in NUMBERED if rule.words))
+    spoken = view.once("", lambda: any(view.says(stems_of(rule.words)) for rule in NUMBERED if rule.words))
     while first < len(groups):
         form, best = "", None
         continues = first > 0 and text[groups[first - 1][1] : groups[first][0]] == " "
@@ -176,7 +168,7 @@ def _is_one(view: View, start: int, end: int, rule: Rule, *, alone: bool) -> boo
 
 
 def _named(view: View, start: int, end: int, words: str) -> bool:
-    if not view.says(_stems(words)):
+    if not view.says(stems_of(words)):
         return False
     pattern = _compiled(words)
     before = view.before(start, BEFORE_CHARS)
@@ -185,13 +177,6 @@ def _named(view: View, start: int, end: int, words: str) -> bool:
     if pattern.search(before) or pattern.search(view.after(end, AFTER_CHARS).partition("\n")[0]):
         return True
     return bool(view.tables) and pattern.search(view.column(start)) is not None
-
-
-@functools.cache
-def _stems(words: str) -> tuple[str, ...]:
-    """Return for each alternative of the pattern WORDS a text that it cannot match without."""
-    alternatives = re.split(r"\|(?![^(]*\))", words)
-    return tuple(max(SPECIAL.split(alternative), key=len) for alternative in alternatives)
 
 
 @functools.cache
@@ -211,7 +196,7 @@ def _checked(check: str, value: str) -> bool:
 
 
 @functools.cache
-def _module(name: str) -> object:
+def _module(name: str) -> Any:
     return importlib.import_module(f"stdnum.{name}")
 
 
@@ -242,7 +227,7 @@ def _in_aadhaar(digits: str) -> bool:
     """Verhoeff's check digit, first digit 2 to 9 (uidai.gov.in); three years in a row are none."""
     if all(digits[index : index + 2] in ("19", "20") for index in (0, 4, 8)):
         return False
-    return bool(_module("in_.aadhaar").is_valid(digits))  # type: ignore[attr-defined]
+    return bool(_module("in_.aadhaar").is_valid(digits))
 
 
 def _cn_ric(digits: str) -> bool:

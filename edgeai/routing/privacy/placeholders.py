@@ -7,14 +7,42 @@ import re
 __all__ = ["is_placeholder"]
 
 VARIABLE = re.compile(
-    r"^\$\w|\$\{|\{\{|\{%|%\w+%|%[({]?s\b|<[\w .-]+>|\[[\w .-]+\]|\$\(|\{[\w.]*\}|process\.env|os\.environ|getenv|env\[|secrets\.|vault:|arn:"
+    r"^\$\w|\$\{|\{\{|\{%|%\w+%|%[({]?s\b|<[\w .-]+>|\[[\w .-]+\]|\$\(|\{[\w.]*\}|process\.env|os\.environ|getenv"
+    r"|env\[|secrets\.|vault:|arn:"
 )
 WORDS = re.compile(
     r"(?i)your|\bmy[_-]|example|placeholder|change[_-]?(?:me|it|this)|replace|insert|dummy|redacted|\bxxx|x{4,}|\*{3,}|\.{3,}|…|todo|fixme|\bfake|sample|"
     r"\bnone\b|\bnull\b|\bundefined\b|\btrue\b|\bfalse\b|goes[_-]?here|put[_-]|enter[_-]|test[_-]?(?:key|token|secret|password)|_here\b|-here\b"
 )
 PLAIN = frozenset(
-    ["password", "passwd", "pass", "pwd", "passphrase", "secret", "token", "user", "username", "key", "apikey", "api_key", "pw", "psw", "login", "admin", "root", "guest", "test", "string", "str", "text", "value", "foo", "bar", "baz"]
+    [
+        "password",
+        "passwd",
+        "pass",
+        "pwd",
+        "passphrase",
+        "secret",
+        "token",
+        "user",
+        "username",
+        "key",
+        "apikey",
+        "api_key",
+        "pw",
+        "psw",
+        "login",
+        "admin",
+        "root",
+        "guest",
+        "test",
+        "string",
+        "str",
+        "text",
+        "value",
+        "foo",
+        "bar",
+        "baz",
+    ]
 )
 
 
