@@ -16,6 +16,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from measure import save
 import edgeai
 from edgeai.routing.calibration import answer_all, as_arrays, figures
 from edgeai.routing.confidence import FEATURES, fit
-from edgeai.routing.metrics import accuracy_at, auroc
+from edgeai.routing.metrics import accuracy_at, auroc, estimate
 from edgeai.routing.questions import Match, Question
 from edgeai.types import Message
 
@@ -166,6 +167,7 @@ def main() -> None:
     kinds = np.array([kind_of(question) for question in asked])
     by_kind = {str(kind): right[:half][kinds[:half] == kind].mean() for kind in np.unique(kinds)}
     kind_alone = np.array([by_kind[kind] for kind in kinds[half:]])
+    ended = x[half:, FEATURES.index("stopped")] > 0
     found: dict[str, Any] = {
         "model": file,
         "quant": quant,
@@ -175,6 +177,11 @@ def main() -> None:
         **figures(probability, weak, other),
         "auroc of single features": {
             name: round(auroc(x[half:, at], weak), 4) for at, name in enumerate(names)
+        },
+        "answers that ended by themselves": {
+            "count": int(ended.sum()),
+            "right": round(float(weak[ended].mean()), 4),
+            "auroc": asdict(estimate(auroc, probability[ended], weak[ended])),
         },
         "auroc of the kind of question alone": round(auroc(kind_alone, weak), 4),
         "weights": dict(zip(names, (round(weight, 3) for weight in head.weights), strict=True)),

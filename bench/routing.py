@@ -4,8 +4,8 @@
 
 The data are the responses of a weaker and a stronger model (Mixtral 8x7B and GPT-4) to the 14,042 questions of MMLU that
 lm-sys/RouteLLM (Apache-2.0) publishes, as CSV: domain, prompt, weak_correct, strong_correct. Every question is scored by weights that were
-fitted without its domain: ten folds of whole domains. Also the words that count are chosen without it. `--fit` writes the weights of all
-domains to edgeai/routing/difficulty.json, from which edgeai computes.
+fitted without its domain: ten folds of whole domains. Also the words that count are chosen without it. Labels of options are taken out
+of the texts; "as it stands" has them in. `--fit` writes the weights of all domains to edgeai/routing/difficulty.json.
 
 PGR at a share of strong calls is what is gained over the weak model, of what the strong one gains over it. APGR is the area under PGR
 from no to all strong calls, 0.5 for random; CPT(x) is the least share with PGR ≥ x (Ong et al., RouteLLM, 2024; the area is exact here,
@@ -127,28 +127,46 @@ def out_of_fold(data: Data, known: Terms, seed: int) -> tuple[F64, F64]:
     return words, hard
 
 
-def fit(data: Data, known: Terms, path: Path) -> dict[str, Any]:
-    """Fit the weights to all domains, round them to whole numbers, and write them to PATH; return what is said of them."""
-    kept = known.common(np.unique(data.domains))
-    weights = ridge(known.units(kept), data.gain)
+def out_of_fold_raw(data: Data, known: Terms, seed: int) -> F64:
+    """Return the difficulty of each prompt as it stands, as edgeai computes it, with weights that saw nothing of its domain."""
+    order, hard = np.random.default_rng(seed).permutation(data.domains.max() + 1), np.zeros(len(data.texts))
+    for fold in np.array_split(order, FOLDS):
+        test = np.isin(data.domains, fold)
+        fitted = weights_of(data, known, np.setdiff1d(order, fold), ~test)
+        for at in np.flatnonzero(test):
+            hard[at] = tasks.difficulty(data.raw[at], fitted)
+    return hard
+
+
+def weights_of(data: Data, known: Terms, domains: Ints, rows: npt.NDArray[np.bool_]) -> tasks.Weights:
+    """Return what a difficulty is computed with, from the ROWS of DOMAINS; the weights are whole numbers of a thousandth of the largest."""
+    kept = known.common(domains)
+    weights = ridge(known.units(kept)[rows], data.gain[rows])
     scale = float(np.abs(weights).max() / 999)
     names = [name for name, keep in zip(known.names, kept, strict=True) if keep]
-    whole = {name: round(weight / scale) for name, weight in zip(names, weights, strict=True)}
-    scaled = {name: weight * scale for name, weight in whole.items()}
-    scores = np.array([tasks.score(text, scaled) for text in data.texts])
-    both = ranks(scores, scores) + ranks(data.log_chars, data.log_chars)
+    scaled = {name: round(weight / scale) * scale for name, weight in zip(names, weights, strict=True)}
+    scores = np.array([tasks.score(data.texts[at], scaled) for at in np.flatnonzero(rows)])
+    both = ranks(scores, scores) + ranks(data.log_chars[rows], data.log_chars[rows])
+    of_length = quantiles(data.log_chars[rows])
+    return tasks.Weights(scaled, quantiles(scores), of_length, quantiles(both))
+
+
+def fit(data: Data, known: Terms, path: Path) -> dict[str, Any]:
+    """Fit the weights to all domains, and write them to PATH; return what is said of them."""
+    found = weights_of(data, known, np.unique(data.domains), np.ones(len(data.texts), dtype=bool))
+    scale = max(abs(weight) for weight in found.terms.values()) / 999
     record = {
         "source": SOURCE,
         "fitted_by": "bench/routing.py --fit",
         "ridge": RIDGE,
         "scale": scale,
-        "of_terms": [round(value, 7) for value in quantiles(scores)],
-        "of_length": [round(value, 7) for value in quantiles(data.log_chars)],
-        "of_sum": [round(value, 7) for value in quantiles(both)],
-        "terms": dict(sorted(whole.items())),
+        "of_terms": [round(value, 7) for value in found.of_terms],
+        "of_length": [round(value, 7) for value in found.of_length],
+        "of_sum": [round(value, 7) for value in found.of_sum],
+        "terms": {name: round(weight / scale) for name, weight in sorted(found.terms.items())},
     }
     path.write_text(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-    return {"terms": len(whole), "bytes": path.stat().st_size}
+    return {"terms": len(found.terms), "bytes": path.stat().st_size}
 
 
 # ---- measuring
@@ -234,6 +252,7 @@ def main() -> None:
     if arguments.fit:
         found["fitted"] = fit(data, known, tasks.FILE)
     words, hard = out_of_fold(data, known, SEED)
+    raw = out_of_fold_raw(data, known, SEED)
     length = np.array([float(len(prompt)) for prompt in data.raw])
     shipped = np.array([tasks.difficulty(text) for text in data.texts])
     found["leave domains out"] = {
@@ -241,9 +260,11 @@ def main() -> None:
         "prompt length": with_intervals(length, data.gain),
         "words": with_intervals(words, data.gain),
         "difficulty (words and length)": with_intervals(hard, data.gain),
+        "difficulty of the prompt as it stands": with_intervals(raw, data.gain),
         "oracle": with_intervals(data.gain, data.gain),
     }
     found["APGR, difficulty less length, resampled domains"] = difference(hard, length, data)
+    found["APGR, as it stands less length, resampled domains"] = difference(raw, length, data)
     found["APGR, difficulty less random, resampled domains"] = difference(hard, np.zeros(len(hard)), data)
     found["APGR of other folds"] = [
         round(figures(out_of_fold(data, known, SEED + other)[1], data.gain)["apgr"], 4) for other in (1, 2, 3, 4)

@@ -63,8 +63,9 @@ def features(
 ) -> dict[str, float]:
     """Return what can be told from the tokens of an answer, and AGREED, how far other answers to the same prompt say the same.
 
-    In nats: the `mean` log-probability, the `least`, the 10th percentile (`low`), that of the `first` token; the mean and first entropy
-    of what could have stood there; the mean lead over the best alternative (`margin`).
+    Of the alternatives only the TOP likeliest count, so that a caller who asks for more gets the same. In nats: the `mean`
+    log-probability, the `least`, the 10th percentile (`low`), that of the `first` token; the mean and first entropy of what could have
+    stood there; the mean lead over the best alternative (`margin`).
     """
     own = [max(FLOOR, token.logprob) for token in logprobs] or [FLOOR]
     entropies = [_entropy(token) for token in logprobs] or [0.0]
@@ -85,13 +86,13 @@ def features(
 
 def _entropy(token: TokenLogprob) -> float:
     """Return the entropy of the likeliest tokens and of one more that stands for all others: no more than the true one."""
-    shares = [math.exp(max(FLOOR, logprob)) for _, _, logprob in token.top]
+    shares = [math.exp(max(FLOOR, logprob)) for _, _, logprob in token.top[:TOP]]
     rest = max(0.0, 1.0 - math.fsum(shares)) if shares else 0.0
     return -math.fsum(share * math.log(share) for share in (*shares, rest) if share > 0)
 
 
 def _margin(token: TokenLogprob) -> float:
-    others = [logprob for id_, _, logprob in token.top if id_ != token.id]
+    others = [logprob for id_, _, logprob in token.top[:TOP] if id_ != token.id]
     return max(FLOOR, token.logprob) - max(FLOOR, *others) if others else 0.0
 
 

@@ -50,6 +50,7 @@ MARKS: dict[Task, tuple[tuple[float, str], ...]] = {
         (3.0, r"\\(?:frac|sqrt|int|sum|lim|alpha|theta|cdot|times|leq|begin)\b|\$[^$\n\d\s][^$\n]{0,200}\$|[∫∑√≤≥≠∂]"),
         (3.0, r"\d\s{0,3}=\s{0,3}(?:\?|_|$)|=\s{0,3}\?|\b[xyz]\s{0,3}[-+*/^=]\s{0,3}\d|\b\d{1,9}[xyz]\b|\b[xyz][²³]"),
         (2.0, r"\d\s{0,3}[+*×÷^]\s{0,3}\d|\d\s{1,3}[-/]\s{1,3}\d"),
+        (2.0, r"\d (?i:times|plus|minus|mal|fois|por|più|умножить на|плюс|минус) \d"),
         (1.0, r"\d/\d|\d%"),
         (2.5, words("solve_for equations? integral derivative polynomial theorem eigenvalues? modulo triangle probability_that")),
         (2.5, words("calculate compute simplify factori[sz]e prove_that square_root divided_by multiplied_by percent_of remainder")),

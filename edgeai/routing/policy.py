@@ -56,12 +56,13 @@ def cost_usd(facts: Facts, cloud: CloudState) -> float:
 
 
 def expected_ability(ability: float, difficulty: float) -> float:
-    """Return the share of right answers that a model of ABILITY gives to questions of a DIFFICULTY, 0 to 1; 0.5 changes nothing.
+    """Return the share of right answers that a model of ABILITY gives to questions of a DIFFICULTY, 0 to 1; up to 0.5 it is its ability.
 
-    The log-odds fall by HARDNESS from the middle to the end of the scale, as in the model of Rasch (1960).
+    The log-odds fall by HARDNESS from the middle to the end of the scale, as in the model of Rasch (1960). A low difficulty raises
+    nothing: it was measured on exam questions, and most that people ask is shorter than those, whether it is easy or not.
     """
     sure = min(max(ability, 1e-6), 1 - 1e-6)
-    odds = math.log(sure / (1 - sure)) - 2 * HARDNESS * (difficulty - 0.5)
+    odds = math.log(sure / (1 - sure)) - 2 * HARDNESS * max(0.0, difficulty - 0.5)
     return 1 / (1 + math.exp(-odds))
 
 

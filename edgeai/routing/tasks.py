@@ -6,6 +6,7 @@ English and some of German, French, Spanish, Portuguese, Italian, Russian, Chine
 The difficulty comes from the length and from 1,500 common words and pairs of words with weights, which were fitted to 14,042 questions
 that a weaker and a stronger model had answered (bench/routing.py --fit; RouteLLM's responses to MMLU, Apache-2.0). It is a weak signal:
 of questions of subjects that it was not fitted to, it sorts those that gain from the stronger model a little better than their length.
+Its scale is that of exam questions with their options: what people ask a chat is shorter, and mostly comes out near 0, hard or not.
 """
 
 from __future__ import annotations

@@ -55,6 +55,12 @@ def test_features_are_those_of_the_closed_forms() -> None:
     assert found["stopped"] == 1.0
 
 
+def test_more_alternatives_than_it_was_calibrated_with_change_nothing() -> None:
+    few = [math.log(share) for share in (0.2, 0.1, 0.05, 0.05)]
+    more = [*few, math.log(0.04), math.log(0.03)]
+    assert features([token(HALF, *few)], "stop") == features([token(HALF, *more)], "stop")
+
+
 def test_an_empty_answer_and_an_impossible_token_have_finite_features() -> None:
     for logprobs in ([], [token(-math.inf, -math.inf)]):
         assert all(map(math.isfinite, features(logprobs, "length").values()))
