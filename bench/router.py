@@ -195,12 +195,14 @@ def measured(url: str, home: Path, options: argparse.Namespace) -> dict[str, Any
     from edgeai.routing.ledger import Ledger
     from edgeai.routing.local import LocalModel
     from edgeai.routing.router import Router
+    from edgeai.routing.surroundings import Surroundings
 
     cloud = CloudSettings(name="loop", base_url=url, model="m")
     config = Config(cloud=(cloud,), routing=RoutingSettings(policy="cloud-first"))
     engine = CloudEngine([Endpoint(cloud, Timeouts())])
     ledger = Ledger(home / "ledger.sqlite3")
-    router = Router(config, LocalModel.loaded_already("fake", FakeEngine(context=4096)), ledger=ledger)
+    local = LocalModel.loaded_already("fake", FakeEngine(context=4096))
+    router = Router(Surroundings(config, local, ledger=ledger))
     asks = {"httpx2": bare(url), "engine": of_engine(engine), "routed": of_engine(router)}
     found: dict[str, Any] = {"chunks": options.chunks, "rounds": options.rounds}
     for streams in map(int, options.streams.split(",")):

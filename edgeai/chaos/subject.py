@@ -145,7 +145,8 @@ def kind_of(outcome: Outcome, prompt: str, variant: Variant | None = None, *, le
         if outcome.marked:
             return "interrupted"
         return "answer" if text == cloud else "fallback"
-    if cloud.startswith(text) or LOCAL_ANSWER.startswith(text):
+    before = text.partition(FLOOD)[0]  # an answer without an end was given up to a limit
+    if cloud.startswith(before) or LOCAL_ANSWER.startswith(text):
         return "interrupted" if outcome.marked or left else "partial"
     if _is_resumed(text, cloud):
         return "resumed"
