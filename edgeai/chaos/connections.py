@@ -330,6 +330,20 @@ async def unknown_encoding(exchange: Exchange) -> None:
     await exchange.end()
 
 
+async def unframed(exchange: Exchange) -> None:
+    """Send a good answer whose end is that of the connection, as HTTP/1.0 does."""
+    await exchange.head(chunked=False)
+    await exchange.put(*exchange.pieces())
+
+
+async def chunk_extras(exchange: Exchange) -> None:
+    """Send a good answer in chunks with extensions and trailers (RFC 9112, sections 7.1.1 and 7.1.2)."""
+    await exchange.head()
+    for part in exchange.pieces():
+        await exchange.wire.send(b'%X;lab="x"\r\n%b\r\n' % (len(part), part))
+    await exchange.wire.send(b"000\r\nX-Lab: trailer\r\n\r\n")
+
+
 async def flood_after_done(exchange: Exchange) -> None:
     """Send a good answer, and go on for ever after its end mark: whoever reads on waits for ever."""
     await exchange.head()
@@ -362,5 +376,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "not-http": garbage_head, "huge-body": huge_body, "huge-line": huge_line, "huge-space": huge_space, "huge-header": huge_header,
     "many-headers": many_headers, "million-chunks": many_chunks, "many-events": many_events, "gzip-bomb": gzip_bomb,
     "gzip-good": gzip_good, "gzip-broken": gzip_broken, "unknown-encoding": unknown_encoding, "after-done": flood_after_done,
+    "unframed": unframed,
+    "chunk-extras": chunk_extras,
     "slow-good": observe_leaving,
 }  # fmt: skip

@@ -241,7 +241,7 @@ def _faults() -> Iterator[tuple[str, str, tuple[Variant, ...]]]:
     )
     odd = (
         "crlf", "cr-only", "crlf-cut", "comments", "no-space", "many-lines", "bom", "split-utf8", "byte-chunks", "one-segment",
-        "other-fields", "escapes", "blank-lines", "no-last-line-end", "slow-pieces",
+        "other-fields", "escapes", "blank-lines", "no-last-line-end", "slow-pieces", "unframed", "chunk-extras",
     )  # fmt: skip
     bad = (
         "bad-json",
@@ -285,6 +285,7 @@ def _faults() -> Iterator[tuple[str, str, tuple[Variant, ...]]]:
         "image",
         "status-200-empty",
         "status-204",
+        "status-206",
         "json-list",
     )
     yield (
@@ -356,7 +357,7 @@ def _faults() -> Iterator[tuple[str, str, tuple[Variant, ...]]]:
             *(once(f"status-{number}", modes=BOTH if number == 503 else STREAM) for number in SERVER_ERRORS),
             v("status-500", FALL),
             v("status-503", FALL),
-            v("html-500", FALL),
+            *(v(name, FALL) for name in ("html-500", "status-599", "status-799")),
             once("503-retry-after", EITHER, gap_s=WAIT_S, modes=STREAM),
             v("retry-storm", FALL, serve="status-503", asks=12, most=12, modes=STREAM),
         ),

@@ -95,10 +95,10 @@ class Fuzzed:
         limits = (("files", MAX_FDS), ("threads", MAX_THREADS), ("bytes", MAX_RSS_BYTES))
         return Report(
             rows=(
-                Row(name="requests", value=float(self.requests), limit="1 or more", ok=self.requests > 0),
-                Row(name="that came to the endpoint", value=float(self.reached)),
-                Row(name="attempts", value=float(self.attempts)),
-                *(Row(name=kind, value=float(count)) for kind, count in self.kinds.most_common()),
+                Row(name="requests", value=str(self.requests), limit="1 or more", ok=self.requests > 0),
+                Row(name="that came to the endpoint", value=str(self.reached)),
+                Row(name="attempts", value=str(self.attempts)),
+                *(Row(name=f"… {kind}", value=str(count)) for kind, count in self.kinds.most_common()),
                 Row(name="slowest, s", value=self.slowest_s),
                 Row(name="lost, doubled or foreign texts", value=float(len(lost)), limit="0", ok=not lost),
                 Row(name="anything that did not hold", value=float(len(self.broken)), limit="0", ok=not self.broken),

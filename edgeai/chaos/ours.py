@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from edgeai.chaos.answers import LOCAL_ANSWER, TOOL
+from edgeai.chaos.answers import TOOL
 from edgeai.chaos.faults import ATTEMPTS, CONNECT_S, FIRST_TOKEN_S, LEAST_BYTES_S, MAX_BYTES, STALL_S
 from edgeai.chaos.lab import Lab
+from edgeai.chaos.stand_in import open_stand_in
 from edgeai.chaos.subject import Outcome, RouterSubject, Setting
 from edgeai.config import CloudSettings, Config, PrivacySettings, RoutingSettings, Timeouts
-from edgeai.engines.base import Engine
-from edgeai.engines.fake import FakeEngine
-from edgeai.engines.streaming import Channel, ChunkStream
-from edgeai.errors import Busy, ContextExceeded, DoesNotFit, EdgeAIError, EngineCrashed, ModelNotFound
+from edgeai.errors import EdgeAIError
 from edgeai.model import Model, Stream
 from edgeai.routing.ledger import Ledger
 from edgeai.routing.ledgerfile import LedgerFile
@@ -30,12 +28,10 @@ from edgeai.routing.privacy.taint import Taint
 from edgeai.routing.request import Finding, Part
 from edgeai.routing.router import Router
 from edgeai.routing.surroundings import Surroundings
-from edgeai.types import Chunk, GenerationConfig, Message, Prompt
+from edgeai.types import Chunk, Message
 
 __all__ = ["subject"]
 
-CONTEXT = 4096
-SLOW_S = 2.0
 TOTAL_S = 10.0
 EXAMINE_S = 0.1
 """How long the detectors may take where they are made slow."""
@@ -47,44 +43,11 @@ WEATHER = {
     },
 }
 
-REFUSALS: dict[str, EdgeAIError] = {
-    "local-oom": DoesNotFit("the model needs more memory than there is"),
-    "local-busy": Busy("as many requests wait as may wait"),
-    "local-context": ContextExceeded("the prompt has more tokens than the context"),
-}
-
 
 def subject(lab: Lab) -> RouterSubject:
     """Return the router, with the lab as its endpoint and a local engine that answers LOCAL_ANSWER."""
     del lab  # its address is in the setting of each fault
     return RouterSubject(Ours)
-
-
-class LocalEngine(FakeEngine):
-    """Says LOCAL_ANSWER, or fails as HOOK says."""
-
-    def __init__(self, hook: str | None) -> None:
-        super().__init__(LOCAL_ANSWER, context=CONTEXT)
-        self._hook = hook
-
-    def generate(self, prompt: Prompt, config: GenerationConfig) -> ChunkStream:
-        """Answer, or raise what the hook says."""
-        if self._hook in REFUSALS:
-            raise REFUSALS[self._hook]
-        chunks = list(super().generate(prompt, config))
-        if self._hook == "local-slow":
-            time.sleep(SLOW_S)
-        if self._hook not in ("local-crash", "local-crash-midway"):
-            return _stream(chunks)
-        before = chunks[:4] if self._hook == "local-crash-midway" else []
-        return _stream([*before, EngineCrashed("the engine's process has died")])
-
-
-def _stream(items: list[Any]) -> ChunkStream:
-    channel = Channel()
-    for item in items:
-        channel.put(item)
-    return ChunkStream(channel, lambda: None)
 
 
 class BrokenDetector(Detector):
@@ -186,19 +149,13 @@ def _config(setting: Setting) -> Config:
     return Config(routing=routing, privacy=privacy, cloud=(cloud,), timeouts=timeouts)
 
 
-def _local(hook: str | None) -> LocalModel | None:
-    if hook == "local-missing":
+def _local(hook: str | None) -> LocalModel:
+    def find() -> Path:
+        if hook in ("local-missing", "local-down"):
+            open_stand_in(hook)  # raises ModelNotFound
+        return Path("local.gguf")
 
-        def find() -> Path:
-            raise ModelNotFound("there is no model 'tiny'", hint="edgeai pull tiny")
-
-        return LocalModel("tiny", find, _never)
-    engine = LocalEngine("local-crash" if hook == "local-down" else hook)
-    return LocalModel.loaded_already("tiny", engine)
-
-
-def _never(path: Path) -> Engine:
-    raise AssertionError(f"{path} is not there to be loaded")
+    return LocalModel("tiny", find, lambda _: open_stand_in(hook), facts=lambda _: open_stand_in().artifact)
 
 
 @contextlib.contextmanager

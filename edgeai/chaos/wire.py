@@ -7,6 +7,7 @@ import json
 import random
 import socket
 import struct
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -195,7 +196,9 @@ class Wire(asyncio.Protocol):
         self.closing = True
         found = self.transport.get_extra_info("socket")
         if found is not None:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # struct linger has two int, in Windows two u_short.
+            linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.transport.abort()
 
     def drop(self) -> None:

@@ -93,7 +93,7 @@ class Careful:
         raise AssertionError
 
     def wait(self, error: Failed, attempt: int) -> float:
-        return max(error.wait_s, random.uniform(0, 0.05 * 2**attempt))
+        return max(error.wait_s, random.uniform(0, 0.005 * 2**attempt))
 
     def attempt(self, prompt: str, deadline: float, leave_after: int | None) -> Outcome:
         self.kept = ""

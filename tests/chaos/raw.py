@@ -70,10 +70,10 @@ def request(*, stream: bool = True, path: str = "/v1/chat/completions", prompt: 
     return f"POST {path} HTTP/1.1\r\nHost: lab\r\n{more}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def hear(sock: socket.socket, patience_s: float = 1.0, most: int = 1 << 20) -> Heard:
-    """Read until the other end closes or resets, PATIENCE_S are over, or MOST bytes have come."""
+def hear(sock: socket.socket, patience_s: float = 1.0, most: int = 1 << 20, until: bytes = b"\0none") -> Heard:
+    """Read until the other end closes or resets, PATIENCE_S are over, or MOST bytes or the bytes UNTIL have come."""
     data, began, ending = bytearray(), time.monotonic(), "open"
-    while (left := began + patience_s - time.monotonic()) > 0 and len(data) < most:
+    while (left := began + patience_s - time.monotonic()) > 0 and len(data) < most and not data.endswith(until):
         sock.settimeout(left)
         try:
             part = sock.recv(1 << 16)

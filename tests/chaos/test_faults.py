@@ -33,7 +33,7 @@ def test_a_fault_names_only_what_there_is(fault: object) -> None:
 
 def test_every_hook_and_every_behaviour_is_used() -> None:
     assert {variant.hook for variant in VARIANTS} - {None} == set(HOOKS)
-    assert set(BEHAVIOURS) - {variant.serve for variant in VARIANTS} == {"status-206", "status-599", "status-799"}
+    assert not set(BEHAVIOURS) - {variant.serve for variant in VARIANTS}
 
 
 def test_what_is_never_allowed_is_expected_nowhere() -> None:
