@@ -7,6 +7,7 @@ breaks off ends as `interrupted`, or is continued here behind a visible seam.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, Protocol
@@ -383,7 +384,11 @@ class Conductor:
             hint = "check the key of the endpoint: edgeai config show names where it comes from"
         elif "quota" in kinds:
             hint = "the account at the endpoint has run out"
-        listed = "; ".join(item.line() for item in self.attempts) or "nobody could be asked in time"
+        tried = Counter(item.line() for item in self.attempts)
+        lines = [f"{line} ({count} times)" if count > 1 else line for line, count in tried.items()]
+        candidates = self.planned.decision.candidates
+        lines += [f"{item.model}: not asked, {item.excluded_by}" for item in candidates if item.excluded_by is not None]
+        listed = "; ".join(lines) or "nobody could be asked in time"
         late = self.answer.is_late and self.config.max_seconds is not None
         what = f"no answer within {self.config.max_seconds:g} s" if late else "no candidate gave an answer"
         return NoAnswer(f"{what}: {listed}", attempts=[item.to_dict() for item in self.attempts], hint=hint)
