@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from edgeai.routing.privacy.context import CARD, CARD_STEMS, named
+from edgeai.routing.privacy.context import AFTER_CHARS, BEFORE_CHARS, CARD, CARD_STEMS, named
 from edgeai.routing.privacy.hits import Hit
 from edgeai.routing.privacy.text import View
 
@@ -91,7 +91,7 @@ def find_cards(view: View) -> Iterator[Hit]:
 def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
     text = view.text
     groups = [match.span() for match in GROUPS.finditer(text, start, end)]
-    called = CALLED_CHARS if view.says(CARD_STEMS) and named(view, start, start, CARD) else 0
+    called = CALLED_CHARS if _called(view, start) else 0
     past = 0
     for first, (begin, stop) in enumerate(groups):
         by_name = begin - start < called
@@ -111,6 +111,14 @@ def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
                 break
             if size < 4 and not by_name:
                 break
+
+
+def _called(view: View, start: int) -> bool:
+    """Whether a word for a card is before START; most runs of digits are told apart without the whole pattern."""
+    if not view.says(CARD_STEMS):
+        return False
+    around = view.before(start, BEFORE_CHARS) + view.after(start, AFTER_CHARS) + view.column(start)
+    return any(stem in around for stem in CARD_STEMS) and named(view, start, start, CARD)
 
 
 def _is_one(view: View, groups: list[tuple[int, int]], first: int, last: int, *, by_name: bool) -> bool:

@@ -123,9 +123,13 @@ def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
         return  # a row of a matrix
     forms, prefixes = _forms(), _prefixes()
     first = 0
+    spoken = view.once("", lambda: any(view.says(_stems(rule.words)) for rule in NUMBERED if rule.words))
     while first < len(groups):
         form, best = "", None
         continues = first > 0 and text[groups[first - 1][1] : groups[first][0]] == " "
+        if continues and text[groups[first][1] : groups[first][1] + 1] == " " and not spoken:
+            first += 1
+            continue
         for last in range(first, min(first + MOST_GROUPS, len(groups))):
             begin, stop = groups[last]
             if last > first:
