@@ -6,7 +6,18 @@ import re
 
 from edgeai.routing.privacy.text import View
 
-__all__ = ["AFTER_CHARS", "BEFORE_CHARS", "CARD", "CARD_STEMS", "COUNTED", "NO_PHONE", "PHONE", "PHONE_BEHIND", "PHONE_CLOSE", "named"]
+__all__ = [
+    "AFTER_CHARS",
+    "BEFORE_CHARS",
+    "CARD",
+    "CARD_STEMS",
+    "COUNTED",
+    "NO_PHONE",
+    "PHONE",
+    "PHONE_BEHIND",
+    "PHONE_CLOSE",
+    "named",
+]
 
 BEFORE_CHARS, AFTER_CHARS = 48, 20
 

@@ -132,33 +132,49 @@ def _is_one(view: View, groups: list[tuple[int, int]], first: int, last: int, *,
     if not issued:  # a range that is not in the table is believed where a word says that it is a card's
         return named(view, begin, end, CARD, BARCODE)
     if first == last:
-        if len(digits) not in COMMON and digits[0] in "56" and not digits.startswith(MAESTRO):  # Maestro has all lengths, so its check digit alone says little
+        if (
+            len(digits) not in COMMON and digits[0] in "56" and not digits.startswith(MAESTRO)
+        ):  # Maestro has all lengths, so its check digit alone says little
             return named(view, begin, end, CARD)
         return not named(view, begin, end, BARCODE) or named(view, begin, end, CARD)
+    marks = {text[groups[index][1] : groups[index + 1][0]].strip() for index in range(first, last)}
+    if not marks <= {"", "-", "."}:
+        return False  # a sum, a division, an area code
     if by_name:
         return True
     # Rows of numbers have such groups too: a card stands alone, in groups of four and more with one mark.
     sizes = [stop - start for start, stop in groups[first : last + 1]]
-    marks = {text[groups[index][1] : groups[index + 1][0]].strip() for index in range(first, last)}
-    if len(marks) > 1 or "/" in marks or ("." in marks and len(sizes) < 4):
+    if len(marks) > 1 or ("." in marks and len(sizes) < 4):
         return named(view, begin, end, CARD)
     return not _continues(text, groups, first, last, marks.pop()) or named(view, begin, end, CARD)
 
 
 def _in_row(text: str, groups: list[tuple[int, int]], index: int) -> bool:
-    """Whether the group INDEX stands between others of four digits and more, with the same mark on both sides."""
-    left = text[groups[index - 1][1] : groups[index][0]]
-    return left == text[groups[index][1] : groups[index + 1][0]] and groups[index - 1][1] - groups[index - 1][0] >= 4
+    """Whether the group INDEX stands between others, with the same mark on both sides, as in a row of a table."""
+    mark = text[groups[index][1] : groups[index + 1][0]]
+    return _is_beside(text, groups, index, -1, mark.strip())
 
 
 def _continues(text: str, groups: list[tuple[int, int]], first: int, last: int, mark: str) -> bool:
-    """Whether numbers of four digits and more stand right before or behind with the same MARK, as in a row of a table."""
-    for left, right, beside in ((first - 1, first, first - 1), (last, last + 1, last + 1)):
-        if left >= 0 and right < len(groups):
-            size = groups[beside][1] - groups[beside][0]
-            if size >= 4 and text[groups[left][1] : groups[right][0]].strip() == mark:
-                return True
-    return False
+    """Whether numbers of four digits and more stand right before FIRST or behind LAST with the same MARK."""
+    return _is_beside(text, groups, first, -1, mark) or _is_beside(text, groups, last, 1, mark)
+
+
+def _is_beside(text: str, groups: list[tuple[int, int]], index: int, step: int, mark: str) -> bool:
+    """Whether the group next to INDEX, to the left (STEP -1) or right (1), is one of a row: of four digits, no part of another number."""
+    beside, after = index + step, index + 2 * step
+    if (
+        not 0 <= beside < len(groups)
+        or groups[beside][1] - groups[beside][0] < 4
+        or _gap(text, groups, index, beside) != mark
+    ):
+        return False
+    return not 0 <= after < len(groups) or _gap(text, groups, beside, after) == mark
+
+
+def _gap(text: str, groups: list[tuple[int, int]], one: int, other: int) -> str:
+    left, right = min(one, other), max(one, other)
+    return text[groups[left][1] : groups[right][0]].strip()
 
 
 def _starts(text: str, start: int) -> bool:
@@ -188,7 +204,97 @@ def _ends(text: str, end: int) -> bool:
 
 LENGTHS = dict(
     pair.split(":")
-    for pair in ["AD:24", "AE:23", "AL:28", "AT:20", "AZ:28", "BA:20", "BE:16", "BG:22", "BH:22", "BI:27", "BR:29", "BY:28", "CH:21", "CR:22", "CY:28", "CZ:24", "DE:22", "DJ:27", "DK:18", "DO:28", "EE:20", "EG:29", "ES:24", "FI:18", "FK:18", "FO:18", "FR:27", "GB:22", "GE:22", "GI:23", "GL:18", "GR:27", "GT:28", "HN:28", "HR:21", "HU:28", "IE:22", "IL:23", "IQ:23", "IS:26", "IT:27", "JO:30", "KW:30", "KZ:20", "LB:28", "LC:32", "LI:21", "LT:20", "LU:20", "LV:21", "LY:25", "MC:27", "MD:24", "ME:22", "MK:19", "MN:20", "MR:27", "MT:31", "MU:30", "NI:28", "NL:18", "NO:15", "OM:23", "PK:24", "PL:28", "PS:29", "PT:25", "QA:29", "RO:24", "RS:22", "RU:33", "SA:24", "SC:31", "SD:18", "SE:24", "SI:19", "SK:24", "SM:27", "SO:23", "ST:25", "SV:28", "TL:23", "TN:24", "TR:26", "UA:29", "VA:22", "VG:24", "XK:20", "YE:30"]
+    for pair in [
+        "AD:24",
+        "AE:23",
+        "AL:28",
+        "AT:20",
+        "AZ:28",
+        "BA:20",
+        "BE:16",
+        "BG:22",
+        "BH:22",
+        "BI:27",
+        "BR:29",
+        "BY:28",
+        "CH:21",
+        "CR:22",
+        "CY:28",
+        "CZ:24",
+        "DE:22",
+        "DJ:27",
+        "DK:18",
+        "DO:28",
+        "EE:20",
+        "EG:29",
+        "ES:24",
+        "FI:18",
+        "FK:18",
+        "FO:18",
+        "FR:27",
+        "GB:22",
+        "GE:22",
+        "GI:23",
+        "GL:18",
+        "GR:27",
+        "GT:28",
+        "HN:28",
+        "HR:21",
+        "HU:28",
+        "IE:22",
+        "IL:23",
+        "IQ:23",
+        "IS:26",
+        "IT:27",
+        "JO:30",
+        "KW:30",
+        "KZ:20",
+        "LB:28",
+        "LC:32",
+        "LI:21",
+        "LT:20",
+        "LU:20",
+        "LV:21",
+        "LY:25",
+        "MC:27",
+        "MD:24",
+        "ME:22",
+        "MK:19",
+        "MN:20",
+        "MR:27",
+        "MT:31",
+        "MU:30",
+        "NI:28",
+        "NL:18",
+        "NO:15",
+        "OM:23",
+        "PK:24",
+        "PL:28",
+        "PS:29",
+        "PT:25",
+        "QA:29",
+        "RO:24",
+        "RS:22",
+        "RU:33",
+        "SA:24",
+        "SC:31",
+        "SD:18",
+        "SE:24",
+        "SI:19",
+        "SK:24",
+        "SM:27",
+        "SO:23",
+        "ST:25",
+        "SV:28",
+        "TL:23",
+        "TN:24",
+        "TR:26",
+        "UA:29",
+        "VA:22",
+        "VG:24",
+        "XK:20",
+        "YE:30",
+    ]
 )
 """Characters of an IBAN by country, from SWIFT's IBAN registry, release 99."""
 IBAN = re.compile(r"[A-Za-z]{2}[ \-]?[0-9]{2}(?=(?:[ \-.]{0,2}[A-Za-z0-9]){11})")

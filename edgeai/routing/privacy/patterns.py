@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ class _Child:
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._finish: weakref.finalize[..., _Child] | None = None
 
     def spans(self, text: str, *, timeout_s: float) -> list[tuple[int, int]]:
         ends = time.monotonic() + timeout_s
@@ -117,22 +119,21 @@ class _Child:
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is None:
             return self._process
+        self._end()
         process = subprocess.Popen(
             [sys.executable, "-I", str(Path(__file__).with_name("pattern_child.py"))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8", errors="surrogatepass",
         )  # fmt: skip
         self._process, self._answers = process, queue.SimpleQueue()
+        self._finish = weakref.finalize(self, _stop, process)
         _send(process, self._patterns)
         threading.Thread(target=_read, args=(process, self._answers), daemon=True).start()
         return process
 
     def _end(self) -> None:
         process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                _close(pipe)
+        if process is not None and self._finish is not None:
+            self._finish()
 
 
 def _send(process: subprocess.Popen[str], value: Any) -> None:
@@ -152,6 +153,13 @@ def _read(process: subprocess.Popen[str], answers: queue.SimpleQueue[str]) -> No
     except (OSError, ValueError):
         pass  # closed by _end
     answers.put("")
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        _close(pipe)
 
 
 def _close(pipe: Any) -> None:

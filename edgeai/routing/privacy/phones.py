@@ -121,7 +121,16 @@ def _international(view: View, start: int, end: int) -> tuple[int, int] | None:
     before = text[start - 1 : start]
     if before and ((before.isalnum() and before < "\u2e80") or before == ")"):
         return None
-    if value.startswith("+ ") and text[max(0, start - 4) : start].rstrip()[-1:] not in ("", ":", "(", ",", ";", ".", "|", "-"):
+    if value.startswith("+ ") and text[max(0, start - 4) : start].rstrip()[-1:] not in (
+        "",
+        ":",
+        "(",
+        ",",
+        ";",
+        ".",
+        "|",
+        "-",
+    ):
         return None  # a sum
     for stop in ends:
         part = value[:stop].rstrip(" .-/(")
@@ -179,9 +188,7 @@ def _bare(view: View, start: int, end: int) -> tuple[int, int] | None:
     if (
         DATE.match(value)
         or YEARS.fullmatch(value)
-        or (value.count(".") > 1
-        and len(set(map(len, groups))) == 1
-        and len(groups[0]) < 2)
+        or (value.count(".") > 1 and len(set(map(len, groups))) == 1 and len(groups[0]) < 2)
     ):
         return None
     if ("." in value and len(groups) == 2) or " / " in value:

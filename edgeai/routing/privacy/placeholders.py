@@ -14,7 +14,34 @@ WORDS = re.compile(
     r"\bnone\b|\bnull\b|\bundefined\b|\btrue\b|\bfalse\b|goes[_-]?here|put[_-]|enter[_-]|test[_-]?(?:key|token|secret|password)|_here\b|-here\b"
 )
 PLAIN = frozenset(
-    ["password", "passwd", "pass", "pwd", "passphrase", "secret", "token", "user", "username", "key", "apikey", "api_key", "pw", "psw", "login", "admin", "root", "guest", "test", "string", "str", "text", "value", "foo", "bar", "baz"]
+    [
+        "password",
+        "passwd",
+        "pass",
+        "pwd",
+        "passphrase",
+        "secret",
+        "token",
+        "user",
+        "username",
+        "key",
+        "apikey",
+        "api_key",
+        "pw",
+        "psw",
+        "login",
+        "admin",
+        "root",
+        "guest",
+        "test",
+        "string",
+        "str",
+        "text",
+        "value",
+        "foo",
+        "bar",
+        "baz",
+    ]
 )
 
 

@@ -27,6 +27,7 @@ LEAST_COMPARED = 5
 KEPT = {"role", "content", "private", "tool_calls", "tool_call_id"}
 REST = re.compile(r"[\W_]+")
 MOST_DEPTH = 64
+MOST_PASSES = 6
 
 
 class NotRedactable(EdgeAIError):
@@ -66,11 +67,30 @@ class Redactor:
         self._avoid(part.text for part in parts_of(prompt))
         if isinstance(prompt, str):
             return self.redact_text(prompt)
-        return [self._message(message) for message in prompt]
+        redacted = [self._message(message) for message in prompt]
+        return [self._message(message) for message in redacted]  # with what was learned from later messages
 
     def redact_text(self, text: str, *, where: str = "text") -> str:
         """Return TEXT with placeholders, for what is sent beside the prompt, like files."""
         self._avoid([text])
+        for _ in range(MOST_PASSES):
+            redacted = self._once(self._known(text), where)
+            if redacted == text:
+                return text
+            text = redacted  # what stood beside a value may show itself now that it is gone
+        raise NotRedactable(
+            f"{where} cannot be redacted: it shows something private again and again",
+            hint="such a request stays on this machine",
+        )
+
+    def _known(self, text: str) -> str:
+        """Return TEXT without the values that are known from elsewhere, where no word may say any more what they are."""
+        for value in sorted(self._names, key=len, reverse=True):
+            if len(value) >= LEAST_COMPARED and value in text:
+                text = text.replace(value, self._names[value])
+        return text
+
+    def _once(self, text: str, where: str) -> str:
         verdict = self._detector.examine([Part(text=text, where=where)])
         if not is_redactable(verdict):
             why = verdict.failed or ", ".join(

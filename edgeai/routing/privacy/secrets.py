@@ -138,11 +138,13 @@ def _is_code(word: str) -> bool:
     return (
         any(mark in word for mark in ("[", "]", "{", "}", "()", "->", "::", "==", "\\"))
         or (re.fullmatch(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", word) is not None)
-        or (re.fullmatch(
-            r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|[a-z]+(?:_[a-z0-9]+)+|[a-z]+(?:-[a-z]+)+[0-9]?|[a-z]+[0-9]?", word
+        or (
+            re.fullmatch(
+                r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|[a-z]+(?:_[a-z0-9]+)+|[a-z]+(?:-[a-z]+)+[0-9]?|[a-z]+[0-9]?", word
+            )
+            is not None
+            and not re.fullmatch(r"[a-z]+[0-9]", word)
         )
-        is not None
-        and not re.fullmatch(r"[a-z]+[0-9]", word))
     )
 
 
