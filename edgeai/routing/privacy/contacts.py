@@ -13,7 +13,8 @@ __all__ = ["find_emails"]
 MOST_LOCAL = 64
 AT = re.compile(
     r"(?:@|%40|&#0{0,4}64;|&#[xX]0{0,4}40;|&commat;|\\u0040|[ ]?[\[({](?:at|AT|@)[\])}][ ]?)"
-    r"(?=((?:[^\W_](?:[\w-]{0,61}[^\W_])?(?:\.|[ ]?[\[({](?:dot|DOT|\.)[\])}][ ]?)){1,8}(?:xn--[a-z0-9-]{2,59}|[^\W\d_]{2,24}))(?![\w]|-\w|\())"
+    r"(?=((?:[^\W_](?:[\w-]{0,61}[^\W_])?(?:\.|[ ]?[\[({](?:dot|DOT|\.)[\])}][ ]?)){1,8}"
+    r"(?:xn--[a-z0-9-]{2,59}|[^\W\d_]{2,24}))(?![\w]|-\w|\())"
 )
 """The sign itself, or a form that stands for it (percent-encoded, HTML, JSON, "[at]"), and then a domain. A call, `a@b.c()`, is none."""
 SIGNS = ("@", "%40", "&#", "&commat;", "\\u0040", "[at]", "(at)", "{at}")

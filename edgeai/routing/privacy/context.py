@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table, one fact a line
 """The words around a bare number that say what it is, or that it is something else."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that a request would send, as parts to examine: all messages of every role, calls of tools and their results, definitions, files."""
+"""Everything that a request would send, as parts to examine: messages of every role, tools with their calls and results, files."""
 
 from __future__ import annotations
 

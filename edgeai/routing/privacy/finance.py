@@ -183,7 +183,7 @@ def _starts(text: str, start: int) -> bool:
     mark = before[-1:]
     if mark == "_" or mark.isalnum():
         return before == "\\n" or mark >= "\u2e80"
-    if mark in ("*", "^") or before[:-1].isdigit() and mark in (".", "/"):
+    if mark in ("*", "^") or (before[:-1].isdigit() and mark in (".", "/")):
         return False
     if mark == "-":
         word = text[max(0, start - 5) : start - 1]

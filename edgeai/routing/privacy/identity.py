@@ -7,16 +7,19 @@ import functools
 import importlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from edgeai.routing.privacy.finance import luhn
 from edgeai.routing.privacy.hits import Hit
-from edgeai.routing.privacy.identity_rules import LETTERED, NUMBERED, TAILED, Rule
+from edgeai.routing.privacy.identity_rules import LETTERED, NUMBERED, TAILED, Lettered, Rule
 from edgeai.routing.privacy.text import View
 
 __all__ = ["find_national_ids"]
 
 BEFORE_CHARS, AFTER_CHARS = 56, 24
 MOST_GROUPS = 7
+ANY_CASE = frozenset({"it_codice_fiscale", "mx_curp", "es_nie", "cl_rut", "cn_ric"})
+"""Numbers whose check is strong enough that small letters are believed too."""
 GROUPS = re.compile(r"[0-9]+")
 TAIL = re.compile(
     r"[0-9](?<![A-Za-z0-9_.\-].)(?=[0-9. ]{1,22}+[\-+]?[A-Za-z0-9])(?=[0-9. ]{1,22}[\-+]?[A-Za-z]|[0-9.]{5,12}-[0-9])"
@@ -64,42 +67,32 @@ def find_national_ids(view: View) -> Iterator[Hit]:
             match = pattern.match(text, place)
             if match is None and table is LETTERED and text[place - 4 : place - 1].isalpha():
                 match = pattern.match(text, place - 4)  # RSS MRA 85T10 A562S
-            if match is None:
-                continue
-            index = int((match.lastgroup or "r0")[1:])
-            id_, _, check, alone, words = table[index]
-            start, end = match.span()
-            if not alone:
-                # The first pattern that fits took the characters; another's words may name them.
-                found = next(
-                    (
-                        row
-                        for row in table
-                        if not row[3] and _named(view, start, end, row[4]) and re.fullmatch(row[1], match[0].upper())
-                    ),
-                    None,
-                )
-                if found is None:
-                    continue
-                id_, check, words = found[0], found[2], found[4]
-            elif match[0] != match[0].upper() and id_ not in (
-                "it_codice_fiscale",
-                "mx_curp",
-                "es_nie",
-                "cl_rut",
-                "cn_ric",
-            ):
-                continue
-            if check and not _checked(check, match[0].upper()):
-                continue
-            yield Hit("national_id", f"privacy.national_id.{id_}", start, end)
+            id_ = None if match is None else _with_letters(view, match, table)
+            if match is not None and id_ is not None:
+                yield Hit("national_id", f"privacy.national_id.{id_}", *match.span())
+
+
+def _with_letters(view: View, match: re.Match[str], table: tuple[Lettered, ...]) -> str | None:
+    """Return the id of the number of TABLE that MATCH is: by the pattern that fitted, or by another that a word near it names."""
+    value = match[0].upper()
+    row = table[int((match.lastgroup or "r0")[1:])]
+    if row.alone and (value == match[0] or row.id in ANY_CASE) and (not row.check or _checked(row.check, value)):
+        return row.id
+    for row in table:
+        if row.alone or not _named(view, *match.span(), row.words):
+            continue
+        if re.fullmatch(row.pattern, value) and (not row.check or _checked(row.check, value)):
+            return row.id
+    return None
 
 
 @functools.cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     behind = r"(?![A-Za-z0-9_]|[.\-/][A-Za-z0-9])"
-    lettered = "|".join(f"(?P<r{index}>(?:{_unnumbered(row[1], index)}){behind})" for index, row in enumerate(LETTERED))
-    tailed = "|".join(f"(?P<r{index}>(?:{row[1]}){behind})" for index, row in enumerate(TAILED))
+    lettered = "|".join(
+        f"(?P<r{index}>(?:{_unnumbered(row.pattern, index)}){behind})" for index, row in enumerate(LETTERED)
+    )
+    tailed = "|".join(f"(?P<r{index}>(?:{row.pattern}){behind})" for index, row in enumerate(TAILED))
     return (
         re.compile(rf"(?<![A-Za-z0-9_.])(?:{lettered})", re.IGNORECASE),
         re.compile(tailed),
@@ -211,7 +204,7 @@ def _checked(check: str, value: str) -> bool:
 
 
 @functools.cache
-def _module(name: str) -> object:
+def _module(name: str) -> Any:
     return importlib.import_module(f"stdnum.{name}")
 
 
@@ -242,7 +235,7 @@ def _in_aadhaar(digits: str) -> bool:
     """Verhoeff's check digit, first digit 2 to 9 (uidai.gov.in); three years in a row are none."""
     if all(digits[index : index + 2] in ("19", "20") for index in (0, 4, 8)):
         return False
-    return bool(_module("in_.aadhaar").is_valid(digits))  # type: ignore[attr-defined]
+    return bool(_module("in_.aadhaar").is_valid(digits))
 
 
 def _cn_ric(digits: str) -> bool:

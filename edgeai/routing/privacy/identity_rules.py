@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table, one fact a line
 """National identity numbers: how each is written, what checks it, and the words that name it. A table of facts.
 
 The checks are python-stdnum's modules, which cite each country's own rules; those that it has not are in identity.py with their source.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["LETTERED", "NUMBERED", "Rule"]
+__all__ = ["LETTERED", "NUMBERED", "TAILED", "Lettered", "Rule"]
 
 
 class Rule(NamedTuple):
@@ -25,7 +26,15 @@ class Rule(NamedTuple):
     words: str
 
 
-TAX = r"\btax|tin\b|fiscal|steuer"
+class Lettered(NamedTuple):
+    """A number with letters: `pattern` in capitals, and the other values as a Rule has them; `alone`: whether it needs no word."""
+
+    id: str
+    pattern: str
+    check: str
+    alone: bool
+    words: str
+
 
 NUMBERED: tuple[Rule, ...] = (
     Rule("us_ssn", ":us_ssn", "3-2-4", "9|3 2 4|3.2.4|3 - 2 - 4", r"\bssn|social.?sec|soc\.? sec|\bss ?(?:#|no|number)"),
@@ -102,37 +111,37 @@ NUMBERED: tuple[Rule, ...] = (
 )  # fmt: skip
 """Numbers of digits alone."""
 
-LETTERED: tuple[tuple[str, str, str, bool, str], ...] = (
-    ("it_codice_fiscale", r"[A-Z]{6}[0-9LMNPQRSTUV]{2}[A-EHLMPRST][0-9LMNPQRSTUV]{2}[A-Z][0-9LMNPQRSTUV]{3}[A-Z]|[A-Z]{3} ?[A-Z]{3} ?[0-9]{2}[A-EHLMPRST][0-9]{2} ?[A-Z][0-9]{3}[A-Z]", "it.codicefiscale", True, ""),
-    ("mx_curp", r"[A-Z]{4}[0-9]{6}[HMX][A-Z]{5}[A-Z0-9][0-9]", "mx.curp", True, ""),
-    ("mx_rfc", r"[A-ZÑ&]{3,4}-?[0-9]{6}-?[A-Z0-9]{3}", "mx.rfc", False, r"\brfc\b"),
-    ("in_pan", r"[A-Z]{3}[ABCFGHJLPT][A-Z][0-9]{4}[A-Z]", "in_.pan", True, ""),
-    ("gb_nino", r"(?!BG|GB|NK|KN|TN|NT|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z]([ \-]?)[0-9]{2}\1[0-9]{2}\1[0-9]{2}\1[A-D]", "", True, ""),
-    ("gb_nino", r"[A-Z]{2}[ \-]?[0-9]{2}[ \-]?[0-9]{2}[ \-]?[0-9]{2}[ \-]?[A-Z]?", "", False, r"national insurance|\bni\b|\bnino\b"),
-    ("es_nie", r"[XYZ][ \-]?[0-9]{7}[ \-]?[A-Z]", "es.nie", True, ""),
-    ("sg_nric", r"[STFGM][0-9]{7}[A-Z]", ":sg_nric", True, ""),
-    ("hk_hkid", r"[A-Z]{1,2}[0-9]{6}\([0-9A]\)", ":hk_hkid", True, ""),
-    ("tw_id", r"[A-Z][12489][0-9]{8}", ":tw_id", True, ""),
-    ("ro_pass", r"[A-Z]{2} ?[0-9]{6}", "", False, r"carte de identitate|\bserie\b"),
-    ("gb_driver", r"[A-Z9]{5}[0-9]{6}[A-Z9]{2}[A-Z0-9][A-Z]{2}", "", False, r"driv|licen"),
-    ("passport", r"[A-Z]{1,2} ?[0-9]{6,9}|[CFGHJKLMNPRTVWXYZ][CFGHJKLMNPRTVWXYZ0-9]{8,9}", "", False, r"passport|reisepass|passeport|pasaporte|passaporto|护照|パスポート|여권|paszport|ausweis"),
-    ("driver_license", r"[A-Z]{1,2}[ \-]?[0-9]{3,14}(?:-[0-9]{3,6}){0,3}", "", False, r"driv\w{1,5} lic|driver'?s? licen|driving licen|\bdl ?(?:#|no|number)|f[uü]hrerschein"),
-    ("pl_id_card", r"[A-Z]{3} ?[0-9]{6}", "", False, r"dow[oó]d"),
-    ("ua_id", r"[A-ZА-Я]{2} ?[0-9]{6}", "", False, r"паспорт"),
+LETTERED: tuple[Lettered, ...] = (
+    Lettered("it_codice_fiscale", r"[A-Z]{6}[0-9LMNPQRSTUV]{2}[A-EHLMPRST][0-9LMNPQRSTUV]{2}[A-Z][0-9LMNPQRSTUV]{3}[A-Z]|[A-Z]{3} ?[A-Z]{3} ?[0-9]{2}[A-EHLMPRST][0-9]{2} ?[A-Z][0-9]{3}[A-Z]", "it.codicefiscale", True, ""),
+    Lettered("mx_curp", r"[A-Z]{4}[0-9]{6}[HMX][A-Z]{5}[A-Z0-9][0-9]", "mx.curp", True, ""),
+    Lettered("mx_rfc", r"[A-ZÑ&]{3,4}-?[0-9]{6}-?[A-Z0-9]{3}", "mx.rfc", False, r"\brfc\b"),
+    Lettered("in_pan", r"[A-Z]{3}[ABCFGHJLPT][A-Z][0-9]{4}[A-Z]", "in_.pan", True, ""),
+    Lettered("gb_nino", r"(?!BG|GB|NK|KN|TN|NT|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z]([ \-]?)[0-9]{2}\1[0-9]{2}\1[0-9]{2}\1[A-D]", "", True, ""),
+    Lettered("gb_nino", r"[A-Z]{2}[ \-]?[0-9]{2}[ \-]?[0-9]{2}[ \-]?[0-9]{2}[ \-]?[A-Z]?", "", False, r"national insurance|\bni\b|\bnino\b"),
+    Lettered("es_nie", r"[XYZ][ \-]?[0-9]{7}[ \-]?[A-Z]", "es.nie", True, ""),
+    Lettered("sg_nric", r"[STFGM][0-9]{7}[A-Z]", ":sg_nric", True, ""),
+    Lettered("hk_hkid", r"[A-Z]{1,2}[0-9]{6}\([0-9A]\)", ":hk_hkid", True, ""),
+    Lettered("tw_id", r"[A-Z][12489][0-9]{8}", ":tw_id", True, ""),
+    Lettered("ro_pass", r"[A-Z]{2} ?[0-9]{6}", "", False, r"carte de identitate|\bserie\b"),
+    Lettered("gb_driver", r"[A-Z9]{5}[0-9]{6}[A-Z9]{2}[A-Z0-9][A-Z]{2}", "", False, r"driv|licen"),
+    Lettered("passport", r"[A-Z]{1,2} ?[0-9]{6,9}|[CFGHJKLMNPRTVWXYZ][CFGHJKLMNPRTVWXYZ0-9]{8,9}", "", False, r"passport|reisepass|passeport|pasaporte|passaporto|护照|パスポート|여권|paszport|ausweis"),
+    Lettered("driver_license", r"[A-Z]{1,2}[ \-]?[0-9]{3,14}(?:-[0-9]{3,6}){0,3}", "", False, r"driv\w{1,5} lic|driver'?s? licen|driving licen|\bdl ?(?:#|no|number)|f[uü]hrerschein"),
+    Lettered("pl_id_card", r"[A-Z]{3} ?[0-9]{6}", "", False, r"dow[oó]d"),
+    Lettered("ua_id", r"[A-ZА-Я]{2} ?[0-9]{6}", "", False, r"паспорт"),
 )  # fmt: skip
 """Numbers that begin with a letter: id, pattern, check, whether they need no word beside them, the words."""
 
-TAILED: tuple[tuple[str, str, str, bool, str], ...] = (
-    ("es_dni", r"[0-9]{8}[ \-]?[A-HJ-NP-TV-Z]|[0-9]{2}\.[0-9]{3}\.[0-9]{3}[ \-]?[A-HJ-NP-TV-Z]", "es.dni", True, ""),
-    ("fi_hetu", r"[0-3][0-9][01][0-9]{3}[-+A-FU-Y][0-9]{3}[0-9A-Y]", "fi.hetu", True, ""),
-    ("fr_nir", r"[1-478] ?[0-9]{2} ?[0-9]{2} ?2[AB] ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}", "fr.nir", True, ""),
-    ("de_svnr", r"[0-9]{2} [0-3][0-9][01][0-9]{3} [A-Z] [0-9]{3}", "", True, ""),
-    ("de_svnr", r"[0-9]{2} ?[0-9]{6} ?[A-Z] ?[0-9]{3}", "", False, r"sozialvers|rentenvers|\bsv-?n|\brv-?n"),
-    ("pt_cc", r"[0-9]{8} ?[0-9] ?[A-Z][A-Z0-9][0-9]", "pt.cc", True, ""),
-    ("ie_pps", r"[0-9]{7}[A-W][ABHWTX]?", "ie.pps", False, r"\bpps"),
-    ("cn_ric", r"[1-9][0-9]{16}[Xx]", ":cn_ric", True, ""),
-    ("cl_rut", r"[0-9]{1,2}\.[0-9]{3}\.[0-9]{3}-[0-9Kk]", "cl.rut", True, ""),
-    ("cl_rut", r"[0-9]{7,8}-[0-9Kk]", "cl.rut", False, r"\brut\b|\brun\b"),
-    ("in_voter", r"[A-Z]{3}[0-9]{7}", "", False, r"voter|\bepic\b"),
+TAILED: tuple[Lettered, ...] = (
+    Lettered("es_dni", r"[0-9]{8}[ \-]?[A-HJ-NP-TV-Z]|[0-9]{2}\.[0-9]{3}\.[0-9]{3}[ \-]?[A-HJ-NP-TV-Z]", "es.dni", True, ""),
+    Lettered("fi_hetu", r"[0-3][0-9][01][0-9]{3}[-+A-FU-Y][0-9]{3}[0-9A-Y]", "fi.hetu", True, ""),
+    Lettered("fr_nir", r"[1-478] ?[0-9]{2} ?[0-9]{2} ?2[AB] ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}", "fr.nir", True, ""),
+    Lettered("de_svnr", r"[0-9]{2} [0-3][0-9][01][0-9]{3} [A-Z] [0-9]{3}", "", True, ""),
+    Lettered("de_svnr", r"[0-9]{2} ?[0-9]{6} ?[A-Z] ?[0-9]{3}", "", False, r"sozialvers|rentenvers|\bsv-?n|\brv-?n"),
+    Lettered("pt_cc", r"[0-9]{8} ?[0-9] ?[A-Z][A-Z0-9][0-9]", "pt.cc", True, ""),
+    Lettered("ie_pps", r"[0-9]{7}[A-W][ABHWTX]?", "ie.pps", False, r"\bpps"),
+    Lettered("cn_ric", r"[1-9][0-9]{16}[Xx]", ":cn_ric", True, ""),
+    Lettered("cl_rut", r"[0-9]{1,2}\.[0-9]{3}\.[0-9]{3}-[0-9Kk]", "cl.rut", True, ""),
+    Lettered("cl_rut", r"[0-9]{7,8}-[0-9Kk]", "cl.rut", False, r"\brut\b|\brun\b"),
+    Lettered("in_voter", r"[A-Z]{3}[0-9]{7}", "", False, r"voter|\bepic\b"),
 )  # fmt: skip
 """Numbers of digits with letters behind or in the middle."""

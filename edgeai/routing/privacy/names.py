@@ -1,6 +1,6 @@
 """Persons and places, which have no form of their own: a model that labels tokens finds them, in ONNX, or presidio's. Optional.
 
-Either may be wrong in both directions. Nothing is ever downloaded: a model that is not on this machine is an error when the tier is asked for.
+Either may be wrong in both directions. Nothing is ever downloaded: a model that is not on this machine is an error when it is asked for.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from edgeai.routing.request import Finding
 __all__ = ["Names", "OnnxNames", "PresidioNames", "open_names"]
 
 LABELS = {
-    "PER": "person", "PERSON": "person", "LOC": "address", "LOCATION": "address", "GPE": "address", "ADDRESS": "address", "STREET": "address",
-    "STREET_ADDRESS": "address", "FAC": "address", "NAME": "person", "FIRSTNAME": "person", "LASTNAME": "person", "GIVENNAME": "person", "SURNAME": "person",
+    "PER": "person", "PERSON": "person", "LOC": "address", "LOCATION": "address", "GPE": "address", "ADDRESS": "address",
+    "STREET": "address", "STREET_ADDRESS": "address", "FAC": "address", "NAME": "person", "FIRSTNAME": "person",
+    "LASTNAME": "person", "GIVENNAME": "person", "SURNAME": "person",
 }  # fmt: skip
 """What models call persons and places (CoNLL-2003, OntoNotes, presidio), and what we do. Other labels are passed over."""
 PIECE_CHARS, OVERLAP_CHARS = 1200, 200
@@ -65,6 +66,7 @@ class OnnxNames:
         self._most = _most_tokens(folder)
 
     def find(self, text: str) -> Iterator[list[Finding]]:
+        """Yield the persons and places in TEXT."""
         for begin in range(0, max(len(text), 1), PIECE_CHARS):
             piece = text[begin : begin + PIECE_CHARS + OVERLAP_CHARS]
             found = []
@@ -184,6 +186,7 @@ class PresidioNames:
         self._analyzer = AnalyzerEngine(nlp_engine=engine.create_engine(), supported_languages=["en"])
 
     def find(self, text: str) -> Iterator[list[Finding]]:
+        """Yield the persons and places in TEXT."""
         for begin in range(0, max(len(text), 1), PIECE_CHARS):
             piece = text[begin : begin + PIECE_CHARS + OVERLAP_CHARS]
             results = self._analyzer.analyze(

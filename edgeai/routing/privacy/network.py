@@ -22,7 +22,8 @@ COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 HEX = frozenset("0123456789abcdefABCDEF")
 VERSIONED = re.compile(
     r"(?:\b(?:version|versions|ver|rev|revision|release|released|build|firmware|driver|patch|upgrade[ds]?|update[ds]?|sdk|api|section|sections|sec|chapter|clause|appendix"
-    r"|annex|paragraph|para|figure|fig|table|rule|item|step|art|article|oid|python|java|jdk|node|chrome|kernel|assembly|nuget)\b[\w .:=\"'/(]{0,12}"
+    r"|annex|paragraph|para|figure|fig|table|rule|item|step|art|article|oid|python|java|jdk|node|chrome|kernel"
+    r"|assembly|nuget)\b[\w .:=\"'/(]{0,12}"
     r"|[\w.\]][ ]?(?:==|>=|<=|~=|!=|\^)[ ]?|\bv\.? ?|§ ?|[0-9a-z][_-]v?)$"
 )
 """What stands before a version or a section of four parts."""
@@ -51,9 +52,10 @@ def find_addresses(view: View) -> Iterator[Hit]:
                 continue
             while start > max(past, colons.start() - 4) and text[start - 1] in HEX:
                 start -= 1
-            match = V6.match(text, start)
-            if match is None:
+            found = V6.match(text, start)
+            if found is None:
                 continue
+            match = found
             past = match.end()
             value = match[0].rstrip(":") if not match[0].endswith("::") else match[0]
             if _is_v6(value) and text[match.start() + len(value) :][:1] != "(":

@@ -95,22 +95,20 @@ class _Child:
         ends = time.monotonic() + timeout_s
         if not self._lock.acquire(timeout=max(timeout_s, 0.0)):
             raise TimeoutError("the patterns were busy with another text")
+        done = False
         try:
             process = self._started()
             threading.Thread(target=_send, args=(process, text), daemon=True).start()
             answer = self._answers.get(timeout=max(0.0, ends - time.monotonic()))
-            if not answer:
-                raise OSError("the process of the patterns ended")
-            return [(start, end) for start, end in json.loads(answer)]
+            spans = [(start, end) for start, end in json.loads(answer)] if answer else _ended()
+            done = True
         except queue.Empty:
             raise TimeoutError("the patterns took too long") from None
-        except BaseException:
-            self._end()
-            raise
         finally:
-            if sys.exc_info()[0] is not None:
+            if not done:
                 self._end()
             self._lock.release()
+        return spans
 
     def close(self) -> None:
         with self._lock:
@@ -134,6 +132,10 @@ class _Child:
         process, self._process = self._process, None
         if process is not None and self._finish is not None:
             self._finish()
+
+
+def _ended() -> list[tuple[int, int]]:
+    raise OSError("the process of the patterns ended")
 
 
 def _send(process: subprocess.Popen[str], value: Any) -> None:

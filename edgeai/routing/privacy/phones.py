@@ -28,7 +28,8 @@ EXTENSION = re.compile(
     r"[ ,;]{0,2}(?:[xX]|ext\.?|Ext\.?|EXT|extension|#|доб\.?|Durchwahl|poste|int\.?)[ .:]{0,2}[0-9]{1,6}(?![0-9A-Za-z])"
 )
 NANP = re.compile(
-    r"(?:1[ .\-]?)?(?:\([2-9][0-9]{2}\)[ \-.]?[0-9]{3}[ .\-]?[0-9]{4}|[2-9][0-9]{2}([.\-])[0-9]{3}\1[0-9]{4}|[2-9][0-9]{2}[/ ][2-9][0-9]{2}-[0-9]{4})"
+    r"(?:1[ .\-]?)?(?:\([2-9][0-9]{2}\)[ \-.]?[0-9]{3}[ .\-]?[0-9]{4}"
+    r"|[2-9][0-9]{2}([.\-])[0-9]{3}\1[0-9]{4}|[2-9][0-9]{2}[/ ][2-9][0-9]{2}-[0-9]{4})"
 )
 """The North American plan: an area and an exchange, whose first digit is 2 to 9 (nationalnanpa.com)."""
 PARENTHESIS = re.compile(r"\(0?[1-9][0-9]{0,4}\)[ \-]?[0-9]{2,5}(?:[ .\-/]?[0-9]{2,5}){1,3}")
@@ -40,7 +41,37 @@ DATE = re.compile(
 HEX_PAIR = re.compile(r"-[0-9A-Fa-f]{2}(?![0-9A-Za-z])")
 """The rest of a MAC address."""
 YEARS = re.compile(r"(?:1[5-9]|20)[0-9]{2}\s?[-–/]\s?(?:(?:1[5-9]|20)[0-9]{2}|[0-9]{2})")
-REGIONS = ("GB", "DE", "FR", "IT", "AU", "JP", "KR", "ZA", "NL", "BE", "CH", "AT", "SE", "FI", "CN", "TR", "IN", "IE", "NZ", "PH", "VN", "IL", "ID", "RO", "UA", "EG", "NG")  # fmt: skip
+REGIONS = tuple(
+    [
+        "GB",
+        "DE",
+        "FR",
+        "IT",
+        "AU",
+        "JP",
+        "KR",
+        "ZA",
+        "NL",
+        "BE",
+        "CH",
+        "AT",
+        "SE",
+        "FI",
+        "CN",
+        "TR",
+        "IN",
+        "IE",
+        "NZ",
+        "PH",
+        "VN",
+        "IL",
+        "ID",
+        "RO",
+        "UA",
+        "EG",
+        "NG",
+    ]
+)
 """Whose national numbers begin with a trunk 0."""
 
 
@@ -117,7 +148,7 @@ def _international(view: View, start: int, end: int) -> tuple[int, int] | None:
     """Return the longest number after + or 00 of which the library says that it can be one."""
     text = view.text
     value = text[start:end]
-    ends = [len(value)] + [match.start() for match in re.finditer(r"[ .\-/(]", value)][::-1]
+    ends = [len(value), *(match.start() for match in reversed(list(re.finditer(r"[ .\-/(]", value))))]
     before = text[start - 1 : start]
     if before and ((before.isalnum() and before < "\u2e80") or before == ")"):
         return None
@@ -171,9 +202,8 @@ def _formed(view: View, start: int, end: int) -> tuple[int, int] | None:
         return None
     value = text[start:end]
     count = sum(map(str.isdigit, value))
-    if not 9 <= count <= 12 or (
-        len(re.findall(r"[0-9]+", value)) < 3 and not (4 <= len(re.match(r"[0-9]*", value)[0]) <= 6 or "/" in value)
-    ):  # type: ignore[index]
+    groups = re.findall(r"[0-9]+", value)
+    if not 9 <= count <= 12 or (len(groups) < 3 and not (4 <= len(groups[0]) <= 6 or "/" in value)):
         return None
     if named(view, start, end, NO_PHONE) and not named(view, start, end, PHONE, NO_PHONE):
         return None

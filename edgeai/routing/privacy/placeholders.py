@@ -7,7 +7,8 @@ import re
 __all__ = ["is_placeholder"]
 
 VARIABLE = re.compile(
-    r"^\$\w|\$\{|\{\{|\{%|%\w+%|%[({]?s\b|<[\w .-]+>|\[[\w .-]+\]|\$\(|\{[\w.]*\}|process\.env|os\.environ|getenv|env\[|secrets\.|vault:|arn:"
+    r"^\$\w|\$\{|\{\{|\{%|%\w+%|%[({]?s\b|<[\w .-]+>|\[[\w .-]+\]|\$\(|\{[\w.]*\}|process\.env|os\.environ|getenv"
+    r"|env\[|secrets\.|vault:|arn:"
 )
 WORDS = re.compile(
     r"(?i)your|\bmy[_-]|example|placeholder|change[_-]?(?:me|it|this)|replace|insert|dummy|redacted|\bxxx|x{4,}|\*{3,}|\.{3,}|…|todo|fixme|\bfake|sample|"

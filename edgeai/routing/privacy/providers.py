@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table, one fact a line
 """How the keys of providers begin, and what follows; one line each.
 
 Sources: docs.github.com/code-security/secret-scanning (supported patterns), docs.gitlab.com/security/tokens, the providers' own pages on

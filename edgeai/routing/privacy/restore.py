@@ -12,7 +12,8 @@ PLACEHOLDER = re.compile(
 )
 """A placeholder as models repeat it: in another case, with a space, escaped for Markdown or HTML."""
 BEGUN = re.compile(
-    r"(?:\\?<|&lt;)(?:[ ]?(?:[A-Za-z]{1,15}(?:\\?(?:[_ ][A-Za-z]{0,15})?){0,2}(?:\\?[_ \-]?[0-9]{0,6}[ ]?(?:\\|&(?:g(?:t)?)?)?)?)?)?\Z|\\\Z|&(?:l(?:t)?)?\Z"
+    r"(?:\\?<|&lt;)(?:[ ]?(?:[A-Za-z]{1,15}(?:\\?(?:[_ ][A-Za-z]{0,15})?){0,2}(?:\\?[_ \-]?[0-9]{0,6}[ ]?(?:\\|&(?:g(?:t)?)?)?)?)?)?\Z"
+    r"|\\\Z|&(?:l(?:t)?)?\Z"
 )
 """The beginning of one at the end of what is there."""
 MOST_HELD = 64

@@ -26,8 +26,10 @@ JWT = re.compile(
 FILLER = re.compile(r"(?i)x{5,}|\*{3,}|\.{4,}|your|<|_here|-here|placeholder|0{12,}")
 
 NAME = re.compile(
-    r"(?:pass(?:words?|wd|phrase|wort|code)?(?![a-z])|pwd|secret|token|credential|passwort|kennwort|contrase[nñ]a|mot de passe|senha|пароль|密码|密碼|パスワード|비밀번호"
-    r"|api[_\- ]?key|apikey|access[_\-]?key|auth[_\-]?key|account[_\-]?key|private[_\-]?key|signing[_\-]?key|encryption[_\-]?key|client[_\-]?key|secret[_\-]?key|_key|\bpin)"
+    r"(?:pass(?:words?|wd|phrase|wort|code)?(?![a-z])|pwd|secret|token|credential|passwort|kennwort|contrase[nñ]a|mot de passe|senha"
+    r"|пароль|密码|密碼|パスワード|비밀번호"
+    r"|api[_\- ]?key|apikey|access[_\-]?key|auth[_\-]?key|account[_\-]?key|private[_\-]?key"
+    r"|signing[_\-]?key|encryption[_\-]?key|client[_\-]?key|secret[_\-]?key|_key|\bpin)"
     r"[\w\-]{0,24}+[\"'`*]{0,3}\]?[\"']?"
     r"(?:\s{0,3}(?:=>|:=|==|[:=：])\s{0,3}|\s(?:is|was|ist|lautet|est|es|è|is now|set to|changed to)[: ]\s?|</?\w{0,20}>|>)"
 )

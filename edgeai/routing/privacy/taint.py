@@ -1,4 +1,4 @@
-"""What was private once stays private: marks of private texts, by which a part of one is known again in a later turn, a summary or a memory.
+"""What was private once stays private: marks of private texts, by which a part of one is known again in a later turn or a memory.
 
 Only salted digests are kept (see fingerprints.py), in `home()/routing/taint.sqlite3`; the salt lies beside them, in a file that its owner
 alone may read. Who has both can test whether a text he already has was private here, and nothing else.
@@ -7,8 +7,8 @@ What is marked: the parts that something was found in, the parts after them, whi
 system prompt without a finding of its own, and what came before the first finding; else a greeting, or the instructions that every
 conversation begins with, would keep everything on this machine for good. A verdict that only failed marks nothing: it is made again.
 
-When marks cannot be written they are kept in memory and a warning says so. When they cannot be read, nobody knows what was marked, and every
-text that is long enough to have been counts as private.
+When marks cannot be written they are kept in memory and a warning says so. When they cannot be read, nobody knows what was marked, and
+every text that is long enough to have been counts as private.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ class Taint:
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute("PRAGMA synchronous=NORMAL")
                 database.execute(
-                    "CREATE TABLE IF NOT EXISTS marks (row INTEGER PRIMARY KEY AUTOINCREMENT, count INTEGER NOT NULL, digests BLOB NOT NULL)"
+                    "CREATE TABLE IF NOT EXISTS marks "
+                    "(row INTEGER PRIMARY KEY AUTOINCREMENT, count INTEGER NOT NULL, digests BLOB NOT NULL)"
                 )
                 self._check_salt(database)
             except BaseException:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table, one kind a line
 """Texts with something private, and texts that only look so; none of them from a data set that the detectors were written with.
 
 The numbers are the public test values of card networks and IBAN registries, the examples in python-stdnum's documentation, numbers that

@@ -49,7 +49,7 @@ def test_finding_keeps_a_conversation_here_and_says_where_it_is() -> None:
         [{"role": "user", "content": f"card {CARD}"}, {"role": "assistant", "content": "ok"}, {"role": "user", "content": "Thanks!"}],
         [{"role": "assistant", "content": f"Your card is {CARD}"}, {"role": "user", "content": "Thanks"}],
         [{"role": "tool", "tool_call_id": "1", "content": json.dumps({"card": CARD})}],
-        [{"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "pay", "arguments": json.dumps({"card": CARD})}}]}],
+        [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "pay", "arguments": json.dumps({"card": CARD})}}]}],
         [{"role": "user", "content": "Hi", "name": "jane@example.com"}],
         [{"role": "user", "content": "Hi", "private": True}],
         [{"role": "user", "content": [{"type": "text", "text": f"card {CARD}"}]}],

@@ -36,7 +36,7 @@ def test_every_span_of_the_promised_length_is_known_again_in_any_layout(taint: T
 
 def test_eight_words_are_known_again_whatever_is_between_them(taint: Taint) -> None:
     words = SECRET.split()
-    for at in range(0, len(words) - 10):
+    for at in range(len(words) - 10):
         span = words[at : at + 10]
         if len(plain(" ".join(span))) >= SPAN:
             assert taint.touches("Memory:\n- " + " \n\t".join(span).upper())
