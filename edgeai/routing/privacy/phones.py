@@ -41,37 +41,10 @@ DATE = re.compile(
 HEX_PAIR = re.compile(r"-[0-9A-Fa-f]{2}(?![0-9A-Za-z])")
 """The rest of a MAC address."""
 YEARS = re.compile(r"(?:1[5-9]|20)[0-9]{2}\s?[-–/]\s?(?:(?:1[5-9]|20)[0-9]{2}|[0-9]{2})")
-REGIONS = tuple(
-    [
-        "GB",
-        "DE",
-        "FR",
-        "IT",
-        "AU",
-        "JP",
-        "KR",
-        "ZA",
-        "NL",
-        "BE",
-        "CH",
-        "AT",
-        "SE",
-        "FI",
-        "CN",
-        "TR",
-        "IN",
-        "IE",
-        "NZ",
-        "PH",
-        "VN",
-        "IL",
-        "ID",
-        "RO",
-        "UA",
-        "EG",
-        "NG",
-    ]
-)
+REGIONS = (
+    "GB", "DE", "FR", "IT", "AU", "JP", "KR", "ZA", "NL", "BE", "CH", "AT", "SE", "FI", "CN", "TR", "IN", "IE", "NZ", "PH", "VN", "IL",
+    "ID", "RO", "UA", "EG", "NG",
+)  # fmt: skip
 """Whose national numbers begin with a trunk 0."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import json
 import math
 import re
@@ -19,7 +20,6 @@ __all__ = ["find_keys", "find_private_keys", "find_secrets"]
 
 LONG = re.compile(r"[A-Za-z0-9_\-+/=.~:](?<![A-Za-z0-9_\-+/=.~:].)[A-Za-z0-9_\-+/=.~:]{13,}+")
 """What may hold a key: a word of fourteen characters and more. Most texts have few."""
-PROVIDER = re.compile("(?<![A-Za-z0-9])(?=[A-Za-z0-9])(?:" + "|".join(pattern for _, pattern in PROVIDERS) + ")")
 JWT = re.compile(
     r"(?<![A-Za-z0-9_-])(ey[A-Za-z0-9_-]{14,4000})\.(ey[A-Za-z0-9_-]{2,12000}|[A-Za-z0-9_-]{8,12000})\.([A-Za-z0-9_-]{0,2000})"
 )
@@ -48,12 +48,18 @@ BODY = re.compile(r"(?:[A-Za-z0-9+/=\s\\:,.\-\"'|>#]|Proc-Type|DEK-Info|Comment|
 MOST_PRIVATE = 16_000
 
 
+@functools.cache
+def _keys() -> re.Pattern[str]:
+    """Return one pattern for the keys of all providers; it takes 10 ms to compile."""
+    return re.compile("(?<![A-Za-z0-9])(?=[A-Za-z0-9])(?:" + "|".join(pattern for _, pattern in PROVIDERS) + ")")
+
+
 def find_keys(view: View) -> Iterator[Hit]:
     """Yield the keys of providers and the JSON Web Tokens in VIEW."""
     text = view.text
     for word in LONG.finditer(text):
         start, end = word.span()
-        for match in PROVIDER.finditer(text, start, end):
+        for match in _keys().finditer(text, start, end):
             if not FILLER.search(match[0]) and len(set(match[0])) > 6:
                 yield Hit("api_key", f"privacy.api_key.{_provider(match[0])}", *match.span())
         if text.find("ey", start, end) >= 0:
