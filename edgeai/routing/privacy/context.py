@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from edgeai.routing.privacy.text import View
@@ -11,7 +12,6 @@ __all__ = [
     "AFTER_CHARS",
     "BEFORE_CHARS",
     "CARD",
-    "CARD_STEMS",
     "COUNTED",
     "NO_PHONE",
     "PHONE",
@@ -56,23 +56,32 @@ CARD = re.compile(
     r"\bcards?\b|\bcredit|\bdebit|\bvisa\b|\bmaster ?card|\bamex\b|american express|\bmaestro\b|\bdiners\b|\bdiscover\b|\bjcb\b|\bunionpay\b|\bcc\b|\bpan\b|\bccn\b|\bcard_?n|kredit|karte|tarjeta|\bcarte\b"
     r"|\bcarta\b|cart[aã]o|\bkaart|\bkort\w{0,6}|\bkarta\b|\bkarty\b|карт|银行卡|信用卡|卡号|カード|카드|\bpayment|\bcharge"
 )
-CARD_STEMS = (
-    "card", "credit", "debit", "visa", "master", "amex", "american", "maestro", "diners", "discover", "jcb", "unionpay", "cc", "pan", "kredit", "karte",
-    "tarjeta", "carte", "carta", "cart", "kaart", "kort", "kart", "карт", "卡", "カード", "카드", "payment", "charge",
-)  # fmt: skip
-"""A text without any of these has no word of CARD."""
+
+SPECIAL = re.compile(r"\\w(?:\{[^}]*\})?|\\b|\\\.\??|\[[^\]]*\]\??|\((?:[^()])*\)\??|.\?|\.")
+"""What in the patterns of words is no plain letter, with the letter before a question mark."""
 
 
 def named(view: View, start: int, end: int, words: re.Pattern[str], avoid: re.Pattern[str] | None = None) -> bool:
     """Whether WORDS are near the characters START to END, in the heading of their column or before a word to AVOID."""
-    before = view.before(start, BEFORE_CHARS)
+    stems = stems_of(words.pattern)
+    if not view.says(stems):
+        return False
+    before, after = view.before(start, BEFORE_CHARS), view.after(end, AFTER_CHARS).partition("\n")[0]
     last = -1
-    for match in words.finditer(before):
-        last = match.start()
+    if any(stem in before for stem in stems):  # most numbers are told apart by that, at a tenth of the time
+        for match in words.finditer(before):
+            last = match.start()
     if avoid is not None:
         for match in avoid.finditer(before):
             if match.start() > last:
                 return False
-    if last >= 0 or words.search(view.after(end, AFTER_CHARS).partition("\n")[0]):
+    if last >= 0 or (any(stem in after for stem in stems) and words.search(after)):
         return True
     return bool(view.tables) and words.search(view.column(start)) is not None
+
+
+@functools.cache
+def stems_of(words: str) -> tuple[str, ...]:
+    """Return for each alternative of the pattern WORDS a text that it cannot match without."""
+    alternatives = re.split(r"\|(?![^(]*\))", words)
+    return tuple(dict.fromkeys(max(SPECIAL.split(alternative), key=len) for alternative in alternatives))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from edgeai.routing.privacy.context import AFTER_CHARS, BEFORE_CHARS, CARD, CARD_STEMS, named
+from edgeai.routing.privacy.context import CARD, named
 from edgeai.routing.privacy.hits import Hit
 from edgeai.routing.privacy.text import View
 
@@ -50,6 +50,9 @@ BROKEN = re.compile(
     r"[0-9]{4}(?:[ \-]?[0-9]{4,6}){0,2}[ \-]?[ \t]{0,4}\r?\n[ \t>|#*/]{0,8}[0-9]{3,6}(?:[ \-]?[0-9]{1,6}){0,3}"
 )
 """A card's number with a line break between two of its groups."""
+FOUR_EACH = re.compile(
+    r"(?:[0-9]{4}[ \-]){0,2}[0-9]{4}[ \-]?[ \t]{0,4}\r?\n[ \t>|#*/]{0,8}[0-9]{4}(?:[ \-][0-9]{4}){0,2}"
+)
 BARCODE = re.compile(r"\b(?:ean|gtin|upc|isbn|barcode|sku)\b")
 
 
@@ -78,6 +81,8 @@ def find_cards(view: View) -> Iterator[Hit]:
         return
     for match in BROKEN.finditer(text):
         digits = re.sub(r"[^0-9]", "", match[0])
+        if not (FOUR_EACH.fullmatch(match[0]) or named(view, *match.span(), CARD)):
+            continue  # a column of numbers
         if (
             LEAST <= len(digits) <= MOST
             and is_issued(digits)
@@ -91,7 +96,7 @@ def find_cards(view: View) -> Iterator[Hit]:
 def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
     text = view.text
     groups = [match.span() for match in GROUPS.finditer(text, start, end)]
-    called = CALLED_CHARS if _called(view, start) else 0
+    called = CALLED_CHARS if named(view, start, start, CARD) else 0
     past = 0
     for first, (begin, stop) in enumerate(groups):
         by_name = begin - start < called
@@ -111,14 +116,6 @@ def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
                 break
             if size < 4 and not by_name:
                 break
-
-
-def _called(view: View, start: int) -> bool:
-    """Whether a word for a card is before START; most runs of digits are told apart without the whole pattern."""
-    if not view.says(CARD_STEMS):
-        return False
-    around = view.before(start, BEFORE_CHARS) + view.after(start, AFTER_CHARS) + view.column(start)
-    return any(stem in around for stem in CARD_STEMS) and named(view, start, start, CARD)
 
 
 def _is_one(view: View, groups: list[tuple[int, int]], first: int, last: int, *, by_name: bool) -> bool:

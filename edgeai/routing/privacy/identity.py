@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from edgeai.routing.privacy.context import stems_of
 from edgeai.routing.privacy.finance import luhn
 from edgeai.routing.privacy.hits import Hit
 from edgeai.routing.privacy.identity_rules import LETTERED, NUMBERED, TAILED, Lettered, Rule
@@ -25,8 +26,6 @@ TAIL = re.compile(
     r"[0-9](?<![A-Za-z0-9_.\-].)(?=[0-9. ]{1,22}+[\-+]?[A-Za-z0-9])(?=[0-9. ]{1,22}[\-+]?[A-Za-z]|[0-9.]{5,12}-[0-9])"
 )
 """Digits, perhaps in groups, and then a letter or a dash with a digit."""
-SPECIAL = re.compile(r"\\w(?:\{[^}]*\})?|\\b|\\\.\??|\[[^\]]*\]\??|\((?:[^()])*\)\??|.\?|\.")
-"""What in the patterns of words is no plain letter, with the letter before a question mark."""
 NUMBER_WORD = re.compile(
     r"(?:order|invoice|ticket|tracking|serial|isbn|ean|commit|build)\w{0,8}\W{0,4}(?:(?:no|nr|number|id)\W{0,3})?$"
 )
@@ -46,7 +45,7 @@ def _forms() -> dict[str, list[tuple[Rule, bool]]]:
 def _possible(view: View, form: str) -> list[tuple[Rule, bool]]:
     """Return the rules for FORM that anything in VIEW can speak for."""
     return view.once(
-        form, lambda: [(rule, alone) for rule, alone in _forms()[form] if alone or view.says(_stems(rule.words))]
+        form, lambda: [(rule, alone) for rule, alone in _forms()[form] if alone or view.says(stems_of(rule.words))]
     )
 
 
@@ -116,7 +115,7 @@ def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
         return  # a row of a matrix
     forms, prefixes = _forms(), _prefixes()
     first = 0
-    spoken = view.once("", lambda: any(view.says(_stems(rule.words)) for rule in NUMBERED if rule.words))
+    spoken = view.once("", lambda: any(view.says(stems_of(rule.words)) for rule in NUMBERED if rule.words))
     while first < len(groups):
         form, best = "", None
         continues = first > 0 and text[groups[first - 1][1] : groups[first][0]] == " "
@@ -169,7 +168,7 @@ def _is_one(view: View, start: int, end: int, rule: Rule, *, alone: bool) -> boo
 
 
 def _named(view: View, start: int, end: int, words: str) -> bool:
-    if not view.says(_stems(words)):
+    if not view.says(stems_of(words)):
         return False
     pattern = _compiled(words)
     before = view.before(start, BEFORE_CHARS)
@@ -178,13 +177,6 @@ def _named(view: View, start: int, end: int, words: str) -> bool:
     if pattern.search(before) or pattern.search(view.after(end, AFTER_CHARS).partition("\n")[0]):
         return True
     return bool(view.tables) and pattern.search(view.column(start)) is not None
-
-
-@functools.cache
-def _stems(words: str) -> tuple[str, ...]:
-    """Return for each alternative of the pattern WORDS a text that it cannot match without."""
-    alternatives = re.split(r"\|(?![^(]*\))", words)
-    return tuple(max(SPECIAL.split(alternative), key=len) for alternative in alternatives)
 
 
 @functools.cache

@@ -187,7 +187,7 @@ POSITIVES: tuple[tuple[str, str, str], ...] = (
     ("national_id", "756.9217.0769.85", "{}"),
     ("national_id", "1237 010180", "SVNR {}"),
     ("national_id", "710319/2745", "{}"),
-    ("national_id", "1630615123457", "{}"),
+    ("national_id", "1630615123457", "CNP: {}"),
     ("national_id", "7523169263", "ЕГН {}"),
     ("national_id", "17291716060", "T.C. kimlik no {}"),
     ("national_id", "390.533.447-05", "{}"),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeai.routing.privacy.context import CARD, NO_PHONE, PHONE, stems_of
 from edgeai.routing.privacy.hits import Hit, resolve
-from edgeai.routing.privacy.identity import _stems
 from edgeai.routing.privacy.identity_rules import LETTERED, NUMBERED, TAILED
 from edgeai.routing.privacy.structured import find_structured
 from edgeai.routing.privacy.text import SLICE_CHARS
@@ -107,8 +107,12 @@ def test_random_digits_are_rarely_a_card_and_never_in_a_fraction() -> None:
 
 
 def test_every_rule_of_a_country_has_words_to_be_named_by() -> None:
-    for words in (*(rule.words for rule in NUMBERED), *(row.words for row in (*LETTERED, *TAILED) if not row.alone)):
-        assert all(stem.strip() for stem in _stems(words)), words
+    for words in (
+        *(rule.words for rule in NUMBERED),
+        *(row.words for row in (*LETTERED, *TAILED) if not row.alone),
+        *(pattern.pattern for pattern in (CARD, PHONE, NO_PHONE)),
+    ):
+        assert all(stem.strip() for stem in stems_of(words)), words
 
 
 HOSTILE = (
