@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 import subprocess
 import sys
 import time
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeai.routing.privacy.context import CARD, NO_PHONE, PHONE, stems_of
+from edgeai.routing.privacy.context import CARD, PHONE
 from edgeai.routing.privacy.hits import Hit, resolve
 from edgeai.routing.privacy.identity_rules import LETTERED, NUMBERED, TAILED
+from edgeai.routing.privacy.stems import stems_of
 from edgeai.routing.privacy.structured import find_structured
 from edgeai.routing.privacy.text import SLICE_CHARS
 from tests.routing.privacy.samples import NEGATIVES, POSITIVES
@@ -106,13 +108,31 @@ def test_random_digits_are_rarely_a_card_and_never_in_a_fraction() -> None:
     )  # a tenth by Luhn, of which a third by issuer
 
 
-def test_every_rule_of_a_country_has_words_to_be_named_by() -> None:
-    for words in (
-        *(rule.words for rule in NUMBERED),
-        *(row.words for row in (*LETTERED, *TAILED) if not row.alone),
-        *(pattern.pattern for pattern in (CARD, PHONE, NO_PHONE)),
-    ):
-        assert all(stem.strip() for stem in stems_of(words)), words
+WORDS = (
+    *(rule.words for rule in NUMBERED),
+    *(row.words for row in (*LETTERED, *TAILED) if not row.alone),
+    *(pattern.pattern for pattern in (CARD, PHONE)),
+)
+
+
+def test_every_pattern_of_words_has_plain_stems() -> None:
+    for words in WORDS:
+        assert all(stem.strip(" |()") and "(" not in stem and "|" not in stem for stem in stems_of(words)), words
+
+
+def test_no_pattern_of_words_fits_where_none_of_its_stems_is() -> None:
+    texts = [*(around.format(value) for _, value, around in POSITIVES), *NEGATIVES, *MENTIONS]
+    for words in WORDS:
+        pattern = re.compile(words)
+        for text in map(str.lower, texts):
+            assert not pattern.search(text) or any(stem in text for stem in stems_of(words)), (words, text)
+
+
+MENTIONS = (
+    "text me at", "message him on", "Tél 1", "ring her on", "mobilní", "numéro de tel", "driver's license", "ID card", "soc. sec.",
+    "SS # 1", "T.C. no", "carte d'identité", "cédula", "rodné č", "fødselsnr", "person nr", "UIDAI", "tax file no", "Steuer-ID",
+    "permis de conduire", "social-security",
+)  # fmt: skip
 
 
 HOSTILE = (
