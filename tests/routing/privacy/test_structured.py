@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgeai.routing.privacy.context import CARD, PHONE
 from edgeai.routing.privacy.hits import Hit, resolve
@@ -166,3 +168,20 @@ def test_package_is_light_to_import() -> None:
     here = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=here)
     assert done.stdout.strip() == "[]"
+
+
+PIECES = st.sampled_from(
+    (
+        "4111 1111", "@", "a@b.co", "+49 30", "://", "pass=", "eyJ", "\u200b", "\n", "1", ".", "-", "(", "DE89", "ß", "İ", "１", "電話",
+        "\ud800", "🙂", "tel",
+    )
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(PIECES, st.text(max_size=6)), max_size=40).map("".join))
+def test_no_text_raises_and_findings_are_apart_and_inside(text: str) -> None:
+    findings = find_structured(text)
+    places = [0, *(place for finding in findings for place in (finding.start, finding.end)), len(text)]
+    assert places == sorted(places)
+    assert all(finding.start < finding.end for finding in findings)
