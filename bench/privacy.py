@@ -93,17 +93,17 @@ def logs(lines: int, seed: int = 7) -> Iterator[str]:
         day = f"2026-{draw.randrange(1, 13):02}-{draw.randrange(1, 29):02}"
         size, took, number = draw.randrange(10**8), draw.randrange(10**6), draw.randrange(10**10)
         uuid = "-".join(map(hexadecimal, (8, 4, 4, 4, 12)))
-        yield draw.choice(
-            (
-                f'- - [{day}:{clock} +0000] "GET /items/{number}?page={draw.randrange(99)} HTTP/1.1" {draw.choice((200, 404, 500))} {size}',
-                f"{day[5:]} {clock} node{draw.randrange(64)} kernel: [{took}.{draw.randrange(10**6):06}] usb 1-{draw.randrange(9)}: device {number}",
-                f"{day}T{clock}.{draw.randrange(10**6):06}Z INFO [pid {draw.randrange(10**5)}] request {uuid} took {took} us, {size} bytes",
-                f"[{draw.randrange(900)}/900] Building CXX object src/{hexadecimal(8)}.o  ({draw.randrange(10**4)} ms) sha1 {hexadecimal(40)}",
-                f"job {number} step {draw.randrange(10**5)}: loss {draw.random():.16f} lr {draw.random():.3e} tokens {size}",
-                f"{draw.randrange(10**9, 2 * 10**9)} commit {hexadecimal(40)} +{draw.randrange(999)} -{draw.randrange(999)} v{draw.randrange(9)}.{took % 99}.{took % 7}",
-                f"epoch_ms={draw.randrange(10**12, 2 * 10**12)} offset={number} partition={draw.randrange(64)} key={hexadecimal(16)} crc={hexadecimal(8)}",
-            )
+        third, sha = draw.randrange(10**6), hexadecimal(40)
+        lines_of = (
+            f'- - [{day}:{clock} +0000] "GET /items/{number}?page={third % 99} HTTP/1.1" {draw.choice((200, 404, 500))} {size}',
+            f"{day[5:]} {clock} node{third % 64} kernel: [{took}.{third:06}] usb 1-{third % 9}: device {number}",
+            f"{day}T{clock}.{third:06}Z INFO [pid {third % 99_999}] request {uuid} took {took} us, {size} bytes",
+            f"[{third % 900}/900] Building CXX object src/{sha[:8]}.o  ({took % 9999} ms) sha1 {sha}",
+            f"job {number} step {third}: loss {draw.random():.16f} lr {draw.random():.3e} tokens {size}",
+            f"{draw.randrange(10**9, 2 * 10**9)} commit {sha} +{third % 999} -{took % 999} v{took % 9}.{took % 99}.{took % 7}",
+            f"epoch_ms={draw.randrange(10**12, 2 * 10**12)} offset={number} partition={took % 64} key={sha[:16]} crc={sha[-8:]}",
         )
+        yield draw.choice(lines_of)
 
 
 def speed(text: str, sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)) -> dict[str, float]:

@@ -17,6 +17,7 @@ AT = re.compile(
     r"(?:xn--[a-z0-9-]{2,59}|[^\W\d_]{2,24}))(?![\w]|-\w|\())"
 )
 """The sign itself, or a form that stands for it (percent-encoded, HTML, JSON, "[at]"), and then a domain. A call, `a@b.c()`, is none."""
+SPOKEN = re.compile(r"[ ](?:at|AT|At)[ ](?=((?:[\w-]{1,63}[ ](?:dot|DOT|Dot)[ ]){1,4}[A-Za-z]{2,10})\b)")
 SIGNS = ("@", "%40", "&#", "&commat;", "\\u0040", "[at]", "(at)", "{at}")
 LITERAL = re.compile(r"@\[(?:IPv6:[0-9A-Fa-f:.]{2,45}|[0-9.]{7,15})\]")
 LOCAL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.!#$%&'*+/=?^_`{|}~-")
@@ -94,6 +95,11 @@ def find_emails(view: View) -> Iterator[Hit]:
             if start is None or text[start : match.start()].lower() in NOBODY:
                 continue
             if text[max(0, start - 3) : start] != "://":  # the user of a URL
+                yield Hit("email", "privacy.email", start, match.end(1))
+    if " dot " in view.lower:
+        for match in SPOKEN.finditer(text):
+            start = _local(text, match.start())
+            if start is not None:
                 yield Hit("email", "privacy.email", start, match.end(1))
     if "@[" in text:
         for match in LITERAL.finditer(text):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 from edgeai.routing.privacy.text import View
@@ -25,14 +24,14 @@ BEFORE_CHARS, AFTER_CHARS = 48, 20
 PHONE = re.compile(
     r"\b(?:tele)?phones?\b|\b(?:tele)?phone_?(?:number|no|nr)|phonenumber|_phone\b|\bph\b|\btel\b|\btelephone|\btele?f(?:on|oon|oni|oonnummer)?\b"
     r"|\bmobile?\b|\bmobil(?:e|nummer|tel|telefon|ni|ny)\w{0,8}|\bcell(?:phone|ular)?\b|\bfax\b|\bcall(?:s|ed|ing)?\b|\bdial(?:l?ed|l?ing)?\b|\brang\b"
-    r"|\bring (?:me|us|him|her|them|on|at)\b|\bhotline\b|\bwhats ?app\b|\bsignal:|\bviber\b|\bsms\b|\b(?:text(?:ed)?|messages?) (?:me|us|him|her|them|at|on|to)\b"
+    r"|\bring (?:me|us|him|her|them|on|at)\b|\bhotline\b|\bwhats ?app\b|\bsignal:|\bviber\b|\bsms\b|\btext(?:ed)? (?:me|us|him|her|them|at|on|to)\b|\bmessages? (?:me|us|him|her|them|at|on|to)\b"
     r"|\bvoicemail\b|\bpager\b|\bcontact\b|\breach (?:me|us|him|her|them|out|at)\b|\breachable\b|\banswering\b|\bmy registered\b|\bmy number\b|\bphone number\b"
     r"|\bnumber is\b|\bhandy(?:nummer)?\b|\btelefon\w{0,8}|\brufnummer\b|\banruf\w{0,3}|\brufen?\b|\bdurchwahl\b|\btel[eé]fono\w?|\bm[oó]vil\b"
-    r"|\bllam\w{1,6}|\bcelular\b|\bt[eé]l[eé]phone\w?|\bt[eé]l\b|\bportable\b|\bappel\w{1,5}|\bjoindre\b|\bnum[eé]ro de t\w+|\bcellulare\b"
+    r"|\bllam\w{1,6}|\bcelular\b|\bt[eé]l[eé]phone\w?|\btél\b|\bportable\b|\bappel\w{1,5}|\bjoindre\b|\bnum[eé]ro de t\w+|\bcellulare\b"
     r"|\bchiam\w{1,5}|\btelefone\w?|\btelem[oó]vel\b|\blig(?:ue|ar)\b|\btelefoon\w{0,7}|\bbel(?:len)?\b|\bgsm\b|\bpuhelin\w{0,6}|\bpuh\b|\bmatkapuhelin"
     r"|\bkom[oó]rk\w{1,3}|\bnr tel\b|\bzadzwo\w{1,3}|\bdzwo\w{1,4}|\btlf\b|\btelf\b|\btlfnr\b|\bmobilnummer\b|\bring(?:e|a)? \w{1,4}\b|\bτηλ\w{0,8}|\bκινητό\b"
     r"|телефон\w{0,3}|\bтел\b|\bмоб\w{0,7}|звон\w{1,5}|позвон\w{1,5}|電話|电话|手机|手機|携帯|联系|致电|전화|휴대폰|연락처|핸드폰"
-    r"|فون|هاتف|جوال|موبايل|تلفن|טלפון|נייד|फोन|फ़ोन|मोबाइल|โทร|điện thoại|\bsđt\b|\btelepon\b|\bhp\b|\bno\.? ?hp\b|\bcep tel|\bara(?:yın|yin)\b"
+    r"|فون|هاتف|جوال|موبايل|تلفن|טלפון|נייד|फोन|फ़ोन|मोबाइल|โทร|điện thoại|\bsđt\b|\btelepon\b|\bhp\b|\bcep tel|\barayın\b|\barayin\b"
 )
 """Words for a telephone and for calling, in about thirty languages."""
 PHONE_CLOSE = re.compile(
@@ -57,31 +56,13 @@ CARD = re.compile(
     r"|\bcarta\b|cart[aã]o|\bkaart|\bkort\w{0,6}|\bkarta\b|\bkarty\b|карт|银行卡|信用卡|卡号|カード|카드|\bpayment|\bcharge"
 )
 
-SPECIAL = re.compile(r"\\w(?:\{[^}]*\})?|\\b|\\\.\??|\[[^\]]*\]\??|\((?:[^()])*\)\??|.\?|\.")
-"""What in the patterns of words is no plain letter, with the letter before a question mark."""
-
 
 def named(view: View, start: int, end: int, words: re.Pattern[str], avoid: re.Pattern[str] | None = None) -> bool:
     """Whether WORDS are near the characters START to END, in the heading of their column or before a word to AVOID."""
-    stems = stems_of(words.pattern)
-    if not view.says(stems):
-        return False
-    before, after = view.before(start, BEFORE_CHARS), view.after(end, AFTER_CHARS).partition("\n")[0]
-    last = -1
-    if any(stem in before for stem in stems):  # most numbers are told apart by that, at a tenth of the time
-        for match in words.finditer(before):
-            last = match.start()
-    if avoid is not None:
-        for match in avoid.finditer(before):
-            if match.start() > last:
-                return False
-    if last >= 0 or (any(stem in after for stem in stems) and words.search(after)):
-        return True
-    return bool(view.tables) and words.search(view.column(start)) is not None
-
-
-@functools.cache
-def stems_of(words: str) -> tuple[str, ...]:
-    """Return for each alternative of the pattern WORDS a text that it cannot match without."""
-    alternatives = re.split(r"\|(?![^(]*\))", words)
-    return tuple(dict.fromkeys(max(SPECIAL.split(alternative), key=len) for alternative in alternatives))
+    if not view.near(words.pattern, start - BEFORE_CHARS, end + AFTER_CHARS):
+        return bool(view.tables) and words.search(view.column(start)) is not None
+    before = view.before(start, BEFORE_CHARS)
+    last = max((match.start() for match in words.finditer(before)), default=-1)
+    if last < 0 and not words.search(view.after(end, AFTER_CHARS).partition("\n")[0]):
+        return bool(view.tables) and words.search(view.column(start)) is not None
+    return avoid is None or all(match.start() <= last for match in avoid.finditer(before))

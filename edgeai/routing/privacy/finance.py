@@ -135,7 +135,7 @@ def _is_one(view: View, groups: list[tuple[int, int]], first: int, last: int, *,
             return named(view, begin, end, CARD)
         return not named(view, begin, end, BARCODE) or named(view, begin, end, CARD)
     marks = {text[groups[index][1] : groups[index + 1][0]].strip() for index in range(first, last)}
-    if not marks <= {"", "-", "."}:
+    if not marks <= {"", "-", ".", "/"} or ("/" in marks and not by_name):
         return False  # a sum, a division, an area code
     if by_name:
         return True

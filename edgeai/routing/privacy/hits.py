@@ -51,7 +51,7 @@ def mask(kind: str, value: str) -> str:
         digits = "".join(filter(str.isdigit, value))
         return f"{digits[:4]}…{digits[-4:]}"
     if kind == "email":
-        return f"{value[:1]}…@….{value.rpartition('.')[2][:8]}"
+        return f"{value[:1]}…@….{value.replace(' ', '.').rpartition('.')[2][:8]}"
     if kind in ("iban", "phone"):
         return f"{value[:2]}…{value[-2:]}"
     if kind == "national_id":

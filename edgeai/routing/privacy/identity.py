@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from edgeai.routing.privacy.context import stems_of
 from edgeai.routing.privacy.finance import luhn
 from edgeai.routing.privacy.hits import Hit
 from edgeai.routing.privacy.identity_rules import LETTERED, NUMBERED, TAILED, Lettered, Rule
@@ -44,9 +43,7 @@ def _forms() -> dict[str, list[tuple[Rule, bool]]]:
 
 def _possible(view: View, form: str) -> list[tuple[Rule, bool]]:
     """Return the rules for FORM that anything in VIEW can speak for."""
-    return view.once(
-        form, lambda: [(rule, alone) for rule, alone in _forms()[form] if alone or view.says(stems_of(rule.words))]
-    )
+    return view.once(form, lambda: [(rule, alone) for rule, alone in _forms()[form] if alone or view.says(rule.words)])
 
 
 @functools.cache
@@ -115,7 +112,7 @@ def _in_run(view: View, start: int, end: int) -> Iterator[Hit]:
         return  # a row of a matrix
     forms, prefixes = _forms(), _prefixes()
     first = 0
-    spoken = view.once("", lambda: any(view.says(stems_of(rule.words)) for rule in NUMBERED if rule.words))
+    spoken = view.once("", lambda: any(view.says(rule.words) for rule in NUMBERED if rule.words))
     while first < len(groups):
         form, best = "", None
         continues = first > 0 and text[groups[first - 1][1] : groups[first][0]] == " "
@@ -168,14 +165,13 @@ def _is_one(view: View, start: int, end: int, rule: Rule, *, alone: bool) -> boo
 
 
 def _named(view: View, start: int, end: int, words: str) -> bool:
-    if not view.says(stems_of(words)):
-        return False
     pattern = _compiled(words)
-    before = view.before(start, BEFORE_CHARS)
-    if NUMBER_WORD.search(before[-24:]):
-        return False
-    if pattern.search(before) or pattern.search(view.after(end, AFTER_CHARS).partition("\n")[0]):
-        return True
+    if view.near(words, start - BEFORE_CHARS, end + AFTER_CHARS):
+        before = view.before(start, BEFORE_CHARS)
+        if NUMBER_WORD.search(before[-24:]):
+            return False
+        if pattern.search(before) or pattern.search(view.after(end, AFTER_CHARS).partition("\n")[0]):
+            return True
     return bool(view.tables) and pattern.search(view.column(start)) is not None
 
 

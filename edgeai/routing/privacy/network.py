@@ -13,7 +13,7 @@ from edgeai.routing.privacy.text import View
 __all__ = ["find_addresses", "find_url_credentials"]
 
 V4 = re.compile(
-    r"[0-9](?<![0-9A-Za-z_.].)[0-9]{0,2}(?:(?:\.|\[\.\])[0-9]{1,3}){3}(?![0-9A-Za-z_^]|\.[0-9]|-[0-9A-Za-z]{1,8}[.+])"
+    r"[0-9](?<![0-9A-Za-z_.].)[0-9]{0,2}(?:(?:\.|\[\.\])[0-9]{1,3}){3}(?![0-9A-Za-z_^]|\.[0-9]|-[A-Za-z]{1,8}[.+0-9])"
 )
 V6 = re.compile(
     r"[0-9A-Fa-f:](?<![0-9A-Za-z_:.].)[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{2,38}(?:(?<=:)[0-9]{1,3}(?:\.[0-9]{1,3}){3})?(?![0-9A-Za-z_:]|\.[0-9])"
@@ -21,12 +21,17 @@ V6 = re.compile(
 COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 HEX = frozenset("0123456789abcdefABCDEF")
 VERSIONED = re.compile(
-    r"(?:\b(?:version|versions|ver|rev|revision|release|released|build|firmware|driver|patch|upgrade[ds]?|update[ds]?|sdk|api|section|sections|sec|chapter|clause|appendix"
-    r"|annex|paragraph|para|figure|fig|table|rule|item|step|art|article|oid|python|java|jdk|node|chrome|kernel"
-    r"|assembly|nuget)\b[\w .:=\"'/(]{0,12}"
-    r"|[\w.\]][ ]?(?:==|>=|<=|~=|!=|\^)[ ]?|\bv\.? ?|§ ?|[0-9a-z][_-]v?)$"
+    r"(?:\b(?:version|versions|ver|rev|revision|release|released|build|firmware|driver|patch|sdk|assembly|nuget|oid|python|java|jdk|chrome)"
+    r"\b[\w .:=\"'/(]{0,12}"
+    r"|[\w.\]][ ]?(?:==|>=|<=|~=|!=|\^)[ ]?|\bv\.? ?|§ ?|[0-9a-z][_-]v)$"
 )
-"""What stands before a version or a section of four parts."""
+"""What stands before a version of four parts."""
+PERHAPS = re.compile(
+    r"(?:\b(?:upgrade[ds]?|update[ds]?|api|section|sections|sec|chapter|clause|appendix|annex|paragraph|para|figure|fig|table|rule|item|step|art|article|node|kernel)"
+    r"\b[\w .:=\"'/(]{0,12}|[0-9a-z][_-])$"
+)
+"""What stands before a version or a section of four parts, and before an address too: small numbers are no address then."""
+MOST_PART = 100
 RELEASED = re.compile(r" (?:build|release|version)\b")
 PRODUCT = re.compile(r"[a-z][a-z0-9_.+-]{1,30}/$")
 HEADLINE = re.compile(r"[ \t]{1,4}[A-Z][a-z]")
@@ -72,16 +77,13 @@ def _is_v4(view: View, start: int, end: int) -> bool:
     before = view.before(start, 32)
     if RELEASED.match(view.after(end, 12)):
         return False
-    if VERSIONED.search(before):
+    private = parts[0] == 10 or parts[:2] == [192, 168] or (parts[0] == 172 and 16 <= parts[1] < 32)
+    if VERSIONED.search(before) or (not private and max(parts) < MOST_PART and PERHAPS.search(before)):
         return False
     if PRODUCT.search(before) and (
         parts[2:] == [0, 0] or ("://" not in before and not before.rstrip("/").endswith((".", "ip")))
     ):
-        return "://" in before or parts[0] in (
-            10,
-            172,
-            192,
-        )  # Chrome/117.0.0.0; but hosts are written name/10.0.0.1 too
+        return "://" in before or private  # Chrome/117.0.0.0; but hosts are written name/10.0.0.1 too
     heading = not before or before.endswith("\n") or before.rpartition("\n")[2].strip(" #*\t") == ""
     return not (heading and max(parts) <= MOST_SECTION and parts[0] != 10 and HEADLINE.match(view.text, end))
 

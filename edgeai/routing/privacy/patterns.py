@@ -22,8 +22,8 @@ from edgeai.errors import UsageError
 
 __all__ = ["PatternSearch", "is_bounded"]
 
-MOST_REPEATS = 64
-"""A repetition of one character so often at most, and none inside of another, is bounded; so is a pattern with three such."""
+MOST_WAYS = 1024
+"""A pattern whose repetitions and choices can be combined in so many ways at most is tried in all of them at any character."""
 MOST_SPANS = 1000
 REPEAT = re.compile(r"[*+]|\{(\d*)(,?)(\d*)\}")
 
@@ -67,18 +67,19 @@ class PatternSearch:
 
 
 def is_bounded(pattern: str) -> bool:
-    """Whether PATTERN surely takes a bounded time at each character: few and short repetitions, none of a group, no references back."""
+    """Whether PATTERN surely takes a bounded time at each character: no long repetition, none of a group, few choices."""
     plain = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern)
-    repeats = list(REPEAT.finditer(plain))
-    if len(repeats) > 3 or "(?P=" in plain or re.search(r"\\[1-9]", pattern):
+    if "(?P=" in plain or re.search(r"\\[1-9]", pattern):
         return False
-    for match in repeats:
+    ways: int = 1 << min(plain.count("|") + plain.count("?"), 64)
+    for match in REPEAT.finditer(plain):
         most = match[3] if match[2] else match[1]
-        if match[0] in "*+" or not most or int(most) > MOST_REPEATS:
+        if match[0] in "*+" or not most or plain[: match.start()].endswith(")"):
             return False
-        if plain[: match.start()].endswith(")"):
+        ways *= max(int(most), 1)
+        if ways > MOST_WAYS:
             return False
-    return True
+    return ways <= MOST_WAYS
 
 
 class _Child:

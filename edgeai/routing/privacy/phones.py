@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from edgeai.routing.privacy.context import COUNTED, NO_PHONE, PHONE, PHONE_BEHIND, PHONE_CLOSE, named
+from edgeai.routing.privacy.context import BEFORE_CHARS, COUNTED, NO_PHONE, PHONE, PHONE_BEHIND, PHONE_CLOSE, named
 from edgeai.routing.privacy.hits import Hit
 from edgeai.routing.privacy.text import View
 
@@ -32,6 +32,12 @@ NANP = re.compile(
     r"|[2-9][0-9]{2}([.\-])[0-9]{3}\1[0-9]{4}|[2-9][0-9]{2}[/ ][2-9][0-9]{2}-[0-9]{4})"
 )
 """The North American plan: an area and an exchange, whose first digit is 2 to 9 (nationalnanpa.com)."""
+SPACED = re.compile(r"(?:1 )?[2-9][0-9]{2} [2-9][0-9]{2} [0-9]{4}")
+UNGROUPED = re.compile(r"0[1-9][0-9]{8,10}")
+NUMBERED = re.compile(
+    r"(?:num[eéè]ro|n[uú]mero|nummer|number|номер|numer|numara|číslo)\W{0,4}(?:is|est|es|ist|è)?\W{0,3}$"
+)
+"""One with a trunk prefix in one piece, and the word that is enough beside it."""
 PARENTHESIS = re.compile(r"\(0?[1-9][0-9]{0,4}\)[ \-]?[0-9]{2,5}(?:[ .\-/]?[0-9]{2,5}){1,3}")
 TRUNK = re.compile(r"0[1-9][0-9]{0,5}(?:[ ]?[.\-/ ][ ]?[0-9]{2,8}){1,5}")
 """A number with the trunk prefix 0, as most countries outside of America write it."""
@@ -166,6 +172,19 @@ def _formed(view: View, start: int, end: int) -> tuple[int, int] | None:
         ):
             return start, match.end()
         return None
+    if SPACED.fullmatch(text, start, end) and not COUNTED.match(view.after(end, 24)):
+        alone = (
+            not text[max(0, start - 2) : start].strip(" ,").isdigit()
+            and not text[end : end + 3].strip(" ,")[:1].isdigit()
+        )
+        return (
+            (start, end) if alone and _valid_somewhere(text[start:end], ("US",)) and not _counted(view, start) else None
+        )
+    if UNGROUPED.fullmatch(text, start, end):
+        close = NUMBERED.search(view.before(start, 16))
+        return (
+            (start, end) if close and not _counted(view, start) and _valid_somewhere(text[start:end], REGIONS) else None
+        )
     if match := PARENTHESIS.match(text, start, end):
         if match.end() == end and _valid_somewhere(text[start:end], ("BR", "MX", "AR", *REGIONS)):
             return start, end
@@ -181,6 +200,11 @@ def _formed(view: View, start: int, end: int) -> tuple[int, int] | None:
     if named(view, start, end, NO_PHONE) and not named(view, start, end, PHONE, NO_PHONE):
         return None
     return (start, end) if _valid_somewhere(value, REGIONS) else None
+
+
+def _counted(view: View, start: int) -> bool:
+    """Whether a word before START says that the number is an order's, an invoice's or the like."""
+    return NO_PHONE.search(view.before(start, BEFORE_CHARS)) is not None
 
 
 def _bare(view: View, start: int, end: int) -> tuple[int, int] | None:

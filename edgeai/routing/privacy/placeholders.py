@@ -14,6 +14,8 @@ WORDS = re.compile(
     r"(?i)your|\bmy[_-]|example|placeholder|change[_-]?(?:me|it|this)|replace|insert|dummy|redacted|\bxxx|x{4,}|\*{3,}|\.{3,}|…|todo|fixme|\bfake|sample|"
     r"\bnone\b|\bnull\b|\bundefined\b|\btrue\b|\bfalse\b|goes[_-]?here|put[_-]|enter[_-]|test[_-]?(?:key|token|secret|password)|_here\b|-here\b"
 )
+FILLED = re.compile(r"(?i)x{4,}|\*{3,}|\.{3,}|your|_here|-here|0{8,}|1234567890abcdefg")
+LONG_CHARS = 32
 PLAIN = frozenset(
     [
         "password",
@@ -50,4 +52,8 @@ def is_placeholder(value: str) -> bool:
     """Whether VALUE is an example or a variable instead of a secret: `your-key-here`, `xxxx`, `${KEY}`, or one character over and over."""
     if value.lower() in PLAIN or len(set(value.lower())) <= 2:
         return True
-    return bool(VARIABLE.search(value) or WORDS.search(value))
+    if VARIABLE.search(value):
+        return True
+    # In a long one with digits such letters are chance, or somebody's joke: wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY is AWS's own.
+    long = len(value) >= LONG_CHARS and any(map(str.isdigit, value)) and not FILLED.search(value)
+    return not long and WORDS.search(value) is not None

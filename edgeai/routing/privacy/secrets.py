@@ -38,7 +38,9 @@ STRONG = ("pass", "pwd", "senha", "contrase", "mot de passe", "kennwort", "па�
 """Names of what a person chose; shorter and plainer values are believed to be one."""
 BEARER = re.compile(
     r"\b(?:bearer|basic|token|apikey|api-key|digest)\s{1,3}[\"']?([\w\-.~+/]{16,2000}={0,2})|x-api-key[\"']?\s{0,2}[:=]\s{0,2}[\"']?([\w\-.~+/]{12,400})"
+    r"|\s(?:-u|--user|--proxy-user)[ =][\"']?[\w.@\-]{1,64}:([^\s\"'`$]{4,128})"
 )
+"""What is sent as an authorization: the headers, and the user and password that curl is given."""
 IDENTIFIER = re.compile(r"[A-Za-z_$@&*!-][\w$]*(?:(?:\.|->|::|\[)[\w$\]]*)*[?!]?")
 CALL = re.compile(r"[\w.]{1,64}[(\[{]")
 FORMULA = re.compile(r"[\w.]{1,40}[|&+*/%^][\w.]{1,40}")
@@ -107,9 +109,9 @@ def find_secrets(view: View) -> Iterator[Hit]:
         ):
             yield Hit("api_key", "privacy.api_key.assigned", value.start(1), value.start(1) + len(word))
     for match in BEARER.finditer(lower):
-        group = 1 if match[1] else 2
+        group = match.lastindex or 1
         word = text[match.start(group) : match.end(group)]
-        if _is_random(word, 3.0) and not is_placeholder(word):
+        if (group == 3 or _is_random(word, 3.0)) and not is_placeholder(word):
             yield Hit("api_key", "privacy.api_key.bearer", match.start(group), match.end(group))
 
 

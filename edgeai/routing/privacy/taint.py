@@ -84,7 +84,10 @@ class Taint:
                 return
             self._recent |= new
             try:
-                self._write(new)
+                self._read()
+                new -= self._known_of(new)
+                if new:
+                    self._write(new)
             except (sqlite3.Error, OSError) as error:
                 warnings.warn(f"marks of private texts are kept in memory only: {error}", TaintWarning, stacklevel=2)
 
@@ -106,17 +109,18 @@ class Taint:
                 self.problem = str(error) or type(error).__name__
             if self.problem is not None:
                 return len(plain(text)) >= LEAST_WHOLE
-            return self._is_known(found)
+            return bool(self._known_of(found))
 
-    def _is_known(self, found: set[int]) -> bool:
+    def _known_of(self, found: set[int]) -> set[int]:
+        """Return those of FOUND that the file has."""
         if self._known is None or not len(self._known) or not found:
-            return False
+            return set()
         import numpy as np
 
         wanted = np.fromiter(found, dtype=np.int64, count=len(found))
         places = np.searchsorted(self._known, wanted)
         places[places == len(self._known)] = 0
-        return bool((self._known[places] == wanted).any())
+        return set(wanted[self._known[places] == wanted].tolist())
 
     # ---- the files
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
+from edgeai.routing.privacy.stems import stems_of
 from edgeai.routing.privacy.tables import Table
 
 __all__ = ["View", "views"]
@@ -52,7 +53,7 @@ class View:
     _runs: list[tuple[int, int]] | None = field(default=None)
     _words: list[int] | None = field(default=None)
     _active: dict[str, Any] = field(default_factory=dict)
-    _said: dict[tuple[str, ...], bool] = field(default_factory=dict)
+    _stems: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[tuple[int, int]]:
@@ -76,15 +77,29 @@ class View:
             self._words = found
         return self._words
 
-    def says(self, stems: tuple[str, ...]) -> bool:
-        """Whether one of STEMS is anywhere in this view or in the headings of a table that reaches into it."""
-        known = self._said.get(stems)
-        if known is None:
-            known = any(stem in self.lower for stem in stems) or any(
-                stem in heading for table in self.tables for heading in table.headings for stem in stems
-            )
-            self._said[stems] = known
-        return known
+    def says(self, words: str) -> bool:
+        """Whether a stem of the pattern WORDS is anywhere in this view or in the headings of a table that reaches into it."""
+        return bool(self._spots(words)) or any(
+            stem in heading for table in self.tables for heading in table.headings for stem in stems_of(words)
+        )
+
+    def near(self, words: str, start: int, end: int) -> bool:
+        """Whether a stem of the pattern WORDS begins between START and END."""
+        spots = self._spots(words)
+        index = bisect_left(spots, start)
+        return index < len(spots) and spots[index] < end
+
+    def _spots(self, words: str) -> list[int]:
+        """Return where in this view the stems of the pattern WORDS begin."""
+        if words not in self._stems:
+            found: list[int] = []
+            for stem in stems_of(words):
+                place = self.lower.find(stem)
+                while place >= 0:
+                    found.append(place)
+                    place = self.lower.find(stem, place + 1)
+            self._stems[words] = sorted(found)
+        return self._stems[words]
 
     def once(self, key: str, find: Callable[[], T]) -> T:
         """Return what FIND gives, found once for this view by KEY."""

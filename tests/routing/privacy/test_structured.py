@@ -2,16 +2,20 @@
 
 import itertools
 import random
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from edgeai.routing.privacy.context import CARD, NO_PHONE, PHONE, stems_of
+from edgeai.routing.privacy.context import CARD, PHONE
 from edgeai.routing.privacy.hits import Hit, resolve
 from edgeai.routing.privacy.identity_rules import LETTERED, NUMBERED, TAILED
+from edgeai.routing.privacy.stems import stems_of
 from edgeai.routing.privacy.structured import find_structured
 from edgeai.routing.privacy.text import SLICE_CHARS
 from tests.routing.privacy.samples import NEGATIVES, POSITIVES
@@ -106,13 +110,31 @@ def test_random_digits_are_rarely_a_card_and_never_in_a_fraction() -> None:
     )  # a tenth by Luhn, of which a third by issuer
 
 
-def test_every_rule_of_a_country_has_words_to_be_named_by() -> None:
-    for words in (
-        *(rule.words for rule in NUMBERED),
-        *(row.words for row in (*LETTERED, *TAILED) if not row.alone),
-        *(pattern.pattern for pattern in (CARD, PHONE, NO_PHONE)),
-    ):
-        assert all(stem.strip() for stem in stems_of(words)), words
+WORDS = (
+    *(rule.words for rule in NUMBERED),
+    *(row.words for row in (*LETTERED, *TAILED) if not row.alone),
+    *(pattern.pattern for pattern in (CARD, PHONE)),
+)
+
+
+def test_every_pattern_of_words_has_plain_stems() -> None:
+    for words in WORDS:
+        assert all(stem.strip(" |()") and "(" not in stem and "|" not in stem for stem in stems_of(words)), words
+
+
+def test_no_pattern_of_words_fits_where_none_of_its_stems_is() -> None:
+    texts = [*(around.format(value) for _, value, around in POSITIVES), *NEGATIVES, *MENTIONS]
+    for words in WORDS:
+        pattern = re.compile(words)
+        for text in map(str.lower, texts):
+            assert not pattern.search(text) or any(stem in text for stem in stems_of(words)), (words, text)
+
+
+MENTIONS = (
+    "text me at", "message him on", "Tél 1", "ring her on", "mobilní", "numéro de tel", "driver's license", "ID card", "soc. sec.",
+    "SS # 1", "T.C. no", "carte d'identité", "cédula", "rodné č", "fødselsnr", "person nr", "UIDAI", "tax file no", "Steuer-ID",
+    "permis de conduire", "social-security",
+)  # fmt: skip
 
 
 HOSTILE = (
@@ -146,3 +168,20 @@ def test_package_is_light_to_import() -> None:
     here = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=here)
     assert done.stdout.strip() == "[]"
+
+
+PIECES = st.sampled_from(
+    (
+        "4111 1111", "@", "a@b.co", "+49 30", "://", "pass=", "eyJ", "\u200b", "\n", "1", ".", "-", "(", "DE89", "ß", "İ", "１", "電話",
+        "\ud800", "🙂", "tel",
+    )
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(PIECES, st.text(max_size=6)), max_size=40).map("".join))
+def test_no_text_raises_and_findings_are_apart_and_inside(text: str) -> None:
+    findings = find_structured(text)
+    places = [0, *(place for finding in findings for place in (finding.start, finding.end)), len(text)]
+    assert places == sorted(places)
+    assert all(finding.start < finding.end for finding in findings)

@@ -74,6 +74,16 @@ def test_marks_outlive_the_process_and_reach_others(taint: Taint, tmp_path: Path
     taint.close()
 
 
+def test_text_that_is_marked_again_takes_no_more_room(taint: Taint, tmp_path: Path) -> None:
+    taint.close()
+    later = Taint(tmp_path / "routing")
+    later.mark(SECRET)
+    later.close()
+    with sqlite3.connect(tmp_path / "routing" / "taint.sqlite3") as database:
+        assert database.execute("SELECT COUNT(*) FROM marks").fetchone()[0] == 1
+    database.close()
+
+
 def test_file_holds_no_word_and_belongs_to_its_owner(taint: Taint, tmp_path: Path) -> None:
     taint.close()
     for path in (tmp_path / "routing").iterdir():
