@@ -41,7 +41,9 @@ __all__ = [
 
 TOP = 5
 """How many alternatives of each token the features are made from: `GenerationConfig.logprobs` of an answer that is to be judged."""
-FEATURES = ("mean", "least", "low", "first", "entropy", "entropy_first", "margin", "log_tokens", "stopped")
+FEATURES = (
+    "mean", "total", "least", "low", "first", "last", "entropy", "entropy_first", "margin", "log_tokens", "stopped",
+)  # fmt: skip
 FLOOR = -20.0
 """Log-probabilities below this count as this: a form can force tokens that the model thinks impossible."""
 L2 = 1.0
@@ -64,17 +66,19 @@ def features(
     """Return what can be told from the tokens of an answer, and AGREED, how far other answers to the same prompt say the same.
 
     Of the alternatives only the TOP likeliest count, so that a caller who asks for more gets the same. In nats: the `mean`
-    log-probability, the `least`, the 10th percentile (`low`), that of the `first` token; the mean and first entropy of what could have
-    stood there; the mean lead over the best alternative (`margin`).
+    log-probability and the sum (`total`), the `least`, the 10th percentile (`low`), those of the `first` and `last` token; the mean and
+    first entropy of what could have stood there; the mean lead over the best alternative (`margin`).
     """
     own = [max(FLOOR, token.logprob) for token in logprobs] or [FLOOR]
     entropies = [_entropy(token) for token in logprobs] or [0.0]
     margins = [_margin(token) for token in logprobs] or [0.0]
     found = {
         "mean": math.fsum(own) / len(own),
+        "total": math.fsum(own),
         "least": min(own),
         "low": sorted(own)[(len(own) - 1) // 10],
         "first": own[0],
+        "last": own[-1],
         "entropy": math.fsum(entropies) / len(entropies),
         "entropy_first": entropies[0],
         "margin": math.fsum(margins) / len(margins),

@@ -46,6 +46,8 @@ def test_features_are_those_of_the_closed_forms() -> None:
     found = features([token(HALF, HALF), token(math.log(0.8), math.log(0.1))], "stop")
     assert tuple(found) == FEATURES
     assert found["mean"] == pytest.approx((HALF + math.log(0.8)) / 2)
+    assert found["total"] == pytest.approx(2 * found["mean"])
+    assert found["last"] == pytest.approx(math.log(0.8))
     assert found["least"] == found["first"] == found["low"] == pytest.approx(HALF)
     entropy = -(0.8 * math.log(0.8) + 2 * 0.1 * math.log(0.1))  # what is not among the alternatives counts as one
     assert found["entropy_first"] == pytest.approx(math.log(2))
