@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from edgeai.model import Model
     from edgeai.types import Notice
 
-__all__ = ["ROUTE_OPTIONS", "late_notices", "load_router", "named_route", "route_line", "route_lines", "route_options", "who"]
+__all__ = [
+    "ROUTE_OPTIONS",
+    "late_notices",
+    "load_router",
+    "named_route",
+    "route_line",
+    "route_lines",
+    "route_options",
+    "who",
+]
 
 ROUTE_OPTIONS = ("route", "policy", "private", "redact", "resume_local", "log_bodies", "explain")
 
@@ -115,9 +124,7 @@ def late_notices(loaded: Model) -> tuple[Notice, ...]:
     """Return what the closed router LOADED could not write down at the end."""
     from edgeai.routing.router import Router
 
-    engine = loaded.engine
-    ledger = engine.around.ledger if isinstance(engine, Router) else None
-    return () if ledger is None else ledger.take_notices()
+    return loaded.engine.take_notices() if isinstance(loaded.engine, Router) else ()
 
 
 def _sampling(name: str) -> Mapping[str, float]:

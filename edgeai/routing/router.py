@@ -22,7 +22,7 @@ from edgeai.routing.ledger import Ledger
 from edgeai.routing.local import LocalModel
 from edgeai.routing.planning import Planned, plan_request, scope_of, texts_of_files
 from edgeai.routing.surroundings import Surroundings
-from edgeai.types import GenerationConfig, Prediction, Prompt, RouteOptions
+from edgeai.types import GenerationConfig, Notice, Prediction, Prompt, RouteOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,8 @@ class Router:
 
     A text with something private in it has no endpoint to go to. The local model is loaded when it is first asked. SCOPE is who may
     answer where a request does not say otherwise: "auto", "cloud/NAME", … (planning.scope_of). What is no answer (tokens, vectors,
-    scores) comes from the local model. `notices` of the ledger are in the answers, and in `ledger.take_notices()`.
+    scores) comes from the local model. What could not be written
+    down is among the warnings of a later answer, and in `take_notices`.
     """
 
     backend = "router"
@@ -124,10 +125,15 @@ class Router:
         if ledger is not None:
             ledger.record(self._entry(conductor, text, cost))
         if answer.end is not None:
-            notices = () if ledger is None else ledger.take_notices()
+            notices = self.take_notices()
             answer.end = replace(
                 answer.end, route=self._route(conductor, cost), notices=(*answer.end.notices, *notices)
             )
+
+    def take_notices(self) -> tuple[Notice, ...]:
+        """Return what could not be written down, of decisions and of what is private, and that was not returned before."""
+        ledger = self.around.ledger
+        return (*(() if ledger is None else ledger.take_notices()), *self.around.taint.take_notices())
 
     def _route(self, conductor: Conductor, cost: float) -> Mapping[str, Any]:
         attempts = [attempt.to_dict() for attempt in conductor.attempts]

@@ -19,7 +19,6 @@ import os
 import secrets
 import sqlite3
 import threading
-import warnings
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,18 +27,15 @@ from typing import Any
 from edgeai.paths import home
 from edgeai.routing.privacy.fingerprints import LEAST_WHOLE, fingerprints, plain
 from edgeai.routing.request import Part, Verdict
+from edgeai.types import Notice
 
-__all__ = ["MOST_MARKS", "Taint", "TaintWarning"]
+__all__ = ["MOST_MARKS", "Taint"]
 
 MOST_MARKS = 2_000_000
 """About six million characters of private text, in 40 MB. The oldest marks go first."""
 BUSY_S = 0.25
 """How long another process may hold the file; an answer waits no longer."""
 SALT_BYTES = 32
-
-
-class TaintWarning(UserWarning):
-    """Marks of private texts could not be kept, or read."""
 
 
 class Taint:
@@ -55,7 +51,19 @@ class Taint:
         self._database: sqlite3.Connection | None = None
         self.problem: str | None = None
         """Why the marks cannot be read, None while they can."""
+        self._said: set[str] = set()
+        self._untold: list[Notice] = []
         self._salt = self._read_salt()
+
+    def take_notices(self) -> tuple[Notice, ...]:
+        """Return what was said of marks that could not be kept or read, and that this has not returned before."""
+        new, self._untold = tuple(self._untold), []
+        return new
+
+    def _say(self, cause: str, message: str) -> None:
+        if cause not in self._said:
+            self._said.add(cause)
+            self._untold.append(Notice(code="taint", message=message))
 
     def close(self) -> None:
         """Close the file."""
@@ -77,7 +85,7 @@ class Taint:
             self.mark(answer)
 
     def mark(self, text: str) -> None:
-        """Keep that TEXT is private. A disk that is full or locked costs a TaintWarning, never the answer."""
+        """Keep that TEXT is private. A disk that is full or locked costs a notice, never the answer."""
         with self._lock:
             new = fingerprints(text, self._salt) - self._recent
             if not new:  # a text that is said again costs nothing
@@ -89,7 +97,7 @@ class Taint:
                 if new:
                     self._write(new)
             except (sqlite3.Error, OSError) as error:
-                warnings.warn(f"marks of private texts are kept in memory only: {error}", TaintWarning, stacklevel=2)
+                self._say("unwritten", f"marks of private texts are kept in memory only: {error}")
 
     def touches(self, text: str) -> bool:
         """Whether TEXT has a part that was marked. True for any text that could, while the marks cannot be read."""
@@ -100,12 +108,7 @@ class Taint:
             try:
                 self._read()
             except (sqlite3.Error, OSError) as error:
-                if self.problem is None:
-                    warnings.warn(
-                        f"marks of private texts cannot be read, so every text is private: {error}",
-                        TaintWarning,
-                        stacklevel=2,
-                    )
+                self._say("unread", f"marks of private texts cannot be read, so every text is private: {error}")
                 self.problem = str(error) or type(error).__name__
             if self.problem is not None:
                 return len(plain(text)) >= LEAST_WHOLE
@@ -143,7 +146,7 @@ class Taint:
             problem = f"{path.name} has {len(salt)} bytes instead of {SALT_BYTES}"
         except OSError as error:
             problem = str(error)
-        warnings.warn(f"marks of private texts are kept in memory only: {problem}", TaintWarning, stacklevel=3)
+        self._say("unwritten", f"marks of private texts are kept in memory only: {problem}")
         return secrets.token_bytes(SALT_BYTES)
 
     def _opened(self) -> sqlite3.Connection:
