@@ -27,6 +27,8 @@ __all__ = [
 
 ANSWER_TOKENS = 512
 """How long an answer is taken to be where the caller set no limit; only costs are estimated from it."""
+CONTEXT = "context:"
+"""How an exclusion by length begins. The tokens of a prompt are an estimate where the local model is not loaded."""
 BUSY = 0.9
 """Others use more of the processor than this: the local model would be slow, and would slow them down."""
 LOW_BATTERY = 0.2
@@ -95,6 +97,8 @@ def decide(facts: Facts, state: State, settings: RoutingSettings) -> Decision:
         clouds = tuple(
             cloud if cloud.excluded_by else replace(cloud, excluded_by="metered network") for cloud in clouds
         )
+    if local is not None and not any(cloud.excluded_by is None for cloud in clouds):
+        local = _last_resort(local)
     judged = ((local,) if local is not None else ()) + clouds
     able = [item for item in judged if item.excluded_by is None]
     order, why = ORDERS[settings.policy](able, facts, settings)
@@ -115,6 +119,12 @@ def decide(facts: Facts, state: State, settings: RoutingSettings) -> Decision:
     )
 
 
+def _last_resort(local: Judged) -> Judged:
+    """Return LOCAL without a doubt about its context: where nobody else may answer it tries, and counts for itself."""
+    doubtful = local.excluded_by is not None and local.excluded_by.startswith(CONTEXT)
+    return replace(local, excluded_by=None) if doubtful else local
+
+
 def _may_hedge(order: Sequence[Judged], state: State, settings: RoutingSettings) -> bool:
     """Whether the local model may start beside a slow endpoint; with little charge left, nothing is computed to be thrown away."""
     if settings.policy != "cloud-first" or settings.hedge_s <= 0 or not order or order[0].is_local:
@@ -127,7 +137,6 @@ def _may_hedge(order: Sequence[Judged], state: State, settings: RoutingSettings)
 
 
 def _judge_local(facts: Facts, local: LocalState, settings: RoutingSettings) -> Judged:
-    longest = facts.prompt_tokens + (1 if facts.max_tokens is None else facts.max_tokens)
     excluded = None
     if facts.scope not in ("any", "local"):
         excluded = f"{facts.scope!r} was asked for"
@@ -135,8 +144,8 @@ def _judge_local(facts: Facts, local: LocalState, settings: RoutingSettings) -> 
         excluded = local.problem
     elif facts.tools:
         excluded = "tools"
-    elif local.context is not None and longest > local.context:
-        excluded = f"context: {longest} tokens > {local.context}"
+    elif local.context is not None and facts.prompt_tokens >= local.context:
+        excluded = f"{CONTEXT} {facts.prompt_tokens} tokens, {local.context} fit"
     elif not local.loaded and local.free_bytes is not None and local.needed_bytes > local.free_bytes:
         excluded = f"does not fit: needs {_gigabytes(local.needed_bytes)}, {_gigabytes(local.free_bytes)} free"
     return Judged(
@@ -152,6 +161,9 @@ def _against(facts: Facts, local: LocalState, settings: RoutingSettings) -> str 
     """Return why an endpoint should answer before the local model, where one may; None where nothing speaks for that."""
     ability = local.ability.get(facts.task)
     load_s = 0.0 if local.loaded else LOAD_S + local.needed_bytes / LOAD_BYTES_S
+    longest = facts.prompt_tokens + (facts.max_tokens or 0)
+    if local.context is not None and longest > local.context:
+        return f"{CONTEXT} {longest} tokens with the answer, {local.context} fit"
     if facts.deadline_s is not None and facts.deadline_s < load_s:
         return f"deadline in {facts.deadline_s:.1f} s, loading takes about {load_s:.1f} s"
     if ability is not None and ability < settings.min_ability:
@@ -202,7 +214,7 @@ def _unable(facts: Facts, cloud: CloudState, usd: float, state: State, settings:
         return "breaker open"
     longest = facts.prompt_tokens + (1 if facts.max_tokens is None else facts.max_tokens)
     if longest > cloud.context:
-        return f"context: {longest} tokens > {cloud.context}"
+        return f"{CONTEXT} {longest} tokens with the answer, {cloud.context} fit"
     limit = settings.usd_per_day
     if limit is not None and usd > 0 and state.spent_usd + usd > limit:
         more = "" if state.spent_usd >= limit else f", {usd:.4f} more"

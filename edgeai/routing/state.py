@@ -60,8 +60,8 @@ class Used:
 class Sensors:
     """Looks at this machine, at most every FRESH_S by `clock`; one object serves all threads.
 
-    The load is what others used since the look before, children of this process among them; of the first look it is the system's load
-    average over the last minute, which counts this process too.
+    The load is what others used since the look before, children of this process among them; the first look knows of none. A load average
+    would count what has ended, and this process: a request would leave the machine for what was before it.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Sensors:
         before, self._used = self._used, processor_time()
         battery, on_battery = battery_charge()
         return Machine(
-            load=load_average() if before is None else load_of_others(before, self._used),
+            load=0.0 if before is None else load_of_others(before, self._used),
             free_bytes=memory_facts(self._root).available,
             on_battery=on_battery,
             battery=battery,
@@ -119,16 +119,6 @@ def load_of_others(before: Used, now: Used) -> float:
         return 0.0
     others = (now.busy_s - before.busy_s) - (now.own_s - before.own_s)
     return min(1.0, max(0.0, others / total))
-
-
-def load_average() -> float:
-    """Return the load average of the last minute for each processor, at most 1; 0 where the system has none."""
-    if not hasattr(os, "getloadavg"):
-        return 0.0
-    try:
-        return min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    except OSError:  # it cannot be had just now
-        return 0.0
 
 
 def battery_charge() -> tuple[float | None, bool]:

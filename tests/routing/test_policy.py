@@ -50,6 +50,21 @@ def why_not(decision: Decision, model: str) -> str | None:
     return next(item.excluded_by for item in decision.candidates if item.model == model)
 
 
+LONG = replace(FACTS, prompt_tokens=8900)
+
+
+def test_a_prompt_that_may_be_too_long_is_tried_here_where_nobody_else_may_answer() -> None:
+    assert under("local-first", LONG).order == ("cloud/big",)
+    assert under("local-only", LONG).order == ("local/tiny",)
+    assert under("local-first", replace(LONG, placement="local_only")).order == ("local/tiny",)
+
+
+def test_an_answer_that_may_not_fit_goes_to_an_endpoint_first() -> None:
+    decision = under("local-first", replace(FACTS, max_tokens=2000))
+    assert decision.order == ("cloud/big", "local/tiny")
+    assert "context: 2100 tokens with the answer" in decision.reason
+
+
 # ---- for all facts, states and settings
 
 NAMES = st.sampled_from(["any", "local", "big", "small", "nobody", ""])
@@ -143,13 +158,13 @@ REASONS: list[tuple[str, Facts, State, dict[str, Any], str]] = [
     ("cloud/big", FACTS, replace(STATE, online="forced_offline"), {}, "forced offline"),
     ("cloud/big", FACTS, with_cloud(problem="no key: OPENAI_API_KEY is empty"), {}, "no key: OPENAI_API_KEY is empty"),
     ("cloud/big", FACTS, with_cloud(breaker="open"), {}, "breaker open"),
-    ("cloud/big", FACTS, with_cloud(context=150), {}, "context: 200 tokens > 150"),
+    ("cloud/big", FACTS, with_cloud(context=150), {}, "context: 200 tokens with the answer, 150 fit"),
     ("cloud/big", FACTS, replace(STATE, spent_usd=0.51), {"usd_per_day": 0.5}, "budget: 0.51 of 0.50 USD spent"),
     ("cloud/big", FACTS, replace(STATE, spent_usd=0.4999), {"usd_per_day": 0.5}, "budget: 0.50 of 0.50 USD spent, 0.0005 more"),
     ("cloud/big", FACTS, replace(STATE, metered=True), {}, "metered network"),
     ("local/tiny", FACTS, with_local(problem="it crashed"), {}, "it crashed"),
     ("local/tiny", replace(FACTS, tools=True), STATE, {}, "tools"),
-    ("local/tiny", replace(FACTS, prompt_tokens=8900), STATE, {}, "context: 9000 tokens > 2048"),
+    ("local/tiny", replace(FACTS, prompt_tokens=8900), STATE, {}, "context: 8900 tokens, 2048 fit"),
     ("local/tiny", FACTS, TOO_LARGE, {}, "does not fit: needs 3.1 GB, 1.0 GB free"),
 ]  # fmt: skip
 

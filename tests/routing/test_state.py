@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 from pathlib import Path
@@ -104,9 +103,8 @@ def test_a_system_that_knows_no_batteries_has_none(monkeypatch: pytest.MonkeyPat
     assert state.battery_charge() == (None, False)
 
 
-def test_a_system_without_a_load_average_starts_at_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "getloadavg", raising=False)
-    assert state.load_average() == 0.0
+def test_the_first_look_knows_of_no_load() -> None:
+    assert Sensors(clock=lambda: 0.0, environment={}).machine().load == 0.0
 
 
 # ---- metered networks
