@@ -2,10 +2,12 @@
 
     python bench/router.py [--streams 1,8,64] [--chunks N] [--rounds N] [--requests N]
 
-A server in a process of its own answers at once with N chunks, each in an event and a chunk of HTTP of its own. It is asked by a bare loop
-over httpx2 (json.loads of each event, nothing checked), by edgeai's engine of endpoints, and by the router: detectors, decision, ledger.
-Added time to the first text is a difference of medians; added time per chunk is the difference of the walls over all chunks, so what a
-whole request adds is in it.
+A server in a process of its own answers with N chunks, each in an event and a chunk of HTTP of its own. It is asked by a bare loop over
+httpx2 (json.loads of each event, nothing checked), by edgeai's engine of endpoints, and by the router: detectors, decision, ledger.
+
+The time per chunk is measured with all chunks sent at once: the wall over all chunks, so what a whole request adds is in it. The time to
+the first text is measured with a chunk every 20 ms, as models give them, and streams that begin at random moments: a flood would measure
+who gets Python's lock first. What is added is a difference of medians.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -21,11 +24,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import measure
 
+PACE_S, PACED_CHUNKS = 0.02, 40
 PROMPT = (
     "Explain in a few sentences why the sky is blue at noon and red in the evening, and what the air has to do with it."
 )
@@ -65,8 +70,13 @@ async def serve(chunks: int) -> None:
                     for line in request.lower().split(b"\r\n")
                     if line.startswith(b"content-length")
                 )
-                await reader.readexactly(length)
+                body = await reader.readexactly(length)
                 writer.write(head)
+                if b'"paced"' in body:
+                    for piece in [*pieces[: PACED_CHUNKS + 1], *pieces[-4:]]:
+                        writer.write(piece)
+                        await asyncio.sleep(PACE_S)
+                    continue
                 for piece in pieces:
                     writer.write(piece)
                     await writer.drain()
@@ -78,14 +88,14 @@ async def serve(chunks: int) -> None:
     await server.serve_forever()
 
 
-def bare(url: str) -> Ask:
-    """Return a loop over httpx2 that believes everything."""
+def bare(url: str, model: str) -> Ask:
+    """Return a loop over httpx2 that asks for MODEL and believes everything."""
     import httpx2
 
     client = httpx2.Client(timeout=60, limits=httpx2.Limits(max_connections=200, max_keepalive_connections=200))
 
     def ask() -> Iterator[str]:
-        body = {"model": "m", "messages": [{"role": "user", "content": PROMPT}], "stream": True}
+        body = {"model": model, "messages": [{"role": "user", "content": PROMPT}], "stream": True}
         with client.stream("POST", f"{url}/chat/completions", json=body) as response:
             for line in response.iter_lines():
                 if line.startswith("data: ") and line != "data: [DONE]":
@@ -110,12 +120,18 @@ def of_engine(engine: Any) -> Ask:
     return ask
 
 
-def run(ask: Ask, streams: int, requests: int, chunks: int) -> tuple[list[float], float]:
-    """Ask REQUESTS times in each of STREAMS threads; return the times to the first text and the wall of all, in seconds."""
+def run(ask: Ask, streams: int, requests: int, chunks: int, *, apart: bool = False) -> tuple[list[float], float]:
+    """Ask REQUESTS times in each of STREAMS threads; return the times to the first text and the wall of all, in seconds.
+
+    APART: each thread begins at a moment of its own, within the length of a paced answer.
+    """
+    draw = random.Random(streams)  # noqa: S311 - no secret
+    waits = [draw.random() * PACE_S * PACED_CHUNKS if apart else 0.0 for _ in range(streams)]
     firsts: list[float] = []
     wrong: list[int] = []
 
-    def work() -> None:
+    def work(wait: float) -> None:
+        time.sleep(wait)
         for _ in range(requests):
             began, first, count = time.perf_counter(), None, 0
             for _text in ask():
@@ -125,7 +141,7 @@ def run(ask: Ask, streams: int, requests: int, chunks: int) -> tuple[list[float]
             if count != chunks:
                 wrong.append(count)
 
-    threads = [threading.Thread(target=work) for _ in range(streams)]
+    threads = [threading.Thread(target=work, args=(wait,)) for wait in waits]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -136,7 +152,9 @@ def run(ask: Ask, streams: int, requests: int, chunks: int) -> tuple[list[float]
     return firsts, wall
 
 
-def compare(asks: dict[str, Ask], streams: int, rounds: int, requests: int, chunks: int) -> dict[str, Any]:
+def compare(
+    asks: dict[str, Ask], paced: dict[str, Ask], streams: int, rounds: int, requests: int, chunks: int
+) -> dict[str, Any]:
     """Return medians of each way to ask, and what the router adds to each of the others."""
     firsts: dict[str, list[float]] = {name: [] for name in asks}
     walls: dict[str, list[float]] = {name: [] for name in asks}
@@ -144,9 +162,10 @@ def compare(asks: dict[str, Ask], streams: int, rounds: int, requests: int, chun
         run(ask, streams, 1, chunks)  # connections are made, modules imported
     for _ in range(rounds):
         for name, ask in asks.items():
-            first, wall = run(ask, streams, requests, chunks)
-            firsts[name] += first
+            _, wall = run(ask, streams, requests, chunks)
             walls[name].append(wall / (streams * requests * chunks))
+        for name, ask in paced.items():
+            firsts[name] += run(ask, streams, max(1, 16 // streams), PACED_CHUNKS, apart=True)[0]
     ttft = {name: 1000 * statistics.median(values) for name, values in firsts.items()}
     chunk = {name: 1e6 * statistics.median(values) for name, values in walls.items()}
     others = [name for name in asks if name != "routed"]
@@ -203,13 +222,17 @@ def measured(url: str, home: Path, options: argparse.Namespace) -> dict[str, Any
     ledger = Ledger(home / "ledger.sqlite3")
     local = LocalModel.loaded_already("fake", FakeEngine(context=4096))
     router = Router(Surroundings(config, local, ledger=ledger))
-    asks = {"httpx2": bare(url), "engine": of_engine(engine), "routed": of_engine(router)}
+    asks = {"httpx2": bare(url, "m"), "engine": of_engine(engine), "routed": of_engine(router)}
+    slow = replace(cloud, model="paced")
+    slow_engine = CloudEngine([Endpoint(slow, Timeouts())])
+    slow_router = Router(Surroundings(replace(config, cloud=(slow,)), local, ledger=ledger))
+    paced = {"httpx2": bare(url, "paced"), "engine": of_engine(slow_engine), "routed": of_engine(slow_router)}
     found: dict[str, Any] = {"chunks": options.chunks, "rounds": options.rounds}
     for streams in map(int, options.streams.split(",")):
         requests = options.requests or max(1, 64 // streams)
-        found[f"{streams} streams"] = compare(asks, streams, options.rounds, requests, options.chunks)
-    router.close()
-    engine.close()
+        found[f"{streams} streams"] = compare(asks, paced, streams, options.rounds, requests, options.chunks)
+    for opened in (router, slow_router, engine, slow_engine):
+        opened.close()
     return found
 
 

@@ -107,10 +107,12 @@ class Answer:
     def give(self, chunk: Chunk) -> None:
         """Give CHUNK to the reader; one that says nothing is not given."""
         if chunk.text or chunk.tool_calls:
-            if self._ttft_s is None:
-                self._ttft_s = time.monotonic() - self.submitted
             self.pieces.append(chunk.text)
             self.called_tools = self.called_tools or bool(chunk.tool_calls)
+            if self._ttft_s is None:
+                self._ttft_s = time.monotonic() - self.submitted
+                self.channel.hand_over(chunk)
+                return
         if chunk.text or chunk.tool_calls or chunk.notices or chunk.logprobs:
             self.channel.put(chunk)
 

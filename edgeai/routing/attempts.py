@@ -19,6 +19,10 @@ class Asked(Protocol):
     """One attempt at an endpoint, whose chunks are read in the thread that iterates over it (engines.cloud.Attempt)."""
 
     @property
+    def requests(self) -> int:
+        """How often the request was written: twice where its first connection had been closed."""
+
+    @property
     def sent_bytes(self) -> int:
         """Bytes that left, headers included."""
 
@@ -56,9 +60,9 @@ class Upstream(Protocol):
 
     def attempt(
         self, prompt: Prompt, config: GenerationConfig, *, deadline: float | None = None, first_token_s: float | None = None,
-        body: bytes | None = None,
+        body: bytes | None = None, repeats: bool = True,
     ) -> Asked:  # fmt: skip
-        """Ask it; DEADLINE is a time of time.monotonic."""
+        """Ask it; DEADLINE is a time of time.monotonic. It may be asked a second time over a fresh connection only if it REPEATS."""
 
     def close(self) -> None:
         """Close what is open."""
@@ -77,6 +81,7 @@ class Attempt:
     sent_bytes: int = 0
     received_bytes: int = 0
     remote: str | None = None
+    requests: int = 1
     confidence: float | None = None
     _began: float = field(default_factory=time.monotonic, repr=False)
 
@@ -93,6 +98,7 @@ class Attempt:
     def moved(self, asked: Asked) -> None:
         """Take over what ASKED counted."""
         self.sent_bytes, self.received_bytes, self.remote = asked.sent_bytes, asked.received_bytes, asked.remote
+        self.requests = asked.requests
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready values."""

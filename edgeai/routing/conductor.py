@@ -145,10 +145,12 @@ class Conductor:
         self._orchestra.budget.request()
         self._set_hedge(others)
         most, total_s = planned.config.routing.attempts, planned.config.timeouts.total_s
-        for tries in range(1, most + 1):
-            failure = self._try_cloud(endpoint, breaker, model, body, others)
+        tries = 0
+        while tries < most:
+            failure = self._try_cloud(endpoint, breaker, model, body, others, repeats=tries + 1 < most)
             if failure is None or self._taken_over():
                 return
+            tries += self.attempts_at(model)[-1].requests
             left = answer.left_s()
             wait = wait_before_retry(
                 failure, tries, most_tries=most, left_s=total_s if left is None else left, others=bool(others)
@@ -160,6 +162,10 @@ class Conductor:
             if self._taken_over():
                 return
         raise Broken
+
+    def attempts_at(self, model: str) -> list[Attempt]:
+        """Return the tries at MODEL."""
+        return [attempt for attempt in self.attempts if attempt.model == model]
 
     def _encoded(self, endpoint: Upstream, model: str, prompt: Prompt, config: GenerationConfig) -> bytes:
         """Return what would leave, examined once more where it was redacted. Raises Broken."""
@@ -178,7 +184,7 @@ class Conductor:
         return body
 
     def _try_cloud(
-        self, endpoint: Upstream, breaker: Breaker, model: str, body: bytes, others: tuple[str, ...]
+        self, endpoint: Upstream, breaker: Breaker, model: str, body: bytes, others: tuple[str, ...], *, repeats: bool
     ) -> CloudFailure | None:
         """Make one attempt; return how it failed, None where the answer has been given or has ended."""
         answer, planned, attempt = self.answer, self.planned, self._note(model)
@@ -195,9 +201,12 @@ class Conductor:
             breaker.failed(
                 CloudFailure(failure.message, kind="aborted") if hurried and failure.kind == "timeout" else failure
             )
-            return self._after_failure(failure, model, attempt)
-        finally:
             attempt.moved(asked)
+            return self._after_failure(failure, model, attempt)
+        except BaseException:
+            breaker.failed(CloudFailure("a bug", kind="aborted"))  # or its only probe would never be made again
+            raise
+        attempt.moved(asked)
         attempt.ended("ok")
         breaker.succeeded()
         return None

@@ -43,6 +43,7 @@ class FakeAsked:
 
     def __init__(self, steps: Sequence[Step], body: bytes) -> None:
         self._steps, self._aborted = steps, threading.Event()
+        self.requests = 1
         self.sent_bytes, self.received_bytes, self.remote, self.ttft_s = len(body), 0, "127.0.0.1:9", None
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -86,7 +87,7 @@ class FakeEndpoint:
 
     def attempt(
         self, prompt: Prompt, config: GenerationConfig, *, deadline: float | None = None, first_token_s: float | None = None,
-        body: bytes | None = None,
+        body: bytes | None = None, repeats: bool = True,
     ) -> FakeAsked:  # fmt: skip
         script = self.scripts[min(len(self.asked), len(self.scripts) - 1)]
         self.bodies.append(body or b"")

@@ -56,7 +56,7 @@ class Attempt:
 
     def __init__(
         self, line: Line, body: bytes, config: GenerationConfig, notices: tuple[Notice, ...] = (), *,
-        deadline: float | None = None, first_token_s: float | None = None,
+        deadline: float | None = None, first_token_s: float | None = None, repeats: bool = True,
     ) -> None:  # fmt: skip
         self._line = line
         self._body = body
@@ -65,11 +65,17 @@ class Attempt:
         self._watch = Watch(
             line.host, line.timeouts, deadline=deadline, first_token_s=first_token_s, max_seconds=config.max_seconds
         )
+        self._watch.repeats = repeats
         self._begun = False
         self._pieces: Iterator[bytes] = iter(())
         self._last = 0.0
         self.committed = False
         self.ttft_s: float | None = None
+
+    @property
+    def requests(self) -> int:
+        """How often the request was written: twice where its first connection had been closed."""
+        return self._watch.requests
 
     @property
     def sent_bytes(self) -> int:

@@ -120,17 +120,20 @@ class Endpoint:
 
     def attempt(
         self, prompt: Prompt, config: GenerationConfig, *, deadline: float | None = None, first_token_s: float | None = None,
-        body: bytes | None = None,
+        body: bytes | None = None, repeats: bool = True,
     ) -> Attempt:  # fmt: skip
         """Return an attempt to answer PROMPT, which is made when it is iterated.
 
-        DEADLINE is in time.monotonic; FIRST_TOKEN_S stands for that of the timeouts. BODY is what `encode` gave for it.
+        DEADLINE is in time.monotonic; FIRST_TOKEN_S stands for that of the timeouts. BODY is what `encode` gave for it. Where a connection
+        was closed while it was not used, the request is written once more to a fresh one if it REPEATS.
         Raises UsageError as `encode` does.
         """
         notices = limits(prompt, config, model=self.model, host=self._address.host)
         if body is None:
             body = encode(prompt, config, model=self.model, host=self._address.host)
-        return Attempt(self._line, body, config, notices, deadline=deadline, first_token_s=first_token_s)
+        return Attempt(
+            self._line, body, config, notices, deadline=deadline, first_token_s=first_token_s, repeats=repeats
+        )
 
     def close(self) -> None:
         """Close the connections; attempts that run fail. Calling it twice is fine."""
@@ -169,9 +172,10 @@ class Endpoint:
                 return self._ready_pool().handle_request(request)
             except (CloudFailure, httpcore2.RemoteProtocolError) as error:
                 broke = not isinstance(error, CloudFailure) or error.reason == "reset"
-                if not (broke and watch.stale) or watch.aborted:
+                if not (broke and watch.stale and watch.repeats) or watch.aborted:
                     raise
             self._drop_idle()
+            watch.requests += 1
             watch.again()
             return self._ready_pool().handle_request(self._request(body))
         finally:

@@ -163,8 +163,9 @@ class _Request:
             if notices and not told:
                 self.channel.put(Chunk(notices=notices))
                 told = True
+            give = self.channel.put if self._text else self.channel.hand_over
             self._text.append(chunk.text)
-            self.channel.put(chunk)
+            give(chunk)
 
     def _break_off(self, failure: CloudFailure) -> None:
         if failure.kind != "aborted":

@@ -38,6 +38,9 @@ class Watch:
         self.received = 0
         self.remote: str | None = None
         self.aborted = False
+        self.requests = 1
+        self.repeats = True
+        """How often the request was written, and whether it may be written again to a fresh connection."""
         self.reused = False
         """Whether the connection had served a request before; `stale` where it then ended before any byte of an answer."""
         self._received_before = 0
