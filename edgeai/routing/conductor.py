@@ -191,7 +191,9 @@ class Conductor:
         left = answer.left_s()
         first = None if left is None or not others else left * SHARE_OF_FIRST
         assert planned.sent is not None  # noqa: S101 - the caller looked
-        asked = endpoint.attempt(*planned.sent, deadline=answer.deadline, first_token_s=first, body=body)
+        asked = endpoint.attempt(
+            *planned.sent, deadline=answer.deadline, first_token_s=first, body=body, repeats=repeats
+        )
         try:
             with answer.stopped_by(model, asked.abort):
                 self._pass_on(asked, model, attempt)
