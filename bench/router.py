@@ -73,9 +73,10 @@ async def serve(chunks: int) -> None:
                 body = await reader.readexactly(length)
                 writer.write(head)
                 if b'"paced"' in body:
-                    for piece in [*pieces[: PACED_CHUNKS + 1], *pieces[-4:]]:
-                        writer.write(piece)
+                    writer.write(pieces[0] + pieces[1])
+                    for piece in [*pieces[2 : PACED_CHUNKS + 1], *pieces[-4:]]:
                         await asyncio.sleep(PACE_S)
+                        writer.write(piece)
                     continue
                 for piece in pieces:
                     writer.write(piece)

@@ -25,6 +25,8 @@ __all__ = ["Planned", "Scope", "plan_request", "scope_of"]
 
 QUALITIES = {"auto": None, "auto:private": "local-only", "auto:quality": "cloud-first"}
 """Names of a route → the policy they stand for; None is that of the configuration."""
+WEIGHING = ("cheapest-that-is-good-enough",)
+"""Policies that look at the difficulty; the kind of task matters where an ability was measured."""
 BYTES_PER_TOKEN = 3.5
 """How many bytes of text a token is, where there is no tokenizer to ask: about what small vocabularies give for English."""
 
@@ -111,6 +113,10 @@ class Planned:
     redactor: Redactor | None = field(default=None, repr=False)
     took_ms: float = 0.0
 
+    def described(self) -> Planned:
+        """Return it with the kind and the difficulty of the question, which a decision that does not weigh them is made without."""
+        return replace(self, facts=described(self.facts, self.prompt))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the decision with its reasons, as `edgeai route --json` prints it."""
         found = explain(
@@ -159,13 +165,15 @@ def plan_request(
     wants = around.config.privacy.redact if options.redact is None else options.redact
     if verdict.placement == "local_only" and wants:
         redactor, sent = _redacted(around.detector, verdict, prompt, config)
+    routing = around.config.routing
+    name = options.policy or scope.policy or routing.policy
+    if name not in POLICIES:
+        raise UsageError(f"policy {name!r} is not possible", hint=f"policies are {', '.join(POLICIES)}")
     facts = _facts(around, prompt, config, scope, verdict, redacted=redactor is not None)
     state = _with_problems(around, sent, _of_scope(around.state(look=look and sent is not None), scope))
-    routing = around.config.routing
-    named = options.policy or scope.policy
-    if named is not None and named not in POLICIES:
-        raise UsageError(f"policy {named!r} is not possible", hint=f"policies are {', '.join(POLICIES)}")
-    decision = decide(facts, state, replace(routing, policy=named or routing.policy))
+    if name in WEIGHING or (state.local is not None and state.local.ability):
+        facts = described(facts, prompt)
+    decision = decide(facts, state, replace(routing, policy=name))
     return Planned(
         prompt=prompt, sent=sent, verdict=verdict, facts=facts, state=state, decision=decision, config=around.config,
         parts=tuple(parts), redactor=redactor, took_ms=1000 * (time.perf_counter() - began),
@@ -207,7 +215,6 @@ def _redacted(
 def _facts(
     around: Surroundings, prompt: Prompt, config: GenerationConfig, scope: Scope, verdict: Verdict, *, redacted: bool
 ) -> Facts:
-    question = prompt if isinstance(prompt, str) else _last_question(prompt)
     whole = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content") or "") for message in prompt)
     tokens = around.count_tokens(whole)
     uses_tools = bool(config.tools) or (
@@ -217,8 +224,6 @@ def _facts(
         placement="any" if redacted else verdict.placement,
         prompt_tokens=round(len(whole.encode(errors="replace")) / BYTES_PER_TOKEN) + 1 if tokens is None else tokens,
         max_tokens=config.max_tokens,
-        task=task_of(question),
-        difficulty=difficulty(question),
         tools=uses_tools,
         constrained=config.constraint is not None,
         scope=scope.only,
@@ -227,6 +232,12 @@ def _facts(
         or (("privacy.unsure",) if verdict.failed else ()),
         redacted=redacted,
     )
+
+
+def described(facts: Facts, prompt: Prompt) -> Facts:
+    """Return FACTS with the kind and the difficulty of the last question in PROMPT."""
+    question = prompt if isinstance(prompt, str) else _last_question(prompt)
+    return replace(facts, task=task_of(question), difficulty=difficulty(question))
 
 
 def _last_question(messages: Sequence[Message]) -> str:

@@ -107,7 +107,7 @@ class Router:
 
     def planned(self, prompt: Prompt, config: GenerationConfig) -> Planned:
         """Decide about PROMPT as `generate` would, without asking anybody or opening a socket."""
-        return plan_request(self.around, prompt, config, self._options(config))
+        return plan_request(self.around, prompt, config, self._options(config)).described()
 
     def _options(self, config: GenerationConfig) -> RouteOptions:
         options = config.route or RouteOptions()
@@ -117,7 +117,8 @@ class Router:
 
     def _finished(self, conductor: Conductor) -> None:
         """Mark what came of something private, write everything down, and put the route into the last chunk."""
-        planned, answer, text = conductor.planned, conductor.answer, conductor.answer.text
+        planned = conductor.planned = conductor.planned.described()
+        answer, text = conductor.answer, conductor.answer.text
         if planned.facts.placement == "local_only":
             self.around.taint.remember(planned.parts, planned.verdict, text)
         cost = self._cost_usd(conductor)

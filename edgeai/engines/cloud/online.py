@@ -107,7 +107,7 @@ class Network:
             if not self._asking.acquire(blocking=False):
                 return self._judge(old=True)
             try:
-                up = self._interface()
+                up = all(self._hosts[where] for where in stale) or self._interface()
                 for where in self._stale() if up else stale:
                     self._look_at(where, up=up)
             finally:

@@ -43,6 +43,7 @@ class Taint:
 
     def __init__(self, folder: Path | None = None, *, most: int = MOST_MARKS) -> None:
         self._folder = home() / "routing" if folder is None else folder
+        self._file = self._folder / "taint.sqlite3"
         self._most = most
         self._lock = threading.Lock()
         self._recent: set[int] = set()
@@ -101,6 +102,8 @@ class Taint:
 
     def touches(self, text: str) -> bool:
         """Whether TEXT has a part that was marked. True for any text that could, while the marks cannot be read."""
+        if not self._recent and self._database is None and not self._file.exists():
+            return False  # nothing was ever marked on this machine
         found = fingerprints(text, self._salt)
         with self._lock:
             if not found.isdisjoint(self._recent):
@@ -202,7 +205,7 @@ class Taint:
 
     def _read(self) -> None:
         """Bring what is known up to date with the file, which other processes write too."""
-        if self._database is None and not (self._folder / "taint.sqlite3").exists():
+        if self._database is None and not self._file.exists():
             self.problem = None
             return  # nothing was ever marked
         database = self._opened()
