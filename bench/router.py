@@ -30,7 +30,7 @@ from typing import Any
 
 import measure
 
-PACE_S, PACED_CHUNKS = 0.02, 40
+PACE_S, PACED_CHUNKS = 0.02, 16
 PROMPT = (
     "Explain in a few sentences why the sky is blue at noon and red in the evening, and what the air has to do with it."
 )
@@ -166,7 +166,7 @@ def compare(
             _, wall = run(ask, streams, requests, chunks)
             walls[name].append(wall / (streams * requests * chunks))
         for name, ask in paced.items():
-            firsts[name] += run(ask, streams, max(1, 16 // streams), PACED_CHUNKS, apart=True)[0]
+            firsts[name] += run(ask, streams, max(1, 8 // streams), PACED_CHUNKS, apart=True)[0]
     ttft = {name: 1000 * statistics.median(values) for name, values in firsts.items()}
     chunk = {name: 1e6 * statistics.median(values) for name, values in walls.items()}
     others = [name for name in asks if name != "routed"]
