@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ROUTE_OPTIONS",
+    "configured_model",
     "late_notices",
     "load_router",
     "named_route",
@@ -118,6 +119,13 @@ def load_router(
         files=tuple(files.items()),
     )
     return loaded, options
+
+
+def configured_model() -> str:
+    """Return the local model of the configuration."""
+    from edgeai.config import read_config
+
+    return read_config().routing.local_model
 
 
 def late_notices(loaded: Model) -> tuple[Notice, ...]:

@@ -12,7 +12,7 @@ import click
 from edgeai.cli.form import FORM_OPTIONS, check_form, form_options
 from edgeai.cli.machine import MACHINE_OPTIONS, load_options
 from edgeai.cli.output import Output, human_bytes, is_terminal, output_options
-from edgeai.cli.routing import ROUTE_OPTIONS, late_notices, load_router, route_options, who
+from edgeai.cli.routing import ROUTE_OPTIONS, configured_model, late_notices, load_router, route_options, who
 from edgeai.cli.sampling import ANSWER_OPTIONS, SAMPLING_OPTIONS, answer_options
 from edgeai.cli.sections import SectionedCommand
 from edgeai.errors import UsageError
@@ -105,13 +105,13 @@ def run_command(
     if text is None and out.as_json:
         raise UsageError("--json needs a prompt", hint=f'edgeai run {model} "PROMPT" --json')
     check_form(form, text)
-    path = locate(model, pull=pull, out=out) if model else None
+    path = None if "route" in routing else locate(model, pull=pull, out=out)
     if text is not None:
         # Every token is at least one byte, so an answer to this prompt can never need more than this.
         system_bytes = check_text(system or "", "the system message").encode()
         load["needed"] = len(text.encode()) + len(system_bytes) + answer["max_tokens"]
-    if path is None or "route" in routing:
-        routed(model, routing, load, files, text, system, raw, form, answer, out)
+    if path is None:
+        routed(model, routing, load, files, text, system, raw, form, answer, pull, out)
         return
     with load_model(path, load, out) as loaded:
         if loaded.artifact.embedding:
@@ -127,12 +127,14 @@ def run_command(
 
 def routed(
     model: str, routing: dict[str, Any], load: dict[str, Any], files: tuple[Path, ...], text: str | None, system: str | None,
-    raw: bool, form: Constraint | None, answer: dict[str, Any], out: Output,
+    raw: bool, form: Constraint | None, answer: dict[str, Any], pull: bool, out: Output,
 ) -> None:  # fmt: skip
     """Answer TEXT, or chat, through the router."""
     from edgeai.cli.answer import answer_once
     from edgeai.cli.chat import Chat
 
+    if pull:
+        locate(model or configured_model(), pull=True, out=out)
     loaded, options = load_router(model, routing, load, {str(path): read_text(path) for path in files})
     out.explain = "explain" in routing
     with loaded:
