@@ -217,7 +217,8 @@ def _override(values: dict[str, Any], clouds: list[Any], variable: str, text: st
     cls = TABLES.get(table, CloudSettings)
     kinds = {spec.name: str(spec.type) for spec in fields(cls)}
     if key not in kinds:
-        raise FILE.unknown(key, kinds, table)
+        wrong = FILE.unknown(key, kinds, table)
+        raise UsageError(f"{variable} is no setting: {wrong.message}", hint=wrong.hint)
     value = _from_text(kinds[key], text, variable)
     if table != "cloud":
         target = values.setdefault(table, {})

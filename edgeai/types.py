@@ -140,6 +140,22 @@ class RouteOptions:
     resume_local: bool | None = None
     files: tuple[tuple[str, str], ...] = ()
 
+    def __post_init__(self) -> None:
+        files = isinstance(self.files, tuple | list) and all(
+            isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item)
+            for item in self.files
+        )
+        for name, ok, rule in (
+            ("scope", isinstance(self.scope, str), "the name of a route, like 'cloud/NAME'"),
+            ("policy", isinstance(self.policy, str | None), "the name of a policy"),
+            ("private", isinstance(self.private, bool), "True or False"),
+            ("redact", isinstance(self.redact, bool | None), "True or False"),
+            ("resume_local", isinstance(self.resume_local, bool | None), "True or False"),
+            ("files", files, "pairs of a path and its text"),
+        ):
+            if not ok:
+                raise UsageError(f"{name} {getattr(self, name)!r:.60} is not possible", hint=f"{name} must be {rule}")
+
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
 """The fields of GenerationConfig that the makers of a model recommend values for."""

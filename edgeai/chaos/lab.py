@@ -138,7 +138,7 @@ class Lab:
         if self._failed is not None:
             self._thread.join(WAIT_S)
             raise UsageError(
-                f"the lab cannot listen on port {self.port}: {self._failed}", hint="use a port that is free, or 0"
+                f"the lab cannot listen on port {self.port}: {self._failed}", hint="use a port that is free"
             ) from self._failed
         return self
 

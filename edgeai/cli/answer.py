@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import click
 
-from edgeai.cli.output import Output, check_stdout
+from edgeai.cli.output import Output, check_stdout, is_terminal
 from edgeai.errors import Interrupted
 from edgeai.interrupts import raise_ctrl_c
 from edgeai.model import Model, Stream
 from edgeai.transcript import check_whole
-from edgeai.types import Completion, GenerationConfig, Prompt
+from edgeai.types import Completion, GenerationConfig, Notice, Prompt
 
 __all__ = ["answer_once", "print_stream", "say_route", "timing_lines"]
+
+
+DRIVING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What would drive a terminal rather than be read on it: control characters but tab and new line, and changes of direction."""
 
 
 def answer_once(model: Model, prompt: Prompt, config: GenerationConfig, out: Output) -> None:
@@ -38,7 +44,7 @@ def print_stream(stream: Stream, out: Output, *, show: bool) -> Completion:
 
     A warning that comes before the answer (of a prompt that was cut) is given before it; later ones are for `report`.
     """
-    last = ""
+    last, on_terminal = "", is_terminal(sys.stdout)
     if show:
         check_stdout()
     with ctrl_c_calls(stream.cancel):
@@ -47,7 +53,8 @@ def print_stream(stream: Stream, out: Output, *, show: bool) -> Completion:
                 out.warn(chunk.notices)
             if show and chunk.text:
                 last = chunk.text
-                click.echo(chunk.text, nl=False, color=True)  # color: else click takes escape sequences out
+                shown = DRIVING.sub("", chunk.text) if on_terminal else chunk.text
+                click.echo(shown, nl=False, color=True)  # color: else click takes escape sequences out
     if show and not last.endswith("\n"):
         click.echo()
     return stream.completion()
@@ -70,8 +77,13 @@ def ctrl_c_calls(action: Callable[[], None]) -> Iterator[None]:
 
 def report(done: Completion, config: GenerationConfig, out: Output) -> None:
     """Say on stderr what the answer does not show: warnings, that it was cut, and with --verbose the timings."""
-    said_otherwise = "incomplete-output"  # it is an error
-    out.warn(notice for notice in done.warnings if notice not in out.warned and notice.code != said_otherwise)
+    said_otherwise = ("incomplete-output", "stream_interrupted")  # they are errors
+    out.warn(notice for notice in done.warnings if notice not in out.warned and notice.code not in said_otherwise)
+    if done.tool_calls and not out.as_json:
+        names = ", ".join(call.name for call in done.tool_calls)
+        out.warn(
+            [Notice(code="tool-calls", message=f"{done.model} wants tools to be called, which --json shows: {names}")]
+        )
     if done.finish_reason == "length" and done.usage.completion_tokens == config.max_tokens and not out.as_json:
         out.note(f"[cut after {config.max_tokens} tokens: --max-tokens]")
     if done.finish_reason == "timeout" and not out.as_json:

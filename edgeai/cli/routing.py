@@ -151,7 +151,7 @@ def route_line(route: Mapping[str, Any]) -> str:
     left = f"{sent} bytes left for {', '.join(hosts)}" if sent else "0 bytes left this machine"
     cost = f" · {route['cost_usd']:.4f} USD" if route["cost_usd"] else ""
     failed = "; ".join(
-        f"{attempt['model']}: {attempt['error']}"
+        f"{attempt['model']}: {attempt['error'] or attempt['status']}"
         for attempt in route["attempts"]
         if attempt["status"] not in ("ok", "late")
     )

@@ -76,6 +76,7 @@ class Attempt:
     status: Status = "running"
     kind: str | None = None
     error: str | None = None
+    reason: str = ""
     ttft_s: float | None = None
     wall_s: float = 0.0
     sent_bytes: int = 0
@@ -85,9 +86,9 @@ class Attempt:
     confidence: float | None = None
     _began: float = field(default_factory=time.monotonic, repr=False)
 
-    def ended(self, status: Status, *, kind: str | None = None, error: str | None = None) -> None:
-        """Note how it ended."""
-        self.status, self.kind, self.error = status, kind, error
+    def ended(self, status: Status, *, kind: str | None = None, error: str | None = None, reason: str = "") -> None:
+        """Note how it ended. REASON is a word of ours; ERROR may quote an endpoint, which may quote the prompt."""
+        self.status, self.kind, self.error, self.reason = status, kind, error, reason
         self.wall_s = time.monotonic() - self._began
 
     def began_text(self) -> None:
@@ -103,6 +104,11 @@ class Attempt:
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready values."""
         return {key: value for key, value in asdict(self).items() if not key.startswith("_")}
+
+    def noted(self) -> dict[str, Any]:
+        """Return it as it may be written down: without words of anybody else."""
+        why = self.kind if self.reason in ("", self.kind) else f"{self.kind} ({self.reason})"
+        return self.to_dict() | {"error": None if self.error is None else why}
 
     def line(self) -> str:
         """Return one line for people."""

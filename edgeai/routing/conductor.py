@@ -250,9 +250,9 @@ class Conductor:
             attempt.ended("late", kind="late", error=f"{answer.winner} was quicker")
             return failure
         if answer.winner is None:
-            attempt.ended("failed", kind=failure.kind, error=failure.message)
+            attempt.ended("failed", kind=failure.kind, error=failure.message, reason=failure.reason)
             return failure
-        attempt.ended("interrupted", kind=failure.kind, error=failure.message)
+        attempt.ended("interrupted", kind=failure.kind, error=failure.message, reason=failure.reason)
         self._break_off(failure, model)
         return None
 
@@ -375,16 +375,28 @@ class Conductor:
     # ---- when nobody answers
 
     def _nobody(self) -> NoAnswer:
-        decision, verdict = self.planned.decision, self.planned.verdict
-        listed = "; ".join(f"{item.model}: {item.excluded_by}" for item in decision.candidates) or "there is no model"
-        if self.planned.facts.placement == "local_only":
+        verdict, facts = self.planned.verdict, self.planned.facts
+        listed = "; ".join(self._excluded()) or "there is no model"
+        if facts.placement == "local_only":
+            hints = [] if facts.scope in ("any", "local") else ["edgeai run auto answers it here"]
+            asked = self.config.route is not None and self.config.route.redact
+            if not asked and verdict.failed is None and all(finding.redactable for finding in verdict.findings):
+                hints.append("let placeholders stand for what is private: `redact`")
             return NoAnswer(
                 f"this stays on this machine ({verdict.reason}), and nobody here may answer: {listed}",
-                hint="pull a local model, or let placeholders stand for what is private: `redact`",
+                hint=", or ".join(hints) or "edgeai route TEXT --explain says more",
                 exit_code=2,
             )
         code = 8 if self.planned.state.online.endswith("offline") else 2
         return NoAnswer(f"nobody may answer: {listed}", hint="edgeai route TEXT --explain says more", exit_code=code)
+
+    def _excluded(self) -> list[str]:
+        """Return who was not asked and why, a line for each reason; that another one was asked for is no news."""
+        found: dict[str, list[str]] = {}
+        for item in self.planned.decision.candidates:
+            if item.excluded_by is not None and not item.excluded_by.endswith("was asked for"):
+                found.setdefault(item.excluded_by, []).append(item.model)
+        return [f"{', '.join(models)}: not asked, {why}" for why, models in found.items()]
 
     def _all_failed(self) -> EdgeAIError:
         if self._local_error is not None and len(self.planned.decision.order) == 1:
@@ -397,9 +409,7 @@ class Conductor:
             hint = "the account at the endpoint has run out"
         tried = Counter(item.line() for item in self.attempts)
         lines = [f"{line} ({count} times)" if count > 1 else line for line, count in tried.items()]
-        candidates = self.planned.decision.candidates
-        lines += [f"{item.model}: not asked, {item.excluded_by}" for item in candidates if item.excluded_by is not None]
-        listed = "; ".join(lines) or "nobody could be asked in time"
+        listed = "; ".join([*lines, *self._excluded()]) or "nobody could be asked in time"
         late = self.answer.is_late and self.config.max_seconds is not None
         what = f"no answer within {self.config.max_seconds:g} s" if late else "no candidate gave an answer"
         return NoAnswer(f"{what}: {listed}", attempts=[item.to_dict() for item in self.attempts], hint=hint)

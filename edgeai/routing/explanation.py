@@ -69,6 +69,8 @@ def explain_lines(explained: Mapping[str, Any]) -> list[str]:
     lines += [
         f"  found {rule['kind']} {rule['masked']} in {rule['where']}  ({rule['id']})" for rule in explained["rules"]
     ]
+    if examined["redacted"]:
+        lines.append("  placeholders stand for it in what leaves")
     if not explained["rules"] and not examined["failed"]:
         lines.append(f"  nothing private found  (tier {examined['tier']})")
     lines.append(

@@ -157,6 +157,8 @@ def plan_request(
     from edgeai.routing.privacy.conversation import parts_of
 
     began = time.perf_counter()
+    if not prompt:
+        raise UsageError("there are no messages to answer", hint="give at least one message with the role 'user'")
     scope = scope_of(options.scope, around.config.cloud)
     parts = _tagged(parts_of(prompt, files=dict(options.files), tools=config.tools), options)
     parts += [Part(text=text, where=where, message=len(parts)) for where, text in _asked_beside(config)]

@@ -119,7 +119,9 @@ class Router:
         """Mark what came of something private, write everything down, and put the route into the last chunk."""
         planned = conductor.planned = conductor.planned.described()
         answer, text = conductor.answer, conductor.answer.text
-        if planned.facts.placement == "local_only":
+        if (
+            planned.facts.placement == "local_only" and answer.winner is not None
+        ):  # of what was refused, nothing was made
             self.around.taint.remember(planned.parts, planned.verdict, text)
         cost = self._cost_usd(conductor)
         ledger = self.around.ledger
@@ -147,16 +149,17 @@ class Router:
 
     def _entry(self, conductor: Conductor, text: str, cost: float) -> Entry:
         planned, end, error = conductor.planned, conductor.answer.end, conductor.answer.error
+        bodies = self.config.ledger.bodies
         return Entry(
             id=secrets.token_hex(8),
             facts=planned.facts,
             state=planned.state,
             decision=planned.decision,
             verdict=planned.verdict,
-            attempts=tuple(attempt.to_dict() for attempt in conductor.attempts),
+            attempts=tuple(attempt.to_dict() if bodies else attempt.noted() for attempt in conductor.attempts),
             answered_by=conductor.answer.winner,
             finish_reason=None if end is None or error is not None else end.finish_reason,
-            error=None if error is None else getattr(error, "message", str(error)),
+            error=None if error is None else str(error) if bodies else type(error).__name__,
             usage=None if end is None else end.usage,
             cost_usd=cost,
             config=self.config.sha256,

@@ -205,7 +205,7 @@ def test_a_full_queue_drops_and_says_so_in_the_ledger(
     began = time.perf_counter()
     for number in range(QUEUE + 7):
         ledger.record(entry(f"r{number}"))
-    assert time.perf_counter() - began < 2
+    assert time.perf_counter() - began < 10  # and not 20
     gate.set()
     ledger.flush(20)
     ledger.record(entry("last"))

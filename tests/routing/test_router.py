@@ -351,3 +351,52 @@ def test_a_dry_decision_asks_nobody(lab: Lab, outside: list[Any]) -> None:
     found = plan(user("Why?"), config=config).to_dict()
     assert (found["target"], outside, lab.seen) == ("cloud/lab", [], [])
     assert plan(user(CARD), config=config).verdict.placement == "local_only"
+
+
+# ---- what must not be kept, shown or passed over
+
+
+def test_words_of_an_endpoint_are_not_written_down(make: Make, lab: Lab) -> None:
+    model = make()
+    lab.set("status-400")
+    model.chat(user("zebra zebra"))
+    lab.set("status-401")
+    model.chat(user("zebra zebra"))
+    kept = rows(model)
+    assert [row["attempts"][0]["error"] for row in kept] == ["refused (status-400)", "credentials (status-401)"]
+    assert "zebra" not in json.dumps(kept)
+
+
+def test_what_was_refused_marks_nothing(make: Make, lab: Lab) -> None:
+    model = make()
+    with pytest.raises(NoAnswer) as error:
+        model.chat(
+            user("Write a long and friendly letter to jane.doe@example.com about the kettle."), scope="cloud/lab"
+        )
+    assert error.value.hint is not None
+    assert "`redact`" in error.value.hint
+    done = model.chat(
+        user("Write a long and friendly letter to jane.doe@example.com about the kettle."),
+        scope="cloud/lab",
+        redact=True,
+    )
+    assert done.model == "cloud/lab"
+    with pytest.raises(NoAnswer) as error:
+        model.chat(user("A secret plan."), scope="cloud/lab", private=True)
+    assert "redact" not in (error.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"scope": 5}, {"redact": "no"}, {"private": None}, {"policy": 1}, {"files": ["a"]}],
+    ids=lambda item: next(iter(item)),
+)
+def test_options_of_the_wrong_kind_are_errors(wrong: dict[str, Any], make: Make) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(wrong))} .* is not possible"):
+        make().chat(user("Hi"), **wrong)
+
+
+def test_no_messages_are_an_error_before_anything_is_sent(make: Make, lab: Lab) -> None:
+    with pytest.raises(UsageError, match="no messages"):
+        make().chat([])
+    assert lab.seen == []

@@ -127,7 +127,8 @@ def _closer(kind: FailureKind, status: int, words: str, codes: list[str]) -> Fai
 def _redirect(host: str, status: int, headers: Mapping[str, str]) -> CloudFailure:
     try:
         parts = urlsplit(headers.get("location", ""))
-        target = f"{parts.scheme}://{parts.hostname}" if parts.hostname else "another path"
+        port = f":{parts.port}" if parts.port else ""
+        target = f"{parts.scheme}://{parts.hostname}{port}" if parts.hostname else "another path"
     except ValueError:
         target = "somewhere"
     return CloudFailure(

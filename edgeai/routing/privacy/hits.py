@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -51,7 +52,9 @@ def mask(kind: str, value: str) -> str:
         digits = "".join(filter(str.isdigit, value))
         return f"{digits[:4]}…{digits[-4:]}"
     if kind == "email":
-        return f"{value[:1]}…@….{value.replace(' ', '.').rpartition('.')[2][:8]}"
+        plain = unicodedata.normalize("NFKC", value).replace(" ", ".")
+        last = plain.rpartition("@")[2].rpartition(".")
+        return f"{plain[:1]}…@….{last[2][:8]}" if last[1] else f"{plain[:1]}…@…"
     if kind in ("iban", "phone"):
         return f"{value[:2]}…{value[-2:]}"
     if kind == "national_id":

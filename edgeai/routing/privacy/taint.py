@@ -80,6 +80,8 @@ class Taint:
         hit = {(finding.where, finding.message) for finding in verdict.findings}
         first = min(finding.message for finding in verdict.findings)
         for part in parts:
+            if part.where == "tool definition":  # a program's own text, which other requests have, too
+                continue
             if (part.where, part.message) in hit or (part.message > first and part.where != "system"):
                 self.mark(part.text)
         if answer:
@@ -102,8 +104,9 @@ class Taint:
 
     def touches(self, text: str) -> bool:
         """Whether TEXT has a part that was marked. True for any text that could, while the marks cannot be read."""
-        if not self._recent and self._database is None and not self._file.exists():
-            return False  # nothing was ever marked on this machine
+        with contextlib.suppress(OSError):  # which is met again below
+            if not self._recent and self._database is None and not self._exists():
+                return False  # nothing was ever marked on this machine
         found = fingerprints(text, self._salt)
         with self._lock:
             if not found.isdisjoint(self._recent):
@@ -111,11 +114,22 @@ class Taint:
             try:
                 self._read()
             except (sqlite3.Error, OSError) as error:
-                self._say("unread", f"marks of private texts cannot be read, so every text is private: {error}")
+                self._say(
+                    "unread",
+                    f"marks of private texts cannot be read, so every text of {LEAST_WHOLE} letters or more is private: {error}",
+                )
                 self.problem = str(error) or type(error).__name__
             if self.problem is not None:
                 return len(plain(text)) >= LEAST_WHOLE
             return bool(self._known_of(found))
+
+    def _exists(self) -> bool:
+        """Whether there may be marks. Raises OSError where that cannot be known: the folder is none, or may not be looked into."""
+        try:
+            self._file.stat()
+        except FileNotFoundError:
+            return False
+        return True
 
     def _known_of(self, found: set[int]) -> set[int]:
         """Return those of FOUND that the file has."""
@@ -205,7 +219,7 @@ class Taint:
 
     def _read(self) -> None:
         """Bring what is known up to date with the file, which other processes write too."""
-        if self._database is None and not self._file.exists():
+        if self._database is None and not self._exists():
             self.problem = None
             return  # nothing was ever marked
         database = self._opened()

@@ -151,9 +151,14 @@ def test_time_is_linear_in_hostile_text(piece: str) -> None:
     took = []
     for chars in (30_000, 120_000):
         text = (piece * (chars // len(piece) + 1))[:chars]
-        began = time.process_time()
-        find_structured(text)
-        took.append(time.process_time() - began)
+        tries = []
+        for _ in range(3):  # one alone may meet the collection of garbage
+            began = time.process_time()
+            find_structured(text)
+            tries.append(time.process_time() - began)
+            if tries[-1] < 0.05:
+                break
+        took.append(min(tries))
     # 4 times the text: 4 times the time, and 16 if it were quadratic. The limit is ten times what it takes.
     assert took[1] < max(9 * took[0], 0.25)
     assert took[1] < 1.2

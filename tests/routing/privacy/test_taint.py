@@ -180,7 +180,7 @@ def test_corrupt_file_makes_every_text_private(tmp_path: Path) -> None:
     (tmp_path / "taint.sqlite3").write_bytes(b"no database at all " * 100)
     taint = Taint(tmp_path)
     assert taint.touches(OTHER)
-    assert "every text is private" in said(taint)
+    assert "letters or more is private" in said(taint)
     assert said(taint) == ""  # once
     assert taint.touches("Another text that was never marked")
     assert not taint.touches("Hi!")  # too short to have been marked
@@ -196,13 +196,13 @@ def test_marks_of_another_salt_make_every_text_private(taint: Taint, tmp_path: P
     later.close()
 
 
-def test_folder_that_cannot_be_made_costs_a_notice_and_marks_hold_for_the_process(tmp_path: Path) -> None:
+def test_folder_that_is_none_costs_a_notice_and_makes_every_text_private(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     taint = Taint(tmp_path / "file" / "routing")
     taint.mark(SECRET)
     assert "in memory only" in said(taint)
     assert taint.touches(SECRET)
-    assert not taint.touches(OTHER)
+    assert taint.touches(OTHER)  # nobody can know what was marked before
 
 
 def test_marking_and_checking_take_less_than_a_millisecond_for_a_thousand_characters(tmp_path: Path) -> None:
@@ -215,4 +215,16 @@ def test_marking_and_checking_take_less_than_a_millisecond_for_a_thousand_charac
     taint.mark(text)
     taint.touches(text[::-1])
     assert time.process_time() - began < 2e-3 * len(text) / 1000 * 2
+    taint.close()
+
+
+def test_definitions_of_tools_are_not_marked(tmp_path: Path) -> None:
+    from edgeai.routing.request import Finding, Part, Verdict
+
+    taint, tool = Taint(tmp_path), "name: send_message\ndescription: Sends a message to somebody who is waiting for it"
+    found = Finding(id="privacy.card", kind="card", start=0, end=4, masked="…", where="message 1")
+    parts = [Part(text=SECRET, where="message 1"), Part(text=tool, where="tool definition", message=1)]
+    taint.remember(parts, Verdict(placement="local_only", findings=(found,)))
+    assert taint.touches(SECRET)
+    assert not taint.touches(tool)
     taint.close()
