@@ -153,6 +153,8 @@ def prompts_in(file: Path) -> Iterator[list[dict[str, Any]]]:
         raise UsageError(
             f"{str(file)!r} cannot be read: {why}", hint="name a file with a JSON object on each line"
         ) from error
+    if not text.strip():
+        raise UsageError(f"{str(file)!r} is empty", hint="name a file with a JSON object on each line")
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may have U+2028 in a text
         if line.strip():
             yield prompt_of(line, f"line {number} of {str(file)!r}")

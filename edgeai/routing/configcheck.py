@@ -18,7 +18,7 @@ __all__ = ["check_config", "save_key"]
 def check_config(config: Config, *, environment: Mapping[str, str] | None = None) -> Report:
     """Look at what CONFIG names; opens no socket, and no value of a key is in the report."""
     environment = os.environ if environment is None else environment
-    rows = [_local_model(config)]
+    rows = [_local_model(config), *_detectors(config)]
     if config.privacy.names_model is not None:
         rows.append(_file("privacy.names_model", config.privacy.names_model))
     for cloud in config.cloud:
@@ -45,6 +45,16 @@ def save_key(name: str, secret: str) -> None:
         raise UsageError(
             f"the keyring does not take the key {name!r} ({type(error).__name__})", hint="unlock it and try again"
         ) from error
+
+
+def _detectors(config: Config) -> Iterator[Row]:
+    """Say where the detectors cannot be what [privacy] asks for, like names without their extra."""
+    from edgeai.routing.privacy.detector import Detector
+
+    try:
+        Detector(config.privacy).close()
+    except EdgeAIError as error:
+        yield Row(name="privacy", value=f"{error.message}; {error.hint}", ok=False)
 
 
 def _endpoint(cloud: CloudSettings, environment: Mapping[str, str]) -> Iterator[Row]:

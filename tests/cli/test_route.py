@@ -210,3 +210,10 @@ def test_what_is_no_export_is_refused(tmp_path: Path, text: str) -> None:
     result = route("replay", str(file))
     assert result.exit_code == 2
     assert "edgeai logs --json" in result.stderr
+
+
+def test_a_file_without_a_line_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    result = CliRunner().invoke(cli, ["route", "--file", str(tmp_path / "empty.jsonl"), "--json"])
+    assert result.exit_code == 2
+    assert "is empty" in result.stderr

@@ -68,13 +68,13 @@ def _whole(part: Part, kind: str) -> Finding:
 
 
 def _word_pattern(words: Sequence[str]) -> re.Pattern[str] | None:
-    """Return a pattern for any of WORDS as whole words, in the plain form of a text; scripts without spaces have no borders of words."""
+    """Return a pattern for any of WORDS between no letters, in the plain form of a text; scripts without spaces have no borders of words."""
     if not words:
         return None
     plain = [next(views(word.strip())).lower for word in words]
     forms = [r"\s+".join(map(re.escape, word.split())) for word in sorted(plain, key=len, reverse=True)]
     spaced = [
-        form if word[0] >= "\u2e80" else rf"(?<!\w){form}(?!\w)"
+        form if word[0] >= "\u2e80" else rf"(?<![^\W\d_]){form}(?![^\W\d_])"
         for form, word in zip(forms, sorted(plain, key=len, reverse=True), strict=True)
     ]
     return re.compile("|".join(spaced))

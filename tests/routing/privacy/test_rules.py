@@ -38,6 +38,11 @@ def test_word_is_found_whole_in_any_case_and_script(word: str, text: str, privat
     assert (verdict.placement == "local_only") is private
 
 
+@pytest.mark.parametrize("text", ["AURORA_2", "aurora2 is late", "plan_aurora.md"])
+def test_digits_and_underscores_are_borders_of_a_word(text: str) -> None:
+    assert examined(PrivacySettings(words=("Aurora",)), text).placement == "local_only"
+
+
 def test_word_marks_where_it_is_and_may_not_be_replaced() -> None:
     (finding,) = examined(PrivacySettings(words=("acme",)), "for Acme only").findings
     assert (finding.id, finding.start, finding.end, finding.redactable) == ("privacy.word", 4, 8, False)
