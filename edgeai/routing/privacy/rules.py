@@ -68,7 +68,7 @@ def _whole(part: Part, kind: str) -> Finding:
 
 
 def _word_pattern(words: Sequence[str]) -> re.Pattern[str] | None:
-    """Return a pattern for any of WORDS between no letters, in the plain form of a text; scripts without spaces have no borders of words."""
+    """Return a pattern for any of WORDS between no letters, in the plain form of a text; scripts without spaces have no such borders."""
     if not words:
         return None
     plain = [next(views(word.strip())).lower for word in words]
