@@ -24,15 +24,17 @@ class Answer:
     The first candidate that claims the answer has it for good: that is the commit point. Any thread may claim, cancel and give.
     """
 
-    def __init__(self, max_seconds: float | None) -> None:
+    def __init__(self, max_seconds: float | None, submitted: float | None = None) -> None:
         self.channel = Channel()
-        self.submitted = time.monotonic()
+        self.submitted = time.monotonic() if submitted is None else submitted
         self.deadline = None if max_seconds is None else self.submitted + max_seconds
         self.pieces: list[str] = []
         self.called_tools = False
         self.end: Chunk | None = None
         self.error: BaseException | None = None
         self.cancelled = threading.Event()
+        self.turned = threading.Event()
+        """Set when somebody has claimed it, or the reader wants no more: nothing is to be waited for."""
         self._lock = threading.Lock()
         self._winner: str | None = None
         self._stops: dict[str, Callable[[], None]] = {}
@@ -67,6 +69,7 @@ class Answer:
         with self._lock:
             if self._winner is None:
                 self._winner = model
+                self.turned.set()
             return self._winner == model
 
     def hand_over(self, model: str) -> None:
@@ -79,6 +82,7 @@ class Answer:
     def cancel(self) -> None:
         """Stop everything that runs for this request."""
         self.cancelled.set()
+        self.turned.set()
         self.stop("")
 
     def stop(self, beginning: str) -> None:

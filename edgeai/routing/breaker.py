@@ -81,7 +81,7 @@ class Breaker:
         """Note FAILURE, which may open it."""
         with self._lock:
             probing, self._probing = self._probing, False
-            self.why = f"{failure.kind}: {failure.message}"
+            self.why = failure.kind  # no words of the endpoint, which may quote another request
             if failure.kind == "credentials":
                 self._open(math.inf)
             elif failure.kind == "quota":

@@ -46,6 +46,11 @@ class Broken(Exception):
     """A candidate failed before its first text; the next one may take over."""
 
 
+def _excused(failure: CloudFailure) -> CloudFailure:
+    """Return FAILURE as one that says nothing of its endpoint."""
+    return CloudFailure(failure.message, kind="aborted", reason=failure.reason)
+
+
 class Conductor:
     """Carries out what was PLANNED in a thread of its own; FINISHED writes down what happened before the reader sees the end.
 
@@ -54,10 +59,11 @@ class Conductor:
 
     def __init__(
         self, orchestra: Orchestra, planned: Planned, config: GenerationConfig, *, resume: bool, finished: Callable[[Conductor], None],
+        submitted: float | None = None,
     ) -> None:  # fmt: skip
         self.planned, self.config = planned, config
         self.attempts: list[Attempt] = []
-        self.answer = Answer(config.max_seconds)
+        self.answer = Answer(config.max_seconds, submitted)
         self._orchestra, self._resume, self._finished = orchestra, resume, finished
         self._thread = threading.Thread(target=self._run, name="edgeai route", daemon=True)
         local = orchestra.local
@@ -139,11 +145,11 @@ class Conductor:
         asked_for = next(cloud.model for cloud in planned.state.clouds if cloud.name == name)
         endpoint, breaker = self._orchestra.endpoint(name, asked_for)
         body = self._encoded(endpoint, model, *planned.sent)
+        self._set_hedge(others)
         if not breaker.admit():
             self._note(model).ended("failed", kind="breaker", error=f"not asked, it failed before ({breaker.why})")
             raise Broken
         self._orchestra.budget.request()
-        self._set_hedge(others)
         most, total_s = planned.config.routing.attempts, planned.config.timeouts.total_s
         tries = 0
         while tries < most:
@@ -157,7 +163,7 @@ class Conductor:
             )
             if wait is None or not self._orchestra.budget.take():
                 break
-            answer.cancelled.wait(wait)
+            answer.turned.wait(wait)
             answer.check_wanted()
             if self._taken_over():
                 return
@@ -191,27 +197,37 @@ class Conductor:
         left = answer.left_s()
         first = None if left is None or not others else left * SHARE_OF_FIRST
         assert planned.sent is not None  # noqa: S101 - the caller looked
-        asked = endpoint.attempt(
-            *planned.sent, deadline=answer.deadline, first_token_s=first, body=body, repeats=repeats
-        )
+        asked: Asked | None = None
         try:
+            asked = endpoint.attempt(
+                *planned.sent, deadline=answer.deadline, first_token_s=first, body=body, repeats=repeats
+            )
             with answer.stopped_by(model, asked.abort):
+                if answer.winner is not None:  # the hedge was quicker than this attempt
+                    asked.abort()
                 self._pass_on(asked, model, attempt)
         except CloudFailure as failure:
-            hurried = first is not None and first < planned.config.timeouts.first_token_s
-            # An endpoint that was given less time than it is configured to have has not failed.
-            breaker.failed(
-                CloudFailure(failure.message, kind="aborted") if hurried and failure.kind == "timeout" else failure
-            )
-            attempt.moved(asked)
+            breaker.failed(_excused(failure) if self._hurried(failure, first) else failure)
+            if asked is not None:
+                attempt.moved(asked)
             return self._after_failure(failure, model, attempt)
-        except BaseException:
+        except BaseException as error:
             breaker.failed(CloudFailure("a bug", kind="aborted"))  # or its only probe would never be made again
+            if asked is not None:
+                attempt.moved(asked)
+            attempt.ended("failed", kind=type(error).__name__, error=str(error))
             raise
         attempt.moved(asked)
         attempt.ended("ok")
         breaker.succeeded()
         return None
+
+    def _hurried(self, failure: CloudFailure, first: float | None) -> bool:
+        """Whether the endpoint was given less time than it is configured to have: it has not failed then."""
+        if failure.reason in ("deadline", "max_seconds"):
+            return True
+        usual = self.planned.config.timeouts.first_token_s
+        return first is not None and first < usual and failure.reason in ("first-token", "connect-timeout")
 
     def _pass_on(self, asked: Asked, model: str, attempt: Attempt) -> None:
         """Give the chunks of ASKED to the reader, with what was redacted put back. Raises CloudFailure."""

@@ -34,7 +34,8 @@ class Here:
         Raises what loading and answering raise, CloudFailure where the deadline passes before it is loaded, Cancelled.
         """
         answer, left = self._answer, self._answer.left_s()
-        engine = self._local.engine(self._planned.config.timeouts.total_s if left is None else left)
+        limit = self._planned.config.timeouts.total_s if left is None else left
+        engine = self._local.engine(limit, wanted=lambda: not answer.cancelled.is_set())
         answer.check_wanted()
         changes = {"route": None, "prefill": self._config.prefill + begun, **(changes or {})}
         if (left := answer.left_s()) is not None:
@@ -98,11 +99,12 @@ class Hedge:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
+        self._won = False
 
     @property
     def has_won(self) -> bool:
-        """Whether its text is what the reader gets."""
-        return self._answer.winner == self.here.model
+        """Whether its text is what the reader gets: not that of the same model that goes on with what broke off."""
+        return self._won
 
     def begin(self) -> None:
         """Start it, once."""
@@ -135,7 +137,8 @@ class Hedge:
             attempt.ended("interrupted" if self.has_won else "failed", kind=kind_of(error), error=error.message)
         except BaseException as error:  # noqa: BLE001 - a bug, which is raised again in the reader
             attempt.ended("failed", kind=type(error).__name__, error=str(error))
-            self._answer.error = error
+            if self.has_won:  # else somebody else may still answer
+                self._answer.error = error
 
     def _answer_beside(self, attempt: Attempt) -> None:
         before: list[Chunk] = []
@@ -146,8 +149,10 @@ class Hedge:
                 before.append(chunk)
                 if not chunk.text and chunk.finish_reason is None:
                     continue
-                if chunk.finish_reason == "cancelled" or not self._answer.claim(self.here.model):
+                free = self._answer.winner is None and not self._stopped.is_set()
+                if chunk.finish_reason == "cancelled" or not free or not self._answer.claim(self.here.model):
                     raise Cancelled
+                self._won = True
                 self._answer.stop("cloud/")
                 self._warn()
             for held in before or (chunk,):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["LocalModel"]
 
 HEAD_FRESH_S = 5.0
+STEP_S = 0.05
+"""How often who waits for a load asks whether it is still wanted."""
 
 
 class LocalModel:
@@ -110,8 +112,11 @@ class LocalModel:
             known = self._head = (time.monotonic(), load_head(self.artifact())[0])
         return known[1]
 
-    def engine(self, wait_s: float) -> Engine:
-        """Return the engine, loaded now if it is not yet. Raises what loading raises, CloudFailure "timeout" after WAIT_S seconds."""
+    def engine(self, wait_s: float, *, wanted: Callable[[], bool] = lambda: True) -> Engine:
+        """Return the engine, loaded now if it is not yet. Raises what loading raises, CloudFailure "timeout" after WAIT_S seconds.
+
+        Where it is not WANTED any more while it loads, CloudFailure "aborted"; loading goes on for those that come later.
+        """
         with self._lock:
             future = self._loading
             if self._closed:
@@ -119,10 +124,15 @@ class LocalModel:
             if future is None or (future.done() and future.exception() is not None):
                 future = self._loading = Future()
                 threading.Thread(target=self._open, args=(future,), name="edgeai load", daemon=True).start()
-        try:
-            return future.result(max(0.0, wait_s))
-        except NotYet:
-            raise CloudFailure(f"{self.model} was not loaded in {wait_s:.1f} s", kind="timeout") from None
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                return future.result(max(0.0, min(STEP_S, until - time.monotonic())))
+            except NotYet:
+                if not wanted():
+                    raise CloudFailure(f"{self.model} was not waited for", kind="aborted") from None
+                if time.monotonic() >= until:
+                    raise CloudFailure(f"{self.model} was not loaded in {wait_s:.1f} s", kind="timeout") from None
 
     def _open(self, future: Future[Engine]) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import time
 from collections.abc import Mapping, Sequence
@@ -159,9 +160,13 @@ def plan_request(
     began = time.perf_counter()
     if not prompt:
         raise UsageError("there are no messages to answer", hint="give at least one message with the role 'user'")
+    prompt, config = (
+        copy.deepcopy(prompt),
+        config.with_(tools=copy.deepcopy(tuple(config.tools))),
+    )  # what is examined is what is sent
     scope = scope_of(options.scope, around.config.cloud)
     parts = _tagged(parts_of(prompt, files=dict(options.files), tools=config.tools), options)
-    parts += [Part(text=text, where=where, message=len(parts)) for where, text in _asked_beside(config)]
+    parts += [Part(text=text, where=where, message=len(parts)) for where, text in _asked_beside(config, scope)]
     verdict = around.detector.examine(parts)
     redactor, sent = None, None if verdict.placement == "local_only" else (prompt, config)
     wants = around.config.privacy.redact if options.redact is None else options.redact
@@ -190,11 +195,19 @@ def _tagged(parts: list[Part], options: RouteOptions) -> list[Part]:
     return [replace(part, private=part.private or alone or part.where != "system") for part in parts]
 
 
-def _asked_beside(config: GenerationConfig) -> list[tuple[str, str]]:
-    """Return the texts that would be sent beside the prompt."""
+BESIDE = ("stop text", "form of the answer", "beginning of the answer", "name of the model")
+
+
+def _asked_beside(config: GenerationConfig, scope: Scope) -> list[tuple[str, str]]:
+    """Return the texts that would be sent beside the prompt, those of JSON as their reader will understand them."""
+    from edgeai.routing.privacy.conversation import strings_in
+
     found = [("stop text", text) for text in config.stop]
+    if scope.cloud_model is not None:
+        found.append(("name of the model", scope.cloud_model))
     if config.constraint is not None:
-        found.append(("form of the answer", config.constraint.source))
+        source = config.constraint.source
+        found += [("form of the answer", text) for text in dict.fromkeys((source, *strings_in(source)))]
     return found + ([("beginning of the answer", config.prefill)] if config.prefill else [])
 
 
@@ -204,8 +217,8 @@ def _redacted(
     """Return who puts things back, and what may leave: nothing where placeholders cannot stand for all that was found."""
     from edgeai.routing.privacy.redact import NotRedactable, Redactor, is_redactable
 
-    if not is_redactable(verdict):
-        return None, None
+    if not is_redactable(verdict) or any(finding.where in BESIDE for finding in verdict.findings):
+        return None, None  # what is asked beside the prompt has no placeholders
     redactor = Redactor(detector)
     try:
         tools = tuple(redactor.redact_json(tool) for tool in config.tools)
@@ -243,7 +256,7 @@ def described(facts: Facts, prompt: Prompt) -> Facts:
 
 
 def _last_question(messages: Sequence[Message]) -> str:
-    return next((str(turn["content"]) for turn in reversed(messages) if turn.get("role") == "user"), "")
+    return next((str(turn.get("content") or "") for turn in reversed(messages) if turn.get("role") == "user"), "")
 
 
 def _of_scope(state: State, scope: Scope) -> State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["Router", "plan"]
+
+LOOK_S = 3.0
+"""With less time than this nobody is connected to only to see whether there is a network."""
 
 
 class Router:
@@ -98,10 +102,11 @@ class Router:
         The stream raises NoAnswer where nobody may or could answer, and ends as "interrupted" where an answer broke off.
         """
         self._check_open()
-        options = self._options(config)
-        planned = plan_request(self.around, prompt, config, options, look=True)
+        submitted, options = time.monotonic(), self._options(config)
+        unhurried = config.max_seconds is None or config.max_seconds > LOOK_S
+        planned = plan_request(self.around, prompt, config, options, look=unhurried)
         resume = self.config.routing.resume_local if options.resume_local is None else options.resume_local
-        conductor = Conductor(self.around, planned, config, resume=resume, finished=self._finished)
+        conductor = Conductor(self.around, planned, config, resume=resume, finished=self._finished, submitted=submitted)
         self._answering.add(conductor)
         return conductor.start()
 
@@ -119,14 +124,13 @@ class Router:
         """Mark what came of something private, write everything down, and put the route into the last chunk."""
         planned = conductor.planned = conductor.planned.described()
         answer, text = conductor.answer, conductor.answer.text
-        if (
-            planned.facts.placement == "local_only" and answer.winner is not None
-        ):  # of what was refused, nothing was made
-            self.around.taint.remember(planned.parts, planned.verdict, text)
         cost = self._cost_usd(conductor)
         ledger = self.around.ledger
         if ledger is not None:
             ledger.record(self._entry(conductor, text, cost))
+        # Of what was refused, nothing was made.
+        if planned.facts.placement == "local_only" and answer.winner is not None:
+            self.around.taint.remember(planned.parts, planned.verdict, text)
         if answer.end is not None:
             notices = self.take_notices()
             answer.end = replace(

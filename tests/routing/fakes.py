@@ -56,6 +56,8 @@ class FakeAsked:
             if isinstance(step, CloudFailure):
                 step.committed = given
                 raise step
+            if isinstance(step, Exception):
+                raise step
             if isinstance(step, str):
                 step = Chunk(text=step)
             if isinstance(step, Chunk):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from edgeai.engines.fake import FakeEngine
 from edgeai.engines.streaming import Channel, ChunkStream
 from edgeai.errors import CloudFailure, ContextExceeded, EngineCrashed, NoAnswer, UsageError
 from edgeai.routing import retrying
+from edgeai.routing.local import LocalModel
 from edgeai.types import Chunk, Constraint, GenerationConfig, Prompt, ToolCall
 from tests.routing.fakes import FakeEndpoint, FakeOrchestra, codes, end, failed, text_of
 
@@ -345,3 +347,67 @@ def test_an_aborted_attempt_says_nothing_about_the_endpoint() -> None:
     for _ in range(8):
         orchestra.read()
     assert orchestra.breakers["far"].state == "closed"
+
+
+# ---- moments that are hard to hit
+
+
+class LoadsSlowly:
+    """A local model that takes a while to load, and then answers."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.engine = seconds, FakeEngine("one two three four")
+
+    def local(self) -> LocalModel:
+        def load(path: Path) -> FakeEngine:
+            time.sleep(self.seconds)
+            return self.engine
+
+        return LocalModel("tiny", lambda: Path("m"), load, facts=lambda _: self.engine.artifact)
+
+
+def test_a_hedge_that_was_stopped_while_it_loaded_does_not_join_the_answer_that_goes_on() -> None:
+    orchestra = FakeOrchestra(FakeEndpoint([[0.1, "far ", 0.05, failed("connection", None)]]))
+    orchestra.local = LoadsSlowly(0.4).local()
+    chunks, _ = orchestra.read(orchestra.planned(config=hasty(hedge_s=0.02)), resume=True)
+    assert text_of(chunks) == "far \n[cloud/far broke off here; local/tiny goes on]\none two three four"
+
+
+def test_cancelling_does_not_wait_for_a_model_that_loads() -> None:
+    orchestra = FakeOrchestra()
+    orchestra.local = LoadsSlowly(3.0).local()
+    orchestra.conduct(orchestra.planned(policy="local-only"))
+    time.sleep(0.1)
+    began = time.monotonic()
+    orchestra.stream.cancel()
+    assert list(orchestra.stream)[-1].finish_reason == "cancelled"
+    assert time.monotonic() - began < 1.0
+
+
+def test_a_bug_of_a_hedge_that_has_not_won_leaves_the_endpoint_s_answer_alone() -> None:
+    orchestra = FakeOrchestra(FakeEndpoint([[0.1, *ANSWER]]), local=SlowEngine(fail=OSError("native")))
+    chunks, _ = orchestra.read(orchestra.planned(config=hasty(hedge_s=0.01)))
+    assert text_of(chunks) == "far away answer"
+
+
+def test_a_hedge_that_answers_while_a_retry_waits_ends_the_wait() -> None:
+    endpoint = FakeEndpoint([[0.05, failed("rate_limited", 429, retry_after_s=3.0)], ANSWER])
+    orchestra = FakeOrchestra(endpoint, local=SlowEngine(each_s=0.05))
+    began = time.monotonic()
+    chunks, _ = orchestra.read(orchestra.planned(config=hasty(hedge_s=0.02)))
+    assert (text_of(chunks), time.monotonic() - began < 1.5) == ("slow words here", True)
+
+
+def test_a_caller_s_own_deadline_is_no_fault_of_the_endpoint() -> None:
+    orchestra = FakeOrchestra(FakeEndpoint([["far ", 0.05, failed("timeout", None, reason="deadline")]]))
+    for _ in range(8):
+        orchestra.read(max_seconds=0.04)
+    assert orchestra.breakers["far"].state == "closed"
+
+
+def test_a_bug_in_an_attempt_keeps_its_bytes_and_frees_the_probe() -> None:
+    orchestra = FakeOrchestra(FakeEndpoint([[ZeroDivisionError("bug")]]))  # type: ignore[list-item]
+    with pytest.raises(ZeroDivisionError):
+        orchestra.read()
+    assert orchestra.done[0].attempts[0].status == "failed"
+    assert orchestra.done[0].attempts[0].sent_bytes > 0

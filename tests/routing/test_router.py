@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import json
 import logging
 import sys
@@ -400,3 +402,73 @@ def test_no_messages_are_an_error_before_anything_is_sent(make: Make, lab: Lab) 
     with pytest.raises(UsageError, match="no messages"):
         make().chat([])
     assert lab.seen == []
+
+
+# ---- everything that is sent is examined
+
+
+class Name(str, enum.Enum):  # noqa: UP042 - a StrEnum is another thing
+    JANE = "jane.doe@example.com"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "hi", "image_url": {"url": "mail jane.doe@example.com"}}],
+            }
+        ],
+        [{"role": "jane.doe@example.com", "content": "hi"}],
+        [{"role": "user", "content": "hi", "name": "jane.doe@example.com"}],
+    ],
+    ids=["another key of a piece", "role", "another key"],
+)
+def test_nothing_of_a_message_passes_unseen(messages: Any) -> None:
+    config = Config(cloud=(CloudSettings(name="lab", base_url="http://127.0.0.1:9/v1", model="lab"),))
+    assert plan(messages, config=config).sent is None
+
+
+def test_texts_that_are_members_of_an_enumeration_are_seen(make: Make, lab: Lab) -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": Name.JANE}}
+    with pytest.raises(NoAnswer):
+        make().chat(user("Hi"), tools=(tool,))
+    assert lab.seen == []
+
+
+def test_a_schema_is_examined_as_its_reader_will_understand_it(make: Make, lab: Lab) -> None:
+    from edgeai.types import Constraint
+
+    source = json.dumps({"type": "object", "description": "Herr Müller\nFalcon"})
+    assert "\\u00fc" in source
+    for word in ("Müller", "Falcon"):
+        model = make(privacy=PrivacySettings(words=(word,)))
+        router = model.engine
+        assert isinstance(router, Router)
+        config = model.config(constraint=Constraint(kind="json_schema", source=source))
+        assert router.planned(user("Hi"), config).sent is None
+
+
+def test_the_model_that_an_open_endpoint_is_asked_for_is_examined() -> None:
+    config = Config(cloud=(CloudSettings(name="lab", base_url="http://127.0.0.1:9/v1", model="default"),))
+    assert plan(user("Hi"), config=config, scope="cloud/gpt-9").sent is not None
+    assert plan(user("Hi"), config=config, scope="cloud/jane.doe@example.com").sent is None
+
+
+def test_what_is_asked_beside_a_prompt_is_not_redacted_and_so_stays(make: Make, lab: Lab) -> None:
+    done = make().chat(user("Hi, jane.doe@example.com"), stop=["bob@example.org"], redact=True)
+    assert done.model == "local/tiny"
+    assert lab.seen == []
+
+
+def test_a_message_that_is_changed_after_it_was_examined_is_not_what_leaves(make: Make, lab: Lab) -> None:
+    from edgeai.chaos.stand_in import open_stand_in
+
+    messages = user("Hi")
+    model = make("local-first", local=open_stand_in("local-slow"))
+    with model.stream(messages, max_seconds=1.0) as stream:
+        messages[0]["content"] = "my mail is jane.doe@example.com"
+        with contextlib.suppress(NoAnswer):
+            list(stream)
+    assert all(b"jane" not in seen.body for seen in lab.seen)

@@ -14,6 +14,7 @@ __all__ = ["as_lines", "parts_of", "strings_in"]
 
 EXAMINED = ("role", "content", "private", "tool_calls")
 """The keys of a message that are read by themselves; whatever else one has is examined as JSON."""
+ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_DEPTH = 64
 
 
@@ -41,8 +42,8 @@ def parts_of(
 
 
 def _of_message(message: Message, index: int) -> Iterator[Part]:
-    private = bool(message.get("private", False))
     role = message.get("role", "user")
+    private = bool(message.get("private", False)) or role not in ROLES  # a role of one's own is text, too
     where = {"system": "system", "tool": f"tool result (message {index + 1})"}.get(role, f"message {index + 1}")
     content: Any = message.get("content")
     if isinstance(content, str):
@@ -52,6 +53,9 @@ def _of_message(message: Message, index: int) -> Iterator[Part]:
             text = piece.get("text") if isinstance(piece, Mapping) else piece
             known = isinstance(text, str)
             yield Part(text=str(text) if known else "", where=where, message=index, private=private or not known)
+            more = {key: item for key, item in piece.items() if key != "text"} if isinstance(piece, Mapping) else {}
+            if set(more) - {"type"} or more.get("type") not in (None, "text"):  # it would be sent, whatever it is
+                yield Part(text=as_lines(more), where=where, message=index, private=True)
     elif content is not None:
         yield Part(text=str(content), where=where, message=index, private=True)
     for call in message.get("tool_calls") or ():
@@ -89,9 +93,14 @@ def _opened(text: str) -> Any:
         return None
 
 
+def _text(value: Any) -> str:
+    """Return VALUE as JSON would have it: of a member of an enumeration that is a text, the text."""
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
 def _members(value: Any) -> Iterable[tuple[str, Any]] | None:
     if isinstance(value, Mapping):
-        return [(str(key), item) for key, item in value.items()]
+        return [(_text(key), item) for key, item in value.items()]
     if isinstance(value, _Pairs):
         return value
     return [("", item) for item in value] if isinstance(value, list | tuple) else None
@@ -101,7 +110,7 @@ def _lines(value: Any, name: str, depth: int) -> Iterator[str]:
     opened = _opened(value) if isinstance(value, str) and depth < MOST_DEPTH else None
     members = _members(value if opened is None else opened)
     if members is None or depth >= MOST_DEPTH:
-        yield f"{name}: {value}" if name else str(value)
+        yield f"{name}: {_text(value)}" if name else _text(value)
         return
     if name:
         yield f"{name}:"
