@@ -27,7 +27,7 @@ def endless(path: Path) -> dict[str, Any]:
 def test_a_short_score_does_not_wait_for_a_long_one_which_is_the_same_as_without(tiny_gguf: Path) -> None:
     with Model(open_engine(tiny_gguf, ctx=256, streams=2, threads=1)) as model:
         ids = [5 + at * 7 % 200 for at in range(6000)]
-        alone, short = model.score(ids[:3000]), model.score(ids[:9])
+        alone, short = model.score(ids[:6000]), model.score(ids[:9])
         found: list[str] = []
         scores: dict[str, list[float]] = {}
 
@@ -36,12 +36,12 @@ def test_a_short_score_does_not_wait_for_a_long_one_which_is_the_same_as_without
             found.append(name)
 
         threads = [
-            threading.Thread(target=score, args=("long", 3000)),
+            threading.Thread(target=score, args=("long", 6000)),
             threading.Thread(target=score, args=("short", 9)),
         ]
         for thread in threads:
             thread.start()
-            time.sleep(0.1)
+            time.sleep(0.02)  # the long one takes a tenth of a second or more
         for thread in threads:
             thread.join()
     assert found == ["short", "long"]
