@@ -45,7 +45,7 @@ def test_processor_time_grows_with_what_this_process_uses() -> None:
         sum(range(10_000))
     now = state.processor_time()
     assert now.total_s > before.total_s
-    assert now.busy_s >= before.busy_s
+    assert now.busy_s > before.busy_s - 0.5  # the time that waits for disks may go down (proc_stat(5))
 
 
 def test_the_machine_is_looked_at_again_only_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
