@@ -100,6 +100,10 @@ class FakeEndpoint:
         self.closed = True
 
 
+OPENED: list[Timers] = []
+"""Timers of tests, which close them."""
+
+
 class FakeOrchestra:
     """What a conductor needs, with a local model that says LOCAL (None: there is none) and the ENDPOINTS."""
 
@@ -108,6 +112,7 @@ class FakeOrchestra:
         self.engine = engine
         self.local = None if engine is None else LocalModel.loaded_already("tiny", engine)
         self.timers, self.budget = Timers(), RetryBudget(0.2)
+        OPENED.append(self.timers)
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self.breakers = {endpoint.name: Breaker() for endpoint in endpoints}
         self.done: list[Conductor] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from edgeai.errors import CloudFailure, ContextExceeded, EngineCrashed, NoAnswer
 from edgeai.routing import retrying
 from edgeai.routing.local import LocalModel
 from edgeai.types import Chunk, Constraint, GenerationConfig, Prompt, ToolCall
-from tests.routing.fakes import FakeEndpoint, FakeOrchestra, codes, end, failed, text_of
+from tests.routing.fakes import OPENED, FakeEndpoint, FakeOrchestra, codes, end, failed, text_of
 
 ANSWER = ("far ", "away ", "answer", end())
 
 
 @pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(retrying, "BASE_S", 0.001)
+    yield
+    while OPENED:
+        OPENED.pop().close()
 
 
 class SlowEngine(FakeEngine):
