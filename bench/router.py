@@ -30,7 +30,7 @@ from typing import Any
 
 import measure
 
-PACE_S, PACED_CHUNKS = 0.02, 16
+PACE_S, PACED_CHUNKS = 0.02, 40
 PROMPT = (
     "Explain in a few sentences why the sky is blue at noon and red in the evening, and what the air has to do with it."
 )
@@ -166,7 +166,7 @@ def compare(
             _, wall = run(ask, streams, requests, chunks)
             walls[name].append(wall / (streams * requests * chunks))
         for name, ask in paced.items():
-            firsts[name] += run(ask, streams, max(1, 8 // streams), PACED_CHUNKS, apart=True)[0]
+            firsts[name] += run(ask, streams, max(1, 4 // streams), PACED_CHUNKS, apart=True)[0]
     ttft = {name: 1000 * statistics.median(values) for name, values in firsts.items()}
     chunk = {name: 1e6 * statistics.median(values) for name, values in walls.items()}
     others = [name for name in asks if name != "routed"]
@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", default="1,8,64")
     parser.add_argument("--chunks", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=0, help="by each stream and round; 0: as many as make 64")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--try", action="store_true", dest="trying", help="do not write the result")
