@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from edgeai.engines.streaming import ChunkStream
 from edgeai.errors import CloudFailure, EdgeAIError, NoAnswer, UsageError
@@ -23,6 +23,9 @@ from edgeai.routing.planning import Planned
 from edgeai.routing.retrying import RetryBudget, wait_before_retry
 from edgeai.routing.timers import Timer, Timers
 from edgeai.types import Chunk, GenerationConfig, Notice, Prompt, Served
+
+if TYPE_CHECKING:
+    from edgeai.routing.privacy.restore import Restorer
 
 __all__ = ["SEAM", "Conductor", "Orchestra"]
 
@@ -121,7 +124,7 @@ class Conductor:
             return
         if not self._held:
             raise self._all_failed()
-        self._say_why()
+        self._say_why(self._with_here().model)
         for chunk in self._held:  # not sure enough, but nobody else answered
             self._with_here().give(chunk)
 
@@ -156,7 +159,7 @@ class Conductor:
             failure = self._try_cloud(endpoint, breaker, model, body, others, repeats=tries + 1 < most)
             if failure is None or self._taken_over():
                 return
-            tries += self.attempts_at(model)[-1].requests
+            tries += self._last_try(model).requests
             left = answer.left_s()
             wait = wait_before_retry(
                 failure, tries, most_tries=most, left_s=total_s if left is None else left, others=bool(others)
@@ -169,9 +172,9 @@ class Conductor:
                 return
         raise Broken
 
-    def attempts_at(self, model: str) -> list[Attempt]:
-        """Return the tries at MODEL."""
-        return [attempt for attempt in self.attempts if attempt.model == model]
+    def _last_try(self, model: str) -> Attempt:
+        """Return the last try at MODEL; one of a hedge may have come since."""
+        return next(attempt for attempt in reversed(self.attempts) if attempt.model == model)
 
     def _encoded(self, endpoint: Upstream, model: str, prompt: Prompt, config: GenerationConfig) -> bytes:
         """Return what would leave, examined once more where it was redacted. Raises Broken."""
@@ -233,6 +236,15 @@ class Conductor:
         """Give the chunks of ASKED to the reader, with what was redacted put back. Raises CloudFailure."""
         answer, redactor = self.answer, self.planned.redactor
         restorer = None if redactor is None else redactor.restorer()
+        try:
+            self._pass_chunks(asked, model, attempt, restorer)
+        except CloudFailure:
+            if restorer is not None and answer.winner == model:
+                answer.give(Chunk(text=restorer.flush()))  # what it held back in case a placeholder went on
+            raise
+
+    def _pass_chunks(self, asked: Asked, model: str, attempt: Attempt, restorer: Restorer | None) -> None:
+        answer, redactor = self.answer, self.planned.redactor
         for chunk in asked:
             last = chunk.finish_reason is not None
             if answer.winner is None and (chunk.text or chunk.tool_calls or last):
@@ -240,6 +252,7 @@ class Conductor:
                     asked.abort()
                     raise CloudFailure(f"{answer.winner} was quicker", kind="aborted")
                 attempt.began_text()
+                self._say_why(model)
                 if self._hedge is not None:
                     self._hedge.stop()
             elif answer.winner not in (None, model):
@@ -283,15 +296,19 @@ class Conductor:
                 raise Broken
             return
         attempt = self._note(model)
-        self._say_why()
+        self._say_why(model)
         try:
             if self.planned.decision.cascade and others:
                 self._judge(here, attempt)
             else:
                 for chunk in here.chunks(attempt):
                     here.give(chunk)
-        except UsageError:
-            raise  # the caller's mistake, which nobody else should answer
+        except Cancelled:
+            attempt.ended("cancelled")
+            raise
+        except UsageError as error:  # the caller's mistake, which nobody else should answer
+            attempt.ended("failed", kind=kind_of(error), error=error.message)
+            raise
         except EdgeAIError as error:
             self._local_failed(error, model, attempt)
             return
@@ -322,12 +339,11 @@ class Conductor:
         for chunk in chunks:
             here.give(chunk)
 
-    def _say_why(self) -> None:
-        """Warn the reader that somebody else answers than was first asked."""
-        failed = [item.line() for item in self.attempts if item.status == "failed"]
+    def _say_why(self, model: str) -> None:
+        """Warn the reader that MODEL answers because others failed, if they did; a try of its own that failed is no news."""
+        failed = [item.line() for item in self.attempts if item.status == "failed" and item.model != model]
         if failed:
-            here = self._with_here().model
-            self.answer.warn("fallback", f"{here} answers, because {'; '.join(dict.fromkeys(failed))}")
+            self.answer.warn("fallback", f"{model} answers, because {'; '.join(dict.fromkeys(failed))}")
 
     def _set_hedge(self, others: tuple[str, ...]) -> None:
         """Have the local model start when the endpoint is late, where the decision says so."""
@@ -373,6 +389,9 @@ class Conductor:
         try:
             for chunk in here.chunks(attempt, begun=begun):
                 here.give(chunk)
+        except Cancelled:
+            attempt.ended("cancelled")
+            raise
         except EdgeAIError as error:
             self.answer.check_wanted()
             attempt.ended("interrupted", kind=kind_of(error), error=error.message)
@@ -393,6 +412,8 @@ class Conductor:
     def _nobody(self) -> NoAnswer:
         verdict, facts = self.planned.verdict, self.planned.facts
         listed = "; ".join(self._excluded()) or "there is no model"
+        local = self.planned.state.local
+        broken = local is not None and local.problem is not None
         if facts.placement == "local_only":
             hints = [] if facts.scope in ("any", "local") else ["edgeai run auto answers it here"]
             asked = self.config.route is not None and self.config.route.redact
@@ -401,9 +422,9 @@ class Conductor:
             return NoAnswer(
                 f"this stays on this machine ({verdict.reason}), and nobody here may answer: {listed}",
                 hint=", or ".join(hints) or "edgeai route TEXT --explain says more",
-                exit_code=2,
+                exit_code=3 if broken else 2,
             )
-        code = 8 if self.planned.state.online.endswith("offline") else 2
+        code = 3 if broken else 8 if self.planned.state.online.endswith("offline") else 2
         return NoAnswer(f"nobody may answer: {listed}", hint="edgeai route TEXT --explain says more", exit_code=code)
 
     def _excluded(self) -> list[str]:

@@ -160,10 +160,8 @@ def plan_request(
     began = time.perf_counter()
     if not prompt:
         raise UsageError("there are no messages to answer", hint="give at least one message with the role 'user'")
-    prompt, config = (
-        copy.deepcopy(prompt),
-        config.with_(tools=copy.deepcopy(tuple(config.tools))),
-    )  # what is examined is what is sent
+    # What is examined is what is sent, whatever the caller does to it meanwhile.
+    prompt, config = copy.deepcopy(prompt), config.with_(tools=copy.deepcopy(tuple(config.tools)))
     scope = scope_of(options.scope, around.config.cloud)
     parts = _tagged(parts_of(prompt, files=dict(options.files), tools=config.tools), options)
     parts += [Part(text=text, where=where, message=len(parts)) for where, text in _asked_beside(config, scope)]

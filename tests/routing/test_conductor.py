@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from edgeai.config import Config, RoutingSettings
+from edgeai.config import Config, PrivacySettings, RoutingSettings
 from edgeai.engines.fake import FakeEngine
 from edgeai.engines.streaming import Channel, ChunkStream
 from edgeai.errors import CloudFailure, ContextExceeded, EngineCrashed, NoAnswer, UsageError
 from edgeai.routing import retrying
 from edgeai.routing.local import LocalModel
+from edgeai.routing.privacy.detector import Detector
+from edgeai.routing.privacy.redact import Redactor
 from edgeai.types import Chunk, Constraint, GenerationConfig, Prompt, ToolCall
 from tests.routing.fakes import OPENED, FakeEndpoint, FakeOrchestra, codes, end, failed, text_of
 
@@ -101,6 +103,21 @@ def test_the_second_endpoint_is_asked_before_this_machine() -> None:
     assert [attempt.model for attempt in conductor.attempts] == ["cloud/far", "cloud/other"]
 
 
+@pytest.mark.parametrize("policy", ["cloud-first", "local-first"])
+def test_who_answers_instead_of_another_is_said_whoever_it_is(policy: str) -> None:
+    first, second = FakeEndpoint([[failed("credentials", 401)]]), FakeEndpoint([ANSWER], name="other")
+    orchestra = FakeOrchestra(first, second, local=SlowEngine(fail=EngineCrashed("gone")))
+    chunks, _ = orchestra.read(orchestra.planned(policy=policy))
+    assert codes(chunks) == ["fallback"]
+    assert "cloud/other answers, because" in chunks[0].notices[0].message
+    assert chunks[0].text == ""
+
+
+def test_a_second_try_that_works_is_no_news() -> None:
+    chunks, _ = FakeOrchestra(FakeEndpoint([[failed("server")], ANSWER])).read()
+    assert codes(chunks) == []
+
+
 def test_after_the_first_text_nobody_takes_over() -> None:
     endpoint = FakeEndpoint([["far ", failed("connection", None)], ANSWER])
     chunks, conductor = FakeOrchestra(endpoint).read()
@@ -175,6 +192,7 @@ def test_a_mistake_of_the_caller_is_not_sent_to_an_endpoint() -> None:
     with pytest.raises(UsageError, match="no such adapter"):
         orchestra.read(orchestra.planned(policy="local-first"))
     assert endpoint.asked == []
+    assert orchestra.done[0].attempts[0].status == "failed"
 
 
 def test_a_prompt_that_is_too_long_here_goes_to_an_endpoint() -> None:
@@ -282,7 +300,7 @@ def test_cancelling_ends_the_local_model() -> None:
     next(orchestra.stream)
     orchestra.stream.cancel()
     assert list(orchestra.stream)[-1].finish_reason == "cancelled"
-    assert conductor.answer.cancelled.is_set()
+    assert [attempt.status for attempt in conductor.attempts] == ["cancelled"]
 
 
 def test_a_deadline_without_a_word_is_an_error_and_after_words_a_timeout() -> None:
@@ -415,3 +433,13 @@ def test_a_bug_in_an_attempt_keeps_its_bytes_and_frees_the_probe() -> None:
         orchestra.read()
     assert orchestra.done[0].attempts[0].status == "failed"
     assert orchestra.done[0].attempts[0].sent_bytes > 0
+
+
+def test_a_redacted_answer_that_breaks_off_keeps_what_might_have_been_a_placeholder() -> None:
+    redactor = Redactor(Detector(PrivacySettings()))
+    sent = redactor.redact("Write to jane.doe@example.com")
+    orchestra = FakeOrchestra(FakeEndpoint([["Dear <EMAIL_1>, it is 3 <", failed("connection", None)]]))
+    planned = replace(orchestra.planned(redacted=True), redactor=redactor, sent=(sent, GenerationConfig()))
+    chunks, _ = orchestra.read(planned)
+    assert text_of(chunks) == "Dear jane.doe@example.com, it is 3 <"
+    assert chunks[-1].finish_reason == "interrupted"

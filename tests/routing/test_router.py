@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
 import logging
@@ -21,7 +20,7 @@ from edgeai.chaos.lab import Lab
 from edgeai.config import CloudSettings, Config, PrivacySettings, RoutingSettings, Timeouts
 from edgeai.engines.base import Engine
 from edgeai.engines.fake import FakeEngine
-from edgeai.errors import ClosedError, NoAnswer, StreamInterrupted, UsageError
+from edgeai.errors import ClosedError, EngineCrashed, NoAnswer, StreamInterrupted, UsageError
 from edgeai.model import Model
 from edgeai.routing.ledger import Ledger
 from edgeai.routing.local import LocalModel
@@ -462,13 +461,23 @@ def test_what_is_asked_beside_a_prompt_is_not_redacted_and_so_stays(make: Make, 
     assert lab.seen == []
 
 
-def test_a_message_that_is_changed_after_it_was_examined_is_not_what_leaves(make: Make, lab: Lab) -> None:
-    from edgeai.chaos.stand_in import open_stand_in
+class Waits(FakeEngine):
+    """Crashes when it is let go."""
 
-    messages = user("Hi")
-    model = make("local-first", local=open_stand_in("local-slow"))
-    with model.stream(messages, max_seconds=1.0) as stream:
+    def __init__(self) -> None:
+        super().__init__(context=4096)
+        self.go = threading.Event()
+
+    def generate(self, prompt: Any, config: Any) -> Any:
+        self.go.wait(20)
+        raise EngineCrashed("gone")
+
+
+def test_a_message_that_is_changed_after_it_was_examined_is_not_what_leaves(make: Make, lab: Lab) -> None:
+    messages, engine = user("Hi"), Waits()
+    model = make("local-first", local=engine)
+    with model.stream(messages) as stream:
         messages[0]["content"] = "my mail is jane.doe@example.com"
-        with contextlib.suppress(NoAnswer):
-            list(stream)
-    assert all(b"jane" not in seen.body for seen in lab.seen)
+        engine.go.set()
+        list(stream)
+    assert [json.loads(seen.body)["messages"][0]["content"] for seen in lab.attempts] == ["Hi"]
