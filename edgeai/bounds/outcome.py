@@ -1,0 +1,46 @@
+"""What a search came to: the points that were measured, the frontier that was predicted, and the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edgeai.evaluation.intervals import Interval
+
+__all__ = ["Outcome", "Point"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One choice of types: its size, what was predicted and what was measured of it (None: not measured).
+
+    `name` is "q4_k_m" and the like for a preset, "chosen" for the result, "round 2" for another one that was measured on the way and ""
+    for a corner of the predicted frontier. `quality` is the mean KL in nats (1 - mean cosine for an embedding model), `top1` the share of
+    positions with the same first choice.
+    """
+
+    name: str
+    nbytes: int
+    bpw: float
+    predicted: float | None = None
+    quality: Interval | None = None
+    top1: Interval | None = None
+    p999: float | None = None
+    types: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A finished search. `measure` names what `quality` is ("mean KL, nats"), `bound` is its limit where there is one, `target_bytes`
+    that of the size; `kinds` is tensor → type of the chosen file, `costs` tensor → expected share of the KL."""
+
+    model: str
+    measure: str
+    chosen: Point
+    rounds: tuple[Point, ...]
+    presets: tuple[Point, ...]
+    frontier: tuple[Point, ...]
+    kinds: Mapping[str, str]
+    costs: Mapping[str, float]
+    bound: float | None = None
+    target_bytes: int | None = None
