@@ -35,14 +35,14 @@ UNITS = {
     **{f"{letter}I{end}": 1024**power for power, letter in enumerate("KMGT", 1) for end in ("", "B")},
 }
 """Unit in capitals → bytes; those without an i are decimal, as on disks and model hubs."""
-SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{0,3})")
+SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{0,3})")
 Rule = tuple[Callable[[Any], bool], str]
 Failure = type[UsageError]
 
 RULES: dict[str, Rule] = {
     "target_bytes": (lambda value: 1 <= value <= MOST_BYTES, "at least 1"),
     "target_bpw": (lambda value: 0 < value <= 32, "above 0 and at most 32, such as 4.5"),
-    "max_kl": (lambda value: math.isfinite(value) and value > 0, "a mean KL in nats above 0, such as 0.02"),
+    "max_kl": (lambda value: 0 < value < math.inf, "a mean KL in nats above 0, such as 0.02"),
     "min_top1": (lambda value: 0 < value < 1, "between 0 and 1, such as 0.95 for 95 %"),
     "min_cosine": (lambda value: 0 < value < 1, "between 0 and 1, such as 0.995"),
     "rounds": (lambda value: value >= 1, "at least 1"),
@@ -57,7 +57,7 @@ def parse_size(text: str) -> int:
     unit = UNITS.get(match[2].upper()) if match else None
     hint = "write a number and a unit: 90MB, 1.2GB, 85MiB (1 MB is 1000000 bytes, 1 MiB 1048576), or plain bytes"
     if match is None or unit is None:
-        raise UsageError(f"{text!r} is not a size", hint=hint)
+        raise UsageError(f"{text!r:.60} is not a size", hint=hint)
     count = int(Fraction(match[1]) * unit)
     if not 1 <= count <= MOST_BYTES:
         raise UsageError(f"the size {text!r} is {'too large' if count else 'less than a byte'}", hint=hint)

@@ -71,6 +71,9 @@ def best(label: Label, taken: Sequence[Box], area: Box, gap: float) -> Box:
     The line from the point to its label counts as well, but for what stands around the point itself.
     """
     around = Box(x=label.x - gap / 8, y=label.y - gap / 8, width=gap / 4, height=gap / 4)
+    across, up = (max(DISTANCES) * gap + side for side in (label.width, label.height))
+    reach = Box(x=label.x - across, y=label.y - up, width=2 * across, height=2 * up)
+    taken = [box for box in taken if reach.shared(box)]
     others = [box for box in taken if not around.shared(box)]
 
     found, least = None, math.inf

@@ -70,6 +70,7 @@ def draw_tiles(
     looks = looks_of(sorted({run.kind for tile in tiles for run in tile.runs}, key=lambda kind: (bits(kind), kind)))
     cell = axes.get_position().width * figure.get_figwidth() / columns
     size, each = text_size(figure, [tile for tile in tiles if not tile.outside], cell)
+    widths = {kind: measure(figure, kind, fontsize=size)[0] + TEXT_ROOM for kind in looks}
     for row, tile in enumerate(tiles):
         for run in tile.runs:
             look = looks[run.kind]
@@ -78,7 +79,7 @@ def draw_tiles(
                 axes.add_patch(box(first, row, last - first + 1, look, gid=gid, clip_on=False))
             for first, last in cells_of(tile, run) if each else [(run.first, run.last)]:
                 frame(axes, row, (first, last))
-                if measure(figure, run.kind, fontsize=size)[0] + TEXT_ROOM <= (last - first + 1) * cell:
+                if widths[run.kind] <= (last - first + 1) * cell:
                     write(axes, (first + last + 1) / 2, row + 0.5, run.kind, size, look)
     names_and_numbers(axes, tiles, layers, cell)
 
