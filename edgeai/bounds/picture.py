@@ -76,13 +76,18 @@ def check_plot(path: Path, *, force: bool = False) -> None:
 def draw(outcome: Outcome, path: Path) -> None:
     """Draw OUTCOME to PATH, a .png, .svg or .html; the file appears whole or not at all. The same outcome gives the same bytes.
 
-    Raises what `check_plot` raises of a name, a folder or a missing library.
+    Raises what `check_plot` raises of a name, a folder or a missing library, and OutputError for a full disk.
     """
     check_plot(path, force=True)
     data = {".png": as_png, ".svg": as_svg, ".html": as_html}[path.suffix.lower()](outcome)
     with OutputFile(path) as out:
         part = out.temporary()
-        part.write_bytes(data)
+        try:
+            part.write_bytes(data)
+        except OSError as error:
+            raise OutputError(
+                f"the picture {str(path)!r} cannot be written: {error.strerror or error}", hint="name another place"
+            ) from error
         out.commit(part)
 
 

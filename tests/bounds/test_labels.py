@@ -55,10 +55,11 @@ def test_without_room_the_least_bad_place_is_taken() -> None:
     assert len(place([Label(x=5, y=5, width=50, height=10)] * 3, full, AREA, GAP)) == 3
 
 
-def test_the_line_to_a_label_crosses_no_other_label() -> None:
-    wall = Box(x=112, y=0, width=4, height=400)
-    (found,) = place([Label(x=100, y=200, width=50, height=10)], [wall], AREA, GAP)
-    assert found.x + found.width <= wall.x
+def test_the_line_to_a_label_crosses_nothing() -> None:
+    block = Box(x=0, y=0, width=95, height=260)
+    wall = Box(x=105, y=0, width=2, height=260)
+    (found,) = place([Label(x=100, y=200, width=50, height=10)], [block, wall], AREA, GAP)
+    assert (found.x, found.y) == (75, 270), "far above, and not right behind the wall"
 
 
 def test_the_same_labels_get_the_same_places() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.util
 import itertools
@@ -113,8 +114,8 @@ def drawn(found: Outcome) -> Any:
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-@every_case
-def test_every_outcome_has_a_page(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["two layers", "alone", "unmeasured", "odd", "no layers", "nothing"])
+def test_an_outcome_that_lacks_something_has_a_page(name: str, tmp_path: Path) -> None:
     draw(CASES[name](), tmp_path / "kl.html")
     assert [path.name for path in tmp_path.iterdir()] == ["kl.html"]
 
@@ -282,7 +283,7 @@ def test_the_same_outcome_gives_the_same_bytes(suffix: str, tmp_path: Path, monk
     first = path.read_bytes()
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
     with matplotlib.rc_context(
-        {"font.size": 30, "lines.linewidth": 9, "svg.hashsalt": "other", "axes.facecolor": "red"}
+        {"font.size": 30, "savefig.bbox": "tight", "legend.numpoints": 3, "svg.hashsalt": "other"}
     ):
         before = dict(matplotlib.rcParams)
         draw(outcome(6), path)
@@ -516,12 +517,19 @@ def test_a_picture_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch:
     def fail(*_args: object, **_options: object) -> bytes:
         raise RuntimeError("broken")
 
+    def full(*_args: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(picture, "saved", fail)
     with pytest.raises(RuntimeError):
         draw(outcome(2), path)
     monkeypatch.undo()
     monkeypatch.setattr(picture.OutputFile, "commit", fail)
     with pytest.raises(RuntimeError):
+        draw(outcome(2), path)
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="No space left"):
         draw(outcome(2), path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
