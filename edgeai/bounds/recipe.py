@@ -283,7 +283,7 @@ def check_recipe(recipe: QuantRecipe, plan: ModelPlan, source_sha256: str) -> No
     if recipe.source != source_sha256:
         raise RecipeError(
             f"the quant recipe is of {recipe.model!r} with the sha256 {recipe.source!r}, and this source has {source_sha256!r}",
-            hint="replay it on the folder that it was made from, or choose types for this one with `max_kl` or `target_size`",
+            hint="replay it on the folder that it was made from, or choose types for this one with `max_kl` or `target_bytes`",
         )  # fmt: skip
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     matrices = [tensor.name for tensor in plan.tensors if is_matrix(tensor)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,3 +91,64 @@ def outcome(layers: int = 30, weights: float = 134.5e6, **changes: Any) -> Outco
         bound=0.02,
     )  # fmt: skip
     return replace(found, **changes)
+
+
+def embedder() -> Outcome:
+    """A search for a cosine."""
+    parts = tuple(part for part in PARTS if part != "ffn_gate")
+    return outcome(6, 22e6, measure="1 - cosine", bound=0.005, kinds=kinds(6, parts=parts), model="all-MiniLM-L6-v2")
+
+
+def crowded() -> Outcome:
+    """Presets that lie close to each other."""
+    found = outcome()
+    more = [
+        ("q3_k_s", 3.7, 0.13),
+        ("q4_k_s", 4.68, 0.041),
+        ("q5_0", 5.52, 0.019),
+        ("q5_k_s", 5.55, 0.0175),
+        ("iq4_nl", 4.56, 0.058),
+    ]
+    points = [
+        Point(name=name, nbytes=int(134.5e6 * bpw / 8 + 1.8e6), bpw=bpw, quality=interval(kl)) for name, bpw, kl in more
+    ]
+    return replace(found, presets=(*found.presets, *points))
+
+
+def unmeasured() -> Outcome:
+    """Nothing but predictions."""
+    found = outcome()
+    presets = tuple(replace(point, quality=None, top1=None, predicted=0.7 * point.bpw**-3) for point in found.presets)
+    return replace(found, presets=presets, rounds=(), chosen=replace(found.chosen, quality=None, top1=None))
+
+
+def odd() -> Outcome:
+    """Values that a logarithmic scale has no place for, and ends that are none."""
+    found = outcome()
+    values = (0.0, -0.001, math.nan, 0.01, 0.02)
+    ends = ((0.0, 0.0), (-0.01, 0.01), (math.nan, math.nan), (-math.inf, math.inf), (-0.001, 0.041))
+    presets = tuple(
+        replace(point, quality=Interval(value=value, low=low, high=high))
+        for point, value, (low, high) in zip(found.presets, values, ends, strict=False)
+    )
+    return replace(found, presets=presets)
+
+
+CASES: dict[str, Callable[[], Outcome]] = {
+    "thirty layers": outcome,
+    "two layers": lambda: outcome(2, 3.2e6),
+    "sixty layers": lambda: outcome(60, 7e9, kinds=kinds(60, tied=False)),
+    "gemma": lambda: outcome(18, 268e6, bound=None, target_bytes=175_000_000, rounds=()),
+    "embedder": embedder,
+    "crowded": crowded,
+    "no presets": lambda: outcome(presets=()),
+    "alone": lambda: outcome(presets=(), rounds=(), frontier=()),
+    "unmeasured": unmeasured,
+    "odd": odd,
+    "both bounds": lambda: outcome(target_bytes=95_000_000, min_top1=0.94),
+    "top-1": lambda: outcome(bound=None, min_top1=0.94),
+    "no layers": lambda: outcome(kinds={"token_embd.weight": "q8_0"}),
+    "nothing": lambda: outcome(
+        presets=(), rounds=(), frontier=(), kinds={}, costs={}, bound=None, chosen=Point(name="chosen", nbytes=1, bpw=1.0)
+    ),
+}  # fmt: skip
