@@ -23,7 +23,7 @@ def kinds_of(plan: ModelPlan, goal: Goal, overrides: Sequence[Override]) -> Mapp
     Raises UsageError where none is left, WrongChoice for an override that fits nothing.
     """
     asked = match(plan, overrides)
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for tensor in filter(is_matrix, plan.tensors):
         if tensor.name in asked:
             found[tensor.name] = (obey(tensor, asked[tensor.name]).type,)
