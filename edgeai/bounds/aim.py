@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from edgeai.types import Progress
 
 __all__ = ["Aim", "Found", "check_aim", "find_types", "replay"]
 
+ROOM = 0.9
+"""How much of the room the smallest types may take before smaller ones are tried."""
 Say = Callable[[str, str], None]
 
 
@@ -134,9 +136,13 @@ def find_types(
         )
     curvature = curvature_of(checkpoint.path, source_sha256, plan, texts.texts, progress)
     note_unmeasured(plan, curvature, say)
-    costs = table_of(plan, curvature, lambda tensor: kinds[tensor.name], progress)
-    seconds = seconds_of(plan, kinds, progress) if goal.prefer == "speed" else {}
-    items = options_of(plan, kinds, costs, seconds)
+    quick = kinds_of(plan, goal, overrides, slow=False)
+    costs = table_of(plan, curvature, lambda tensor: quick[tensor.name], progress)
+    if needs_less(plan, goal, quick, costs, budget):
+        quick = kinds
+        costs = table_of(plan, curvature, lambda tensor: quick[tensor.name], progress)
+    seconds = seconds_of(plan, quick, progress) if goal.prefer == "speed" else {}
+    items = options_of(plan, quick, costs, seconds)
     compared = text if text is not None else texts.held_out
     tokens = held_out_tokens(plan.parameters, plan.vocab_size) if compared is None else None
     any_map = chosen_types(plan, {name: some[0] for name, some in kinds.items()})
@@ -176,6 +182,22 @@ def find_types(
         text=compared,
         tokens=tokens,
     )
+
+
+def needs_less(
+    plan: ModelPlan,
+    goal: Goal,
+    kinds: Mapping[str, Sequence[str]],
+    costs: Mapping[str, Mapping[str, float]],
+    budget: int | None,
+) -> bool:
+    """Whether a file of the smallest of KINDS is too large for the BUDGET, or nearly, or much better than a bound asks for."""
+    items = options_of(plan, kinds, costs, {})
+    small = [min(item.options, key=lambda option: option.nbytes) for item in items]
+    if budget is not None and sum(option.nbytes for option in small) > ROOM * budget:
+        return True
+    limit = goal.max_kl if goal.max_kl is not None else 1 - goal.min_cosine if goal.min_cosine is not None else None
+    return budget is None and limit is not None and sum(option.cost for option in small) < limit
 
 
 def note_unmeasured(plan: ModelPlan, curvature: Curvature, say: Say) -> None:
