@@ -222,7 +222,15 @@ def test_the_choice_among_many_is_that_of_the_table_of_sizes(seed: int) -> None:
         assert choose(items, limit).cost == pytest.approx(best_by_table(items, limit), rel=1e-8)
 
 
-EFFORTS = [((64, 512, 2048), 400_000, 24), ((4, 16), 2000, 24), ((8,), 100_000, 6), ((1, 2, 3), 300, 2), ((), 0, 0)]
+EFFORTS = [
+    ((64, 512, 2048), 400_000, 24),
+    ((4, 16), 2000, 24),
+    ((8,), 100_000, 6),
+    ((1, 2, 3), 300, 2),
+    ((1,), 100_000, 24),
+    ((2048,), 20, 0),
+    ((), 0, 0),
+]
 """Widths, expansions and branches of a search: the real ones, and less and less of them."""
 
 
@@ -327,8 +335,14 @@ def test_each_corner_of_the_frontier_of_a_time_is_the_best_of_its_size(items: li
             for most in (seconds, seconds * (1 - ROUNDING))
         )
         assert best is not None
+        assert corner.bound <= best * (1 + ROUNDING)
         assert best <= corner.cost
         assert nearly is None or corner.cost <= nearly * (1 + 1e-8)
+
+
+def test_steps_of_one_slope_are_one_side_of_the_frontier() -> None:
+    items = [one((1, 1.0, 0.0), (2, 0.5, 0.0), (3, 0.0, 0.0), name=name) for name in "xyz"]
+    assert [(corner.nbytes, corner.cost) for corner in frontier(items)] == [(3, 3.0), (9, 0.0)]
 
 
 def test_a_corner_has_the_sums_of_its_kinds() -> None:
@@ -444,6 +458,12 @@ def test_a_limit_that_is_met_exactly_is_met() -> None:
     fastest = choose(items, 20, seconds=math.fsum([0.1] * 10))
     assert set(fastest.kinds.values()) == {"b"}
     assert smallest(items, math.fsum([0.1] * 10)).nbytes == 10
+
+
+def test_a_limit_that_is_missed_by_a_rounding_is_missed() -> None:
+    items = [one((1, 1.0, 1.0), (1, 0.0, 2.0))]
+    assert choose(items, 1, seconds=2.0).kinds == {"output": "b"}
+    assert choose(items, 1, seconds=math.nextafter(2.0, 0)).kinds == {"output": "a"}
 
 
 def test_limits_without_end_are_none() -> None:
