@@ -16,9 +16,10 @@ import ctypes
 import json
 import math
 import os
+import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,12 +79,17 @@ LAYERS = Shape(width=512, inner=1536, layers=2, heads=8)
 BARE = 8
 """Rows of an output matrix that is next to nothing."""
 TINY = Shape(width=64, inner=64, layers=1, heads=8)
-STACK = replace(TINY, layers=9)
+STACK = replace(TINY, layers=5)
 """Matrices of next to nothing: what a layer takes besides them."""
 REFERENCE = "F16"
 """The type of TINY and STACK, and of what is not measured in the others: libggml has it everywhere, and it takes rows of any length."""
 
-ROUNDS, LEAST_ROUNDS = 40, 6
+ROUNDS, LEAST_ROUNDS = 200, 25
+SETTLED = 0.01
+"""The spread at which more rounds will find nothing lower."""
+SOME = 12
+SLEEPING_LAYER_S = 25 * 10e-6
+"""A layer has about 25 barriers (nodes of the graph), and threads that wait longer than 10 µs at one fall asleep (SPINS in native.py)."""
 BALLAST_BYTES = 96 << 20
 """Larger, with the models themselves, than the last cache of most processors for the edge."""
 PROMPT = 64
@@ -178,6 +184,10 @@ class Loaded:
         """Whether the weights were copied into another order; the others stay in the file."""
         return self.handle.placement.cpu.weights_bytes > 0
 
+    def use(self, threads: int) -> None:
+        """Compute with so many THREADS from now on."""
+        self.handle.lib.llama_set_n_threads(self.handle.context, threads, threads)
+
     def seconds(self, count: int = 1) -> float:
         """Return how long COUNT tokens take that are read at once in an empty context."""
         handle, lib = self.handle, self.handle.lib
@@ -230,35 +240,68 @@ def try_types(folder: Path, kinds: Sequence[str], use: str) -> None:
 
 
 def time_types(folder: Path, kinds: Sequence[str], threads: int, limit_s: float) -> None:
-    """Say how long a token takes in each model, the least of the rounds.
+    """Say how long a token takes in each model, the least of the rounds, and how far the rounds are apart.
 
     The names are `KIND slim`, `KIND broad` and `KIND layers`; the first two with ` unpacked` where the library repacks KIND and was kept
     from it; `KIND prompt` for a prompt of PROMPT tokens in the layers; `bare slim` and `bare broad` for those without a large output
-    matrix, `tiny` and `stack`.
+    matrix, `tiny` and `stack`. LIMIT_S is for a machine that does not become quiet.
     """
     with loaded_models(folder, kinds, threads) as models:
-        prompts = {f"{kind} prompt": models[f"{kind} layers"] for kind in kinds}
-        least = dict.fromkeys([*models, *prompts], math.inf)
-        for number in rounds(limit_s):
-            models["tiny"].seconds()  # the first one after the walk finds not even its instructions in a cache
-            for name, model in models.items():
-                least[name] = min(least[name], model.seconds())
-            for name, model in prompts.items() if number % PROMPT_EVERY == 0 else ():
-                least[name] = min(least[name], model.seconds(PROMPT))
-        say(seconds=least)
+        found = samples(models, limit_s)
+        if threads > 1 and is_crowded(found):
+            threads = 1
+            for model in models.values():
+                model.use(threads)
+            found = samples(models, limit_s)
+        say(seconds={name: min(values) for name, values in found.items()}, spread=spread(found), threads=threads)
 
 
-def rounds(limit_s: float) -> Iterator[int]:
-    """Yield numbers until there were ROUNDS, or LEAST_ROUNDS and LIMIT_S are over; caches are emptied of weights before each."""
+def samples(models: Mapping[str, Loaded], limit_s: float) -> dict[str, list[float]]:
+    """Return how long tokens and prompts took in each round: until the least times settle, or LIMIT_S are over."""
     import numpy as np
 
-    ballast, began = np.ones(BALLAST_BYTES // 8, np.int64), time.perf_counter()
+    prompts = {name.replace(" layers", " prompt"): model for name, model in models.items() if name.endswith(" layers")}
+    found: dict[str, list[float]] = {name: [] for name in (*models, *prompts)}
+    ballast, ends = np.ones(BALLAST_BYTES // 8, np.int64), time.perf_counter() + limit_s
     for number in range(ROUNDS):
         say(round=number, rounds=ROUNDS)
-        if number >= LEAST_ROUNDS and time.perf_counter() - began > limit_s:
-            return
+        if number >= LEAST_ROUNDS and (has_settled(found) or time.perf_counter() > ends):
+            break
         ballast.sum()
-        yield number
+        models["tiny"].seconds()  # the first one after the walk finds not even its instructions in a cache
+        for name in turns(tuple(models)):
+            found[name].append(models[name].seconds())
+        for name, model in prompts.items() if number % PROMPT_EVERY == 0 else ():
+            found[name].append(model.seconds(PROMPT))
+    return found
+
+
+def has_settled(found: Mapping[str, Sequence[float]]) -> bool:
+    """Whether more rounds would find nothing lower."""
+    return spread(found) < SETTLED and not is_crowded(found)
+
+
+def is_crowded(found: Mapping[str, Sequence[float]]) -> bool:
+    """Whether the threads always slept at the barriers of a model that has nothing to compute: other programs have their cores."""
+    return min(found["stack"]) > STACK.layers * SLEEPING_LAYER_S
+
+
+def turns(names: Sequence[str]) -> Iterator[str]:
+    """Yield NAMES, and those that tell what a layer takes after every few of them: all the others are calculated with it."""
+    for number, name in enumerate(names):
+        yield name
+        if number % SOME == 0:
+            yield from ("stack", "tiny")
+
+
+def spread(found: Mapping[str, Sequence[float]]) -> float:
+    """Return by what part the third of the least times of a token is above the least, in the median of the models."""
+    parts = []
+    for name, values in found.items():
+        least = sorted(values)[:3]
+        if not name.endswith(" prompt"):
+            parts.append(least[-1] / least[0] - 1)
+    return statistics.median(parts)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,9 @@
 """What a weight of each ggml type costs a decoded token on this machine: measured once, and added up for any mix of types.
 
 A decoded token multiplies every matrix with one vector, so its time is the sum over the matrices of what their weights and their rows
-take, and what a layer takes besides. A row costs something of its own (its sums are collected, its addresses begin anew): rows of 576
-weights take up to a tenth more for each of them than long ones. Two models of each type with rows of different lengths tell both
-apart (`typeprobe`), and two of next to no weights what is left. An embedding that is looked up is free; one that is the output matrix too is
-a matrix.
+take, and what a layer takes besides. A row costs something of its own where rows are not repacked (its sums are collected anew): in Q5_K
+one of 576 weights takes a tenth more for each than a long one. Two models of each type with rows of different lengths tell both apart
+(`typeprobe`), and two of next to no weights what is left. An embedding that is looked up is free; one that is the output too is a matrix.
 
 Only the CPU is measured. Attention over what came before is left out: the times are those of the first tokens.
 """
@@ -13,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import subprocess
 import tempfile
 import threading
@@ -29,7 +29,7 @@ from edgeai.device import cpu_facts
 from edgeai.errors import EngineCrashed, UsageError
 from edgeai.evaluation.typeprobe import BARE, BROAD, LAYERS, PROMPT, REFERENCE, SLIM, STACK, TINY
 from edgeai.paths import home
-from edgeai.types import Progress, no_progress
+from edgeai.types import Notice, Progress, no_progress
 
 __all__ = [
     "TypeSpeeds",
@@ -43,10 +43,12 @@ __all__ = [
 ]
 
 CHILD = "edgeai.evaluation.typeprobe"
-LIMIT_S = 15.0
-"""When the rounds of a measurement end on a machine that does other work; on an idle one all of them take three seconds."""
+LIMIT_S = 10.0
+"""When the rounds of a measurement end on a machine that does other work; on an idle one they take two seconds."""
 TIMEOUT_S = 120.0
 MEMO = "typespeed.json"
+DISTURBED = 0.1
+"""The spread above which the least times are not those of an idle machine."""
 LANES = 8
 """Rows that libggml puts side by side at most; a matrix whose rows are no multiple of it stays as it is (ggml-cpu/repack.cpp)."""
 EMBEDDING = "token_embd.weight"
@@ -77,20 +79,33 @@ class TypeSpeeds:
     A decoded token takes `token_s`, `layer_s` for each layer, and for each matrix the `seconds` of its type a weight and the `row_seconds`
     a row. A matrix that libggml cannot store in the order that its fastest kernels want takes the `unpacked` ones of both; types
     without such kernels are not in these. `prompt_seconds` are for a weight and a token, in prompts of 64. `left_out` is type → why the
-    library does not run it.
+    library does not run it. `spread` is how far the three least times of a measurement are apart.
     """
 
     device: str
     threads: int
     seconds: Mapping[str, float]
     row_seconds: Mapping[str, float] = field(default_factory=dict)
-    matrix_seconds: Mapping[str, float] = field(default_factory=dict)
     unpacked_seconds: Mapping[str, float] = field(default_factory=dict)
     unpacked_row_seconds: Mapping[str, float] = field(default_factory=dict)
     prompt_seconds: Mapping[str, float] = field(default_factory=dict)
+    matrix_s: float = 0.0
     layer_s: float = 0.0
     token_s: float = 0.0
+    spread: float = 0.0
+    asked_threads: int | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notice(self) -> Notice | None:
+        """What to say of times that are not those of an idle machine with the threads that were asked for; they are not remembered."""
+        if self.asked_threads not in (None, self.threads):
+            why = f"with 1 thread instead of {self.asked_threads}: other programs have the cores of the others"
+        elif self.spread > DISTURBED:
+            why = f"on a busy machine: even the least times are {self.spread:.0%} apart"
+        else:
+            return None
+        return Notice(code="speeds-uncertain", message=f"the speeds of the types were measured {why}")
 
     def product_seconds(self, rows: int, columns: int, kind: str) -> float:
         """Return what one matrix of ROWS and COLUMNS takes in the type KIND. Raises UsageError for a type without a speed."""
@@ -98,7 +113,7 @@ class TypeSpeeds:
         unpacked = rows % LANES != 0 and kind in self.unpacked_seconds
         weight = (self.unpacked_seconds if unpacked else self.seconds)[kind]
         row = (self.unpacked_row_seconds if unpacked else self.row_seconds).get(kind, 0.0)
-        return rows * (columns * weight + row) + self.matrix_seconds.get(kind, 0.0)
+        return rows * (columns * weight + row) + self.matrix_s
 
     def check(self, kind: str) -> None:
         """Raise UsageError where KIND has no speed."""
@@ -247,50 +262,73 @@ def type_speeds(
     known = _known(read_memo(memo).get(key))
     if fresh or known is None or not set(wanted) <= set(known.seconds):
         together = list(dict.fromkeys([*wanted, *(known.seconds if known else ())]))
-        known = fit(_timed(together, threads, progress), device=cpu.name, threads=threads)
-        write_memo(memo, {**read_memo(memo), key: asdict(known)})
+        known = _timed(together, threads, progress)
+        if known.notice is None:
+            write_memo(memo, {**read_memo(memo), key: asdict(known)})
     return replace(known, left_out={kind: reason for kind, reason in why.items() if reason is not None})
 
 
 def fit(least: Mapping[str, float], *, device: str, threads: int) -> TypeSpeeds:
     """Return the speeds that add up to LEAST: the seconds of the models of `typeprobe.time_types`, by name.
 
-    A weight and a row of each type are solved from its two large output matrices, what a token and a layer take from TINY and STACK, and
-    then what each matrix takes besides from the layers. What seems to take less than nothing takes nothing.
+    What a token and a layer take is of TINY and STACK. The three models of a type are then products of known sizes; what a product takes
+    besides its rows and weights is the same for all types, and the median of what is left in their layers.
     """
     kinds = [name.removesuffix(" layers") for name in least if name.endswith(" layers")]
-    packed = {kind: _rates(least, kind, "") for kind in kinds}
-    plain = {kind: _rates(least, kind, " unpacked") for kind in kinds if f"{kind} slim unpacked" in least}
-    weight, row = packed[REFERENCE]
+    unpacked = [kind for kind in kinds if f"{kind} slim unpacked" in least]
+    weight, row = _rates(_products(least, REFERENCE))
     small = TINY.weights * weight + TINY.rows * row
     layer_s = max(0.0, (least["stack"] - least["tiny"]) / (STACK.layers - TINY.layers) - small)
     token_s = max(0.0, least["tiny"] - layer_s - small)
-    products: dict[str, float] = {}
-    for kind, (weight, row) in packed.items():
-        each = (least[f"{kind} layers"] - token_s) / LAYERS.layers - layer_s
-        products[kind] = max(0.0, each - LAYERS.weights * weight - LAYERS.rows * row) / len(LAYERS.matrices)
+    layers = {kind: (least[f"{kind} layers"] - token_s) / LAYERS.layers - layer_s for kind in kinds}
+    left = []
+    for kind in kinds:
+        weight, row = _rates(_products(least, kind))
+        left.append(layers[kind] - LAYERS.weights * weight - LAYERS.rows * row)
+    matrix_s = max(0.0, statistics.median(left) / len(LAYERS.matrices))
+    products = matrix_s * len(LAYERS.matrices)
+    packed = {
+        kind: _rates([*_products(least, kind), (LAYERS.weights, LAYERS.rows, layers[kind] - products)])
+        for kind in kinds
+    }
+    plain = {kind: _rates(_products(least, kind, " unpacked")) for kind in unpacked}
     return TypeSpeeds(
         device=device,
         threads=threads,
         seconds={kind: weight for kind, (weight, _) in packed.items()},
         row_seconds={kind: row for kind, (_, row) in packed.items()},
-        matrix_seconds=products,
         unpacked_seconds={kind: weight for kind, (weight, _) in plain.items()},
         unpacked_row_seconds={kind: row for kind, (_, row) in plain.items()},
         prompt_seconds={kind: least[f"{kind} prompt"] / PROMPT / LAYERS.layers / LAYERS.weights for kind in kinds},
+        matrix_s=matrix_s,
         layer_s=layer_s,
         token_s=token_s,
     )
 
 
-def _rates(least: Mapping[str, float], kind: str, suffix: str) -> tuple[float, float]:
-    """Return what a weight and a row of KIND take: the models of other lengths of rows have both in common."""
-    slim, broad = (
-        max(0.0, least[f"{kind} {name}{suffix}"] - least[f"bare {name}"]) / (shape.vocab - BARE)
-        for name, shape in (("slim", SLIM), ("broad", BROAD))
-    )  # a row of each
-    weight = max(0.0, broad - slim) / (BROAD.width - SLIM.width)
-    return min(weight, broad / BROAD.width), max(0.0, slim - weight * SLIM.width)
+def _products(least: Mapping[str, float], kind: str, suffix: str = "") -> list[tuple[int, int, float]]:
+    """Return the weights and rows of the large output matrices of KIND, and what they take: the bare models have all but them."""
+    found = []
+    for name, shape in (("slim", SLIM), ("broad", BROAD)):
+        rows = shape.vocab - BARE
+        found.append((rows * shape.width, rows, least[f"{kind} {name}{suffix}"] - least[f"bare {name}"]))
+    return found
+
+
+def _rates(products: Sequence[tuple[int, int, float]]) -> tuple[float, float]:
+    """Return what a weight and a row take in PRODUCTS of (weights, rows, seconds): the least squares of the relative errors.
+
+    A row that seems to take less than nothing takes nothing.
+    """
+    import numpy as np
+
+    terms = np.array([(weights / seconds, rows / seconds) for weights, rows, seconds in products])
+    scale = terms.max(axis=0)  # weights and rows are of different sizes
+    weight, row = np.linalg.lstsq(terms / scale, np.ones(len(terms)))[0] / scale
+    if weight > 0 and row >= 0:
+        return float(weight), float(row)
+    ratios = terms[:, 0]
+    return float(ratios.sum() / (ratios @ ratios)), 0.0
 
 
 def _known(entry: object) -> TypeSpeeds | None:
@@ -300,26 +338,30 @@ def _known(entry: object) -> TypeSpeeds | None:
     tables = [entry[name] for name in entry if name.endswith("seconds")]
     if not all(isinstance(table, dict) for table in tables):
         return None
-    numbers = [entry["layer_s"], entry["token_s"], *(number for table in tables for number in table.values())]
+    numbers = [
+        entry["matrix_s"],
+        entry["layer_s"],
+        entry["token_s"],
+        entry["spread"],
+        *(number for table in tables for number in table.values()),
+    ]
     if not all(isinstance(number, float) and 0 <= number < math.inf for number in numbers):
         return None
-    complete = all(
-        set(entry[name]) == set(entry["seconds"]) for name in ("row_seconds", "matrix_seconds", "prompt_seconds")
-    )
+    complete = all(set(entry[name]) == set(entry["seconds"]) for name in ("row_seconds", "prompt_seconds"))
     complete = complete and set(entry["unpacked_seconds"]) == set(entry["unpacked_row_seconds"])
     return TypeSpeeds(**entry) if complete else None
 
 
-def _timed(kinds: Sequence[str], threads: int, progress: Progress) -> dict[str, float]:
-    """Return the least seconds of each model of KINDS, measured in a child process. Raises EngineCrashed."""
-    found: dict[str, float] = {}
+def _timed(kinds: Sequence[str], threads: int, progress: Progress) -> TypeSpeeds:
+    """Return the speeds of KINDS, measured in a child process. Raises EngineCrashed."""
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="edgeai-types-") as folder:
         request = json.dumps({"kinds": list(kinds), "threads": threads, "limit_s": LIMIT_S})
-        for facts in _told(folder, request):
-            if "round" in facts:
-                progress("measuring the speed of the types", facts["round"], facts["rounds"])
-            found |= facts.get("seconds", {})
-    return found
+        for found in _told(folder, request):
+            if "round" in found:
+                progress("measuring the speed of the types", found["round"], found["rounds"])
+    speeds = fit(found["seconds"], device=cpu_facts().name, threads=found["threads"])
+    return replace(speeds, spread=found["spread"], asked_threads=threads)
 
 
 def _told(folder: str, request: str) -> Iterator[dict[str, Any]]:
