@@ -78,13 +78,15 @@ LAYERS = Shape(width=512, inner=1536, layers=2, heads=8)
 """Layers of a small model: matrices of a usual size, one after the other."""
 BARE = 8
 """Rows of an output matrix that is next to nothing."""
-TINY = Shape(width=64, inner=64, layers=1, heads=8)
+TINY = Shape(width=64, inner=64, layers=1, heads=2)
 STACK = replace(TINY, layers=5)
 """Matrices of next to nothing: what a layer takes besides them."""
+SMALL = ("tiny", "stack")
 REFERENCE = "F16"
 """The type of TINY and STACK, and of what is not measured in the others: libggml has it everywhere, and it takes rows of any length."""
 
-ROUNDS, LEAST_ROUNDS = 200, 25
+ROUNDS, CALM_ROUNDS, LEAST_ROUNDS = 200, 25, 4
+"""At most, on a machine that does nothing else, and on one where each round takes seconds."""
 SETTLED = 0.01
 """The spread at which more rounds will find nothing lower."""
 SOME = 12
@@ -244,7 +246,8 @@ def time_types(folder: Path, kinds: Sequence[str], threads: int, limit_s: float)
 
     The names are `KIND slim`, `KIND broad` and `KIND layers`; the first two with ` unpacked` where the library repacks KIND and was kept
     from it; `KIND prompt` for a prompt of PROMPT tokens in the layers; `bare slim` and `bare broad` for those without a large output
-    matrix, `tiny` and `stack`. LIMIT_S is for a machine that does not become quiet.
+    matrix; `tiny` and `stack`, and both with ` again` for the token after, which finds all in the caches. LIMIT_S is for a machine that
+    does not become quiet.
     """
     with loaded_models(folder, kinds, threads) as models:
         found = samples(models, limit_s)
@@ -261,16 +264,18 @@ def samples(models: Mapping[str, Loaded], limit_s: float) -> dict[str, list[floa
     import numpy as np
 
     prompts = {name.replace(" layers", " prompt"): model for name, model in models.items() if name.endswith(" layers")}
-    found: dict[str, list[float]] = {name: [] for name in (*models, *prompts)}
+    found: dict[str, list[float]] = {name: [] for name in (*models, *prompts, *(f"{name} again" for name in SMALL))}
     ballast, ends = np.ones(BALLAST_BYTES // 8, np.int64), time.perf_counter() + limit_s
     for number in range(ROUNDS):
         say(round=number, rounds=ROUNDS)
-        if number >= LEAST_ROUNDS and (has_settled(found) or time.perf_counter() > ends):
+        if number >= LEAST_ROUNDS and (time.perf_counter() > ends or (number >= CALM_ROUNDS and has_settled(found))):
             break
         ballast.sum()
         models["tiny"].seconds()  # the first one after the walk finds not even its instructions in a cache
         for name in turns(tuple(models)):
             found[name].append(models[name].seconds())
+            if name in SMALL:
+                found[f"{name} again"].append(models[name].seconds())
         for name, model in prompts.items() if number % PROMPT_EVERY == 0 else ():
             found[name].append(model.seconds(PROMPT))
     return found
@@ -291,7 +296,7 @@ def turns(names: Sequence[str]) -> Iterator[str]:
     for number, name in enumerate(names):
         yield name
         if number % SOME == 0:
-            yield from ("stack", "tiny")
+            yield from SMALL
 
 
 def spread(found: Mapping[str, Sequence[float]]) -> float:

@@ -271,14 +271,16 @@ def type_speeds(
 def fit(least: Mapping[str, float], *, device: str, threads: int) -> TypeSpeeds:
     """Return the speeds that add up to LEAST: the seconds of the models of `typeprobe.time_types`, by name.
 
-    What a token and a layer take is of TINY and STACK. The three models of a type are then products of known sizes; what a product takes
-    besides its rows and weights is the same for all types, and the median of what is left in their layers.
+    The three models of a type are products of known sizes; what a product takes besides its rows and weights is the same for all
+    types, and the median of what is left in their layers. What a layer and a token take is of STACK and TINY: in a context that was not
+    used for long, as the others are when they are measured, and, to predict the next token with, in one that has just been.
     """
     kinds = [name.removesuffix(" layers") for name in least if name.endswith(" layers")]
     unpacked = [kind for kind in kinds if f"{kind} slim unpacked" in least]
     weight, row = _rates(_products(least, REFERENCE))
     small = TINY.weights * weight + TINY.rows * row
-    layer_s = max(0.0, (least["stack"] - least["tiny"]) / (STACK.layers - TINY.layers) - small)
+    more = STACK.layers - TINY.layers
+    layer_s = max(0.0, (least["stack"] - least["tiny"]) / more - small)
     token_s = max(0.0, least["tiny"] - layer_s - small)
     layers = {kind: (least[f"{kind} layers"] - token_s) / LAYERS.layers - layer_s for kind in kinds}
     left = []
@@ -292,6 +294,7 @@ def fit(least: Mapping[str, float], *, device: str, threads: int) -> TypeSpeeds:
         for kind in kinds
     }
     plain = {kind: _rates(_products(least, kind, " unpacked")) for kind in unpacked}
+    layer_again_s = max(0.0, least["stack again"] - least["tiny again"]) / more
     return TypeSpeeds(
         device=device,
         threads=threads,
@@ -301,8 +304,8 @@ def fit(least: Mapping[str, float], *, device: str, threads: int) -> TypeSpeeds:
         unpacked_row_seconds={kind: row for kind, (_, row) in plain.items()},
         prompt_seconds={kind: least[f"{kind} prompt"] / PROMPT / LAYERS.layers / LAYERS.weights for kind in kinds},
         matrix_s=matrix_s,
-        layer_s=layer_s,
-        token_s=token_s,
+        layer_s=layer_again_s,
+        token_s=max(0.0, least["tiny again"] - layer_again_s),
     )
 
 
