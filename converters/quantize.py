@@ -37,6 +37,8 @@ __all__ = ["encode", "encode_with_feedback", "encoded_slabs"]
 SLAB_ITEMS = 1 << 20
 """Weights in a slab: 4 MB of float32."""
 LARGEST_F16 = 65504.0
+MOST_CHANGE = 0.4
+"""How much a row of a block may be changed to make up for errors before it, as a part of its length."""
 NUMBER = {item.name: number for number, item in GGML_TYPES.items()}
 BLOCK = {item.name: (item.block, item.size) for item in GGML_TYPES.values()}
 
@@ -169,13 +171,26 @@ def encode_with_feedback(rows: F32, kind: str, feedback: Feedback) -> tuple[memo
         owed = errors[:, :first] @ feedback.factor[:first, first:last]  # (rows, block)
         wanted = np.ascontiguousarray(rows[:, first:last])
         if first:
-            wanted = wanted + (owed @ inverse(inner)).astype(np.float32)
+            wanted = wanted + held_back(owed @ inverse(inner), wanted)
         codes = encode(wanted, kind, np.ascontiguousarray(feedback.importance[:, first:last]))
         found = decode(codes, kind, last - first)
         errors[:, first:last] = rows[:, first:last] - found
         left[:, first:last] = (wanted - found) @ inner
         data[:, first // block : last // block] = np.frombuffer(codes, np.uint8).reshape(count, -1, size)
     return data.reshape(-1).data, left
+
+
+def held_back(change: F32, block: F32) -> F32:
+    """Return CHANGE, (rows, columns of a block), no row of it longer than `MOST_CHANGE` of the same row of BLOCK.
+
+    A column that hardly ever has an input can make up for much on the calibration text, and for nothing on another.
+    """
+    import numpy as np
+
+    length, most = np.linalg.norm(change, axis=1), MOST_CHANGE * np.linalg.norm(block, axis=1)
+    share = np.minimum(1, most / np.maximum(length, np.float32(1e-30)))
+    found: F32 = change * share[:, None].astype(np.float32)
+    return found
 
 
 def inverse(triangle: F32) -> F32:

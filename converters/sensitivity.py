@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     F32 = npt.NDArray[np.float32]
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["CANDIDATES", "SLOW", "candidates", "costs", "damping_of"]
+__all__ = ["CANDIDATES", "SLOW", "candidates", "costs", "feedback_from"]
 
 CANDIDATES = (
     "IQ2_XXS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K",
@@ -36,6 +36,8 @@ SLOW = ("IQ2_XXS", "IQ2_S")
 SAMPLE = 3 << 16
 """Weights of a tensor that are encoded to see what a type costs it."""
 SLAB = 1 << 22
+WHOLE = 8
+"""How many tokens of a text that counts as a whole say as much as one that counts by itself."""
 
 
 def candidates(columns: int) -> tuple[str, ...]:
@@ -43,9 +45,11 @@ def candidates(columns: int) -> tuple[str, ...]:
     return tuple(kind for kind in CANDIDATES if columns % BLOCK_OF[kind] == 0)
 
 
-def damping_of(columns: int, tokens: int) -> float:
-    """Return the damping for second moments of COLUMNS columns from TOKENS tokens: more where there are hardly more tokens than columns."""
-    return max(DAMPING, 0.1 * columns / max(1, tokens))
+def feedback_from(curvature: Curvature, name: str) -> Feedback:
+    """Return the feedback of the tensor NAME, with more damping where its second moments are of few tokens, or of whole texts."""
+    products = curvature.columns(name)
+    samples = max(1, curvature.tokens) / (WHOLE if curvature.whole else 1)
+    return feedback_of(products, max(DAMPING, 0.1 * len(products) / samples))
 
 
 def costs(tensor: TensorPlan, curvature: Curvature, kinds: Sequence[str]) -> Mapping[str, float]:
@@ -56,10 +60,9 @@ def costs(tensor: TensorPlan, curvature: Curvature, kinds: Sequence[str]) -> Map
     import numpy as np
 
     weights = curvature.rows(tensor).astype(np.float64)
-    products = curvature.columns(tensor.name)
     chosen, shares = sample(weights, max(64, SAMPLE // tensor.shape[-1]))
     rows = pick(tensor, chosen)
-    feedback = feedback_of(products, damping_of(len(products), curvature.tokens))
+    feedback = feedback_from(curvature, tensor.name)
     return {kind: expected(rows, kind, feedback, shares) for kind in kinds}
 
 

@@ -141,7 +141,7 @@ def find_types(
     if needs_less(plan, goal, quick, costs, budget):
         quick = kinds
         costs = table_of(plan, curvature, lambda tensor: quick[tensor.name], progress)
-    seconds = seconds_of(plan, quick, progress) if goal.prefer == "speed" else {}
+    seconds = seconds_of(plan, quick, say, progress) if goal.prefer == "speed" else {}
     items = options_of(plan, quick, costs, seconds)
     compared = text if text is not None else texts.held_out
     tokens = held_out_tokens(plan.parameters, plan.vocab_size) if compared is None else None

@@ -25,7 +25,7 @@ __all__ = ["curvature_of", "table_of"]
 KEPT_BYTES = 4 << 30
 """Curvatures that are kept; the oldest go first."""
 COSTS = "costs.json"
-FORM = 2
+FORM = 3
 """Counted up when the sums or the costs come to mean something else."""
 
 
@@ -83,9 +83,15 @@ def table_of(
     path = curvature.folder / COSTS
     found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     wanted = [tensor for tensor in plan.tensors if is_matrix(tensor) and tensor.name in curvature]
-    missing = {tensor.name: [kind for kind in kinds(tensor) if kind not in found.get(tensor.name, {})] for tensor in wanted}
+    missing = {
+        tensor.name: [kind for kind in kinds(tensor) if kind not in found.get(tensor.name, {})] for tensor in wanted
+    }
     with ThreadPoolExecutor(cpu_facts().threads) as pool:  # libggml and BLAS let go of Python's lock
-        todo = [(tensor, pool.submit(costs, tensor, curvature, missing[tensor.name])) for tensor in wanted if missing[tensor.name]]
+        todo = [
+            (tensor, pool.submit(costs, tensor, curvature, missing[tensor.name]))
+            for tensor in wanted
+            if missing[tensor.name]
+        ]
         for done, (tensor, result) in enumerate(todo, 1):
             found.setdefault(tensor.name, {}).update(result.result())
             progress("finding out what each type costs", done, len(todo))

@@ -17,11 +17,11 @@ from converters import gguf
 from converters.checkpoint import Checkpoint
 from converters.curvature import Curvature
 from converters.families import ModelPlan, TensorPlan, Value
-from converters.feedback import Feedback, feedback_of
+from converters.feedback import Feedback
 from converters.knapsack import Item, Selection, choose, frontier, smallest
 from converters.quantmap import NEEDS_IMPORTANCE, QuantMap, chosen_types, plan_types
 from converters.scratch import Scratch
-from converters.sensitivity import damping_of
+from converters.sensitivity import feedback_from
 from converters.tokenizer import Vocabulary
 from edgeai.bounds.goal import Goal
 from edgeai.bounds.outcome import Outcome, Point
@@ -43,6 +43,8 @@ FIRST = 0.85
 DISAGREEMENT = 0.56
 """Positions whose first choice changes, by the root of the mean KL: SmolLM2-135M with 0.0095 to 0.17 nats has 0.49 to 0.57."""
 CORNERS = 24
+TICK, BYTES = 1e-9, 1 << 10
+"""Seconds, and bytes, that are told apart where the time of a token counts before the size."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,6 +71,11 @@ class Search:
         """The largest quality measure that is allowed; None where only the share of first choices is bounded, or the size."""
         goal = self.goal
         return 1 - goal.min_cosine if goal.min_cosine is not None else goal.max_kl
+
+    @property
+    def hurried(self) -> bool:
+        """Whether the fastest file that meets a bound is wanted, and not the smallest."""
+        return self.goal.prefer == "speed"
 
     @property
     def bounded(self) -> bool:
@@ -154,8 +161,7 @@ def feedback_for(curvature: Curvature) -> Callable[[TensorPlan], Feedback | None
         place = curvature.places[tensor.name]
         if place not in held:
             held.clear()
-            products = curvature.columns(tensor.name)
-            held[place] = feedback_of(products, damping_of(len(products), curvature.tokens))
+            held[place] = feedback_from(curvature, tensor.name)
         return held[place]
 
     return find
@@ -211,7 +217,7 @@ def decide(search: Search, compared: HeldOut | EmbeddingHeldOut | None, trial: P
     for number in range(1, search.goal.rounds + 1):
         chosen, capped = cheapest(search, aim)
         key = tuple(sorted(chosen.kinds.items()))
-        if key in tried or (best is not None and chosen.nbytes >= best[0].nbytes):
+        if key in tried or (best is not None and size(search, chosen) >= size(search, best[0])):
             break
         tried.add(key)
         point = measured_point(search, compared, trial, chosen, f"round {number}")
@@ -232,17 +238,53 @@ def decide(search: Search, compared: HeldOut | EmbeddingHeldOut | None, trial: P
     return best
 
 
+def size(search: Search, chosen: Selection) -> float:
+    """Return what is to be small of CHOSEN: its bytes, or the time of a token."""
+    return chosen.seconds if search.hurried else float(chosen.nbytes)
+
+
 def cheapest(search: Search, aim: float) -> tuple[Selection, bool]:
     """Return the smallest choice with an expected cost of at most AIM, and whether a limit, or the types, kept it from being that good."""
     try:
-        chosen = smallest(search.items, aim, seconds=search.seconds)
+        chosen = fastest(search.items, aim) if search.hurried else smallest(search.items, aim)
     except ValueError:  # nothing is that good: the best there is
-        chosen = smallest(search.items, lowest(search.items), seconds=None)
+        chosen = smallest(search.items, lowest(search.items))
         if search.budget is None or chosen.nbytes <= room(search):
             return chosen, True
     if search.budget is not None and chosen.nbytes > room(search):
         return choose(search.items, room(search), seconds=search.seconds), True
     return chosen, False
+
+
+def fastest(items: Sequence[Item], aim: float) -> Selection:
+    """Return the choice whose token takes least time with an expected cost of at most AIM; of two as fast, the smaller.
+
+    Raises ValueError where none is that good.
+    """
+    timed = [
+        Item(
+            name=item.name,
+            options=tuple(
+                replace(option, nbytes=round(option.seconds / TICK) * BYTES + round(option.nbytes / BYTES))
+                for option in item.options
+            ),
+        )
+        for item in items
+    ]
+    return selected(items, smallest(timed, aim).kinds)
+
+
+def selected(items: Sequence[Item], kinds: Mapping[str, str]) -> Selection:
+    """Return the choice KINDS of ITEMS with its sums."""
+    options = [next(option for option in item.options if option.kind == kinds[item.name]) for item in items]
+    cost = sum(option.cost for option in options)
+    return Selection(
+        kinds=dict(kinds),
+        nbytes=sum(option.nbytes for option in options),
+        cost=cost,
+        seconds=sum(option.seconds for option in options),
+        bound=cost,
+    )
 
 
 def lowest(items: Sequence[Item]) -> float:
