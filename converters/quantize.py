@@ -171,7 +171,7 @@ def encode_with_feedback(rows: F32, kind: str, feedback: Feedback) -> tuple[memo
         owed = errors[:, :first] @ feedback.factor[:first, first:last]  # (rows, block)
         wanted = np.ascontiguousarray(rows[:, first:last])
         if first:
-            wanted = wanted + held_back(owed @ inverse(inner), wanted)
+            wanted = wanted + held_back((owed @ inverse(inner)).astype(np.float32), wanted)
         codes = encode(wanted, kind, np.ascontiguousarray(feedback.importance[:, first:last]))
         found = decode(codes, kind, last - first)
         errors[:, first:last] = rows[:, first:last] - found

@@ -1,9 +1,8 @@
 """What each type would cost each tensor, in nats of KL: the error that its codes leave, weighed by what it does to the model's answers.
 
-The cost is ½ Σ_i G_i |(E M)_i|² with `converters.curvature`'s G for the rows and, of its H = M Mᵀ, the blocks of M that feedback leaves to each
-block of columns (`converters.feedback`). The codes are libggml's own, of a sample of rows: those that matter most, and every so many of
-the others.
-"""
+The cost is ½ Σ_i G_i |(E M)_i|² with `converters.curvature`'s G for the rows and, of its H = M Mᵀ, the blocks of M that feedback leaves
+to each block of columns (`converters.feedback`). The codes are libggml's own, of a sample of rows: those that matter most, and every so
+many of the others. """
 
 from __future__ import annotations
 
@@ -106,7 +105,8 @@ def pick(tensor: TensorPlan, chosen: Ints) -> F32:
 
 
 def expected(rows: F32, kind: str, feedback: Feedback, shares: npt.NDArray[np.float64]) -> float:
-    """Return what the type KIND costs the ROWS, (rows, columns), which stand for SHARES of the tensor; infinity where it cannot hold them."""
+    """Return what the type KIND costs the ROWS, (rows, columns), which stand for SHARES of the tensor; infinity where it cannot hold
+    them."""
     import numpy as np
 
     from converters.dequantize import decode

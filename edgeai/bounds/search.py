@@ -1,6 +1,7 @@
 """The search for the types of a file: choose by what errors are expected to do, write, measure in the real runtime, choose again.
 
-    texts → curvature → costs → [choose → write → measure] until the bound is met by the worse end of the interval → the smallest that met it
+    texts → curvature → costs → [choose → write → measure] until the bound is met by the worse end of the interval → the smallest that met
+    it
 
 What is expected is corrected by what was measured: their ratio scales the next choice. A size alone needs no measurement before the proof.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from converters.errors import UnsupportedModel
 from converters.families import ModelPlan
@@ -36,7 +36,7 @@ def seconds_of(
     }
 
 
-def fits(plan: ModelPlan, quant: str, kinds: Mapping[str, Sequence[str]]) -> bool:
+def fits(plan: ModelPlan, quant: str, kinds: Collection[str]) -> bool:
     """Whether there is a file of the type QUANT of this model."""
     try:
         plan_types(plan, quant, importance=kinds)
