@@ -4,7 +4,8 @@ The error of a matrix with inputs of the second moments H costs tr(E H Eᵀ). Wi
 blocks a of columns, and block a of E M depends on the errors of the blocks up to a only. So block a is encoded not as it is but with what
 cancels the sum so far: W_a + (Σ_{b<a} E_b M_ba) M_aa⁻¹ (optimal brain surgeon: Hassibi and Stork 1993; as rounding with feedback: Frantar
 et al., GPTQ, arXiv 2210.17323, and Chee et al., QuIP, arXiv 2307.13304, section 3, whose LDLQ this is in blocks). libggml's own encoder
-makes the codes of every block, so the result is a plain tensor of its type. """
+makes the codes of every block, so the result is a plain tensor of its type.
+"""
 
 from __future__ import annotations
 

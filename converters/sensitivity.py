@@ -2,7 +2,8 @@
 
 The cost is ½ Σ_i G_i |(E M)_i|² with `converters.curvature`'s G for the rows and, of its H = M Mᵀ, the blocks of M that feedback leaves
 to each block of columns (`converters.feedback`). The codes are libggml's own, of a sample of rows: those that matter most, and every so
-many of the others. """
+many of the others.
+"""
 
 from __future__ import annotations
 

@@ -122,7 +122,8 @@ def convert(
     then, and after Ctrl-C, nothing is left behind. TEXT replaces the text that a quantized file is compared on, and MAX_KL the limit of
     its type for the mean KL in nats. ORIGIN says where the folder came from, for the passport, and the LoRA folder ADAPTER is merged into
     it. With AIM the types are chosen for this model, and QUANT says nothing but its patterns. NOTIFY gets each warning when it arises;
-    what it raises ends the work. TELL gets the verdict of the preflight, before any tensor is read. """
+    what it raises ends the work. TELL gets the verdict of the preflight, before any tensor is read.
+    """
     began = time.perf_counter()
     check_max_kl(max_kl)
     job = preflight(

@@ -50,7 +50,8 @@ class Proof:
     text, `tokens` the number of its tokens and `max_kl` the limit of the type; `min_top1` is the least share of first choices as in the
     source and `min_cosine` the least mean cosine, where they are bounds. `torch` says whether it is the reference (None: if it can be),
     and `of` names the file that is the reference without it. `adapter_file` is a LoRA adapter that the runtime puts on each file.
-    `angles` is for how many positions torch leaves its tables of rope. """
+    `angles` is for how many positions torch leaves its tables of rope.
+    """
 
     checkpoint: Checkpoint
     plan: ModelPlan
