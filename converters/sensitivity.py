@@ -7,6 +7,7 @@ many of the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     F32 = npt.NDArray[np.float32]
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["CANDIDATES", "SLOW", "candidates", "costs", "feedback_from"]
+__all__ = ["CANDIDATES", "SLOW", "candidates", "check_finite", "costs", "feedback_from"]
 
 CANDIDATES = (
     "IQ2_XXS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K",
@@ -66,6 +67,11 @@ def costs(tensor: TensorPlan, curvature: Curvature, kinds: Sequence[str]) -> Map
     return {kind: expected(rows, kind, feedback, shares) for kind in kinds}
 
 
+def check_finite(tensor: TensorPlan) -> None:
+    """Read all of TENSOR, one slab at a time; raises BrokenCheckpoint for a value that is not a finite number."""
+    pick(tensor, None)
+
+
 def sample(weights: npt.NDArray[np.float64], count: int) -> tuple[Ints, npt.NDArray[np.float64]]:
     """Return which of the rows with these WEIGHTS are looked at, and what each stands for: half are the heaviest, half are every so many.
 
@@ -85,13 +91,13 @@ def sample(weights: npt.NDArray[np.float64], count: int) -> tuple[Ints, npt.NDAr
     return chosen[order], shares[order]
 
 
-def pick(tensor: TensorPlan, chosen: Ints) -> F32:
+def pick(tensor: TensorPlan, chosen: Ints | None) -> F32:
     """Return the rows CHOSEN of TENSOR; all are read, one slab at a time, and checked."""
     import numpy as np
 
-    step = max(1, SLAB // tensor.shape[-1] // tensor.block_rows) * tensor.block_rows
-    step = tensor.shape[0] if tensor.transposed else step
-    parts = []
+    step = max(1, SLAB // math.prod(tensor.shape[1:]) // tensor.block_rows) * tensor.block_rows
+    step = tensor.shape[0] if tensor.transposed or len(tensor.shape) == 1 else step
+    parts = [np.empty((0, *tensor.shape[1:]), np.float32)]
     for first in range(0, tensor.shape[0], step):
         last = min(first + step, tensor.shape[0])
         rows = tensor.rows(first, last)
@@ -100,6 +106,8 @@ def pick(tensor: TensorPlan, chosen: Ints) -> F32:
                 f"tensor {tensor.shown_name!r} has values that are not finite numbers, in rows {first} to {last - 1}",
                 hint="the training that made it went wrong, or the file is damaged",
             )
+        if chosen is None:
+            continue
         inside = chosen[(chosen >= first) & (chosen < last)] - first
         parts.append(rows[inside])
     return np.ascontiguousarray(np.concatenate(parts), np.float32)

@@ -11,6 +11,7 @@ from converters.curvature import Curvature
 from converters.families import ModelPlan, TensorPlan, Value
 from converters.feedback import DAMPING, Feedback
 from converters.quantmap import Override, QuantMap, chosen_types, is_matrix
+from converters.sensitivity import check_finite
 from converters.tokenizer import Vocabulary
 from edgeai.bounds.calibration import Material, material
 from edgeai.bounds.costs import curvature_of, table_of
@@ -134,6 +135,9 @@ def find_types(
             "calibration-split",
             "files are compared on the last quarter of the calibration text, which the choice does not see",
         )
+    for done, tensor in enumerate(plan.tensors, 1):
+        check_finite(tensor)
+        progress("looking at every weight", done, len(plan.tensors))
     curvature = curvature_of(checkpoint.path, source_sha256, plan, texts.texts, progress)
     note_unmeasured(plan, curvature, say)
     quick = kinds_of(plan, goal, overrides, slow=False)

@@ -310,14 +310,21 @@ def missed(search: Search, excess: float, point: Point) -> ProofFailed:
     wanted += [f"first choice >= {goal.min_top1:.2%}"] if goal.min_top1 is not None else []
     size = f" within {search.budget} bytes of tensors" if search.budget is not None else ""
     tried = f"{len(search.found)} file{'s' if len(search.found) > 1 else ''} measured"
+    largest = point_of(search, selected(search.items, largest_kinds(search.items)), "").nbytes
+    what = "even the largest types that may be used have" if point.nbytes >= largest else f"the nearest of {tried} has"
     return ProofFailed(
-        f"no choice of types meets {' and '.join(wanted)}{size}; the nearest of {tried} has {', '.join(parts)} at {point.nbytes} bytes, "
+        f"no choice of types meets {' and '.join(wanted)}{size}; {what} {', '.join(parts)} at {point.nbytes} bytes, "
         f"{point.bpw:.2f} bits per weight",
         hint="ask for less"
         + (", or allow a larger file" if search.budget is not None else "")
         + (", or allow more types" if goal.only or goal.exclude else "")
         + ("; a longer --eval-text makes the interval narrower" if excess < 1.3 else ""),
     )
+
+
+def largest_kinds(items: Sequence[Item]) -> dict[str, str]:
+    """Return item → its largest type."""
+    return {item.name: max(item.options, key=lambda option: option.nbytes).kind for item in items}
 
 
 def search_measure(search: Search) -> str:
