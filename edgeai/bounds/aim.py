@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,8 +150,6 @@ def find_types(
     items = options_of(plan, quick, costs, seconds)
     compared = text if text is not None else texts.held_out
     tokens = held_out_tokens(plan.parameters, plan.vocab_size) if compared is None else None
-    any_map = chosen_types(plan, {name: some[0] for name, some in kinds.items()})
-    fixed = any_map.nbytes - sum(any_map.bytes_of(name) for name in kinds)
     search = Search(
         checkpoint=checkpoint,
         plan=plan,
@@ -158,7 +157,6 @@ def find_types(
         goal=goal,
         curvature=curvature,
         items=items,
-        fixed=fixed,
         budget=budget,
         seconds=time_limit(plan, items, budget, seconds) if seconds else None,
         extra=extra,
@@ -181,7 +179,7 @@ def find_types(
     return Found(
         quantmap=quantmap,
         feedback=feedback_for(curvature),
-        calibration=texts.facts,
+        calibration=replace(texts.facts, compared_sha256=digest_of(text)),
         outcome=outcome,
         text=compared,
         tokens=tokens,
@@ -230,20 +228,28 @@ def replay(
     recipe = aim.recipe
     assert recipe is not None  # noqa: S101 - asked for with one
     check_recipe(recipe, plan, source_sha256)
+    if recipe.calibration.compared_sha256 is not None and text is None:
+        raise UsageError(
+            f"the recipe's file was compared on a text of its own, with the sha256 {recipe.calibration.compared_sha256!r}",
+            hint="name its file, or another one: --eval-text FILE; what comes out on it is in the file",
+        )
     texts = same_material(aim, recipe.calibration, plan, vocabulary)
     curvature = curvature_of(checkpoint.path, source_sha256, plan, texts.texts, progress)
     kinds = {name: kind for name, kind in recipe.types.items() if kind != "F32" or name in matrices(plan)}
-    goal = recipe.goal
-    bounded = goal.max_kl is not None or goal.min_top1 is not None or goal.min_cosine is not None
     compared = text if text is not None else texts.held_out
     return Found(
         quantmap=chosen_types(plan, kinds, dict.fromkeys(kinds, "the recipe says so")),
         feedback=feedback_for(curvature),
-        calibration=texts.facts,
+        calibration=replace(texts.facts, compared_sha256=digest_of(text)),
         outcome=None,
         text=compared,
-        tokens=held_out_tokens(plan.parameters, plan.vocab_size) if compared is None and bounded else None,
+        tokens=held_out_tokens(plan.parameters, plan.vocab_size) if compared is None else None,
     )
+
+
+def digest_of(text: str | None) -> str | None:
+    """Return the sha256 of a user's TEXT to compare on."""
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def matrices(plan: ModelPlan) -> set[str]:

@@ -25,6 +25,8 @@ from converters.scratch import Scratch
 from converters.sensitivity import feedback_from
 from converters.tokenizer import Vocabulary
 from edgeai.bounds.goal import Goal
+from edgeai.bounds.layers import bits
+from edgeai.bounds.options import padded
 from edgeai.bounds.outcome import Outcome, Point
 from edgeai.device import cpu_facts
 from edgeai.errors import ProofFailed, UsageError
@@ -50,8 +52,8 @@ TICK, BYTES = 1e-9, 1 << 10
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """Everything that a search needs. `budget` is the number of bytes for tensors, None without a limit; `items` are the matrices, `fixed`
-    the bytes of all other tensors. `found` collects the files that were measured."""
+    """Everything that a search needs. `items` are the matrices, `budget` is how many bytes of the file they may take, None without a limit.
+    `found` collects the files that were measured."""
 
     checkpoint: Checkpoint
     plan: ModelPlan
@@ -59,7 +61,6 @@ class Search:
     goal: Goal
     curvature: Curvature
     items: Sequence[Item]
-    fixed: int
     budget: int | None
     seconds: float | None
     extra: Mapping[str, Value]
@@ -104,52 +105,48 @@ class Search:
 def file_limits(
     plan: ModelPlan, vocabulary: Vocabulary, goal: Goal, kinds: Mapping[str, Sequence[str]], extra: Mapping[str, Value]
 ) -> int | None:
-    """Return how many bytes the tensors may take, None without a limit. Raises UsageError for a size that no choice of KINDS has.
+    """Return how many bytes of the file the matrices may take, None without a limit. Raises UsageError for a size that no choice of KINDS
+    has.
 
-    Both ends are exact: that of all the smallest types, and that of F16, above which nothing is gained.
+    Both ends are exact: that of all the smallest types, and that of the largest, above which nothing is gained.
     """
     if goal.target_bytes is None and goal.target_bpw is None:
         return None
-    ends = [
-        chosen_types(plan, {name: pick(plan, name, some) for name, some in kinds.items()}) for pick in (least, most)
-    ]
+    ends = [chosen_types(plan, {name: pick(some) for name, some in kinds.items()}) for pick in (least, most)]
+    matrices = [sum(padded(end.bytes_of(name)) for name in kinds) for end in ends]
     if goal.target_bpw is not None:
-        sizes = [end.nbytes * 8 / plan.parameters for end in ends]
-        if not sizes[0] <= goal.target_bpw <= sizes[1]:
-            raise out_of_reach(
-                f"{goal.target_bpw:g} bits per weight", [f"{size:.3f}" for size in sizes], sizes[0] > goal.target_bpw
-            )
-        return int(goal.target_bpw * plan.parameters / 8)
-    assert goal.target_bytes is not None  # noqa: S101 - one of the two is given
-    files = [gguf.file_bytes(plan, vocabulary, end, extra) for end in ends]
-    if not files[0] <= goal.target_bytes <= files[1]:
-        raise out_of_reach(f"{goal.target_bytes} bytes", [str(size) for size in files], files[0] > goal.target_bytes)
-    padding = 31 * len(plan.tensors)  # each tensor begins at a multiple of 32
-    return goal.target_bytes - (files[0] - ends[0].nbytes) - padding
+        wanted, unit = f"{goal.target_bpw:g} bits per weight", plan.parameters / 8
+        sizes = [end.nbytes / unit for end in ends]
+        shown = [f"{math.ceil(sizes[0] * 1000) / 1000:g}", f"{sizes[1]:.3f}"]
+        inside, rest = sizes[0] <= goal.target_bpw <= sizes[1], ends[0].nbytes - sum(map(ends[0].bytes_of, kinds))
+        room = int(goal.target_bpw * unit) - rest
+    else:
+        assert goal.target_bytes is not None  # noqa: S101 - one of the two is given
+        wanted = f"{goal.target_bytes} bytes"
+        files = [gguf.file_bytes(plan, vocabulary, end, extra) for end in ends]
+        shown = [str(size) for size in files]
+        inside = files[0] <= goal.target_bytes <= files[1]
+        room = goal.target_bytes - (files[0] - matrices[0])
+    if not inside:
+        raise out_of_reach(wanted, shown, small=room < matrices[0])
+    return room
 
 
-def out_of_reach(wanted: str, ends: Sequence[str], small: bool) -> UsageError:
+def out_of_reach(wanted: str, ends: Sequence[str], *, small: bool) -> UsageError:
     """Return the error for a size that is too small, or larger than F16."""
-    why = f"the smallest file with the types that may be used has {ends[0]}" if small else f"F16 has {ends[1]}"
-    hint = f"ask for {ends[0]} or more" if small else "--quant f16 is the source's values, halved"
+    why = f"the smallest file with the types that may be used has {ends[0]}" if small else f"the largest has {ends[1]}"
+    hint = f"ask for {ends[0]} or more" if small else "--quant f16 or bf16 rounds the source's values and nothing else"
     return UsageError(f"the target of {wanted} cannot be met: {why}", hint=hint)
 
 
-def least(plan: ModelPlan, name: str, kinds: Sequence[str]) -> str:
-    """Return the smallest of KINDS for the tensor NAME."""
-    return min(kinds, key=lambda kind: bits(plan, name, kind))
+def least(kinds: Sequence[str]) -> str:
+    """Return the smallest of KINDS."""
+    return min(kinds, key=bits)
 
 
-def most(plan: ModelPlan, name: str, kinds: Sequence[str]) -> str:
-    """Return the largest of KINDS for the tensor NAME."""
-    return max(kinds, key=lambda kind: bits(plan, name, kind))
-
-
-def bits(_plan: ModelPlan, _name: str, kind: str) -> float:
-    """Return the bits of a weight of the type KIND."""
-    from converters.mixes import BLOCK, SIZE
-
-    return SIZE[kind] * 8 / BLOCK[kind]
+def most(kinds: Sequence[str]) -> str:
+    """Return the largest of KINDS."""
+    return max(kinds, key=bits)
 
 
 def feedback_for(curvature: Curvature) -> Callable[[TensorPlan], Feedback | None]:
@@ -296,7 +293,7 @@ def lowest(items: Sequence[Item]) -> float:
 def room(search: Search) -> int:
     """Return the bytes that the matrices may take."""
     assert search.budget is not None  # noqa: S101 - asked only where there is a limit
-    return search.budget - search.fixed
+    return search.budget
 
 
 def missed(search: Search, excess: float, point: Point) -> ProofFailed:
