@@ -10,6 +10,7 @@ makes the codes of every block, so the result is a plain tensor of its type.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
 
-__all__ = ["DAMPING", "Feedback", "feedback_of"]
+__all__ = ["DAMPING", "Feedback", "feedback_of", "one_thread_each"]
 
 DAMPING = 0.02
 """Part of the mean diagonal that is added to it: the sums are of some thousand tokens, and other texts have other ones. SmolLM2-135M in
@@ -31,6 +32,17 @@ LEAST_BLOCK = 32
 WHOLE = ("F32", "F16", "BF16")
 """Types without blocks, whose errors are too small to be worth it."""
 BLOCK = {item.name: item.block for item in GGML_TYPES.values()}
+
+
+def one_thread_each() -> AbstractContextManager[object]:
+    """Let numpy's products take one thread while the block runs: the threads here have a matrix, or a slab, each.
+
+    So the results do not depend on the number of threads either, and no thread spins for another's part of a small product.
+    """
+    from threadpoolctl import threadpool_limits
+
+    found: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,7 @@ def check_aim(aim: Aim, plan: ModelPlan, overrides: tuple[Override, ...], text: 
     import importlib.util
 
     goal = aim.goal
+    given_text = read_text(aim.calibration) if aim.calibration is not None else None
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             raise ConvertError(
@@ -95,7 +96,7 @@ def check_aim(aim: Aim, plan: ModelPlan, overrides: tuple[Override, ...], text: 
             hint="--max-kl 0.02",
         )
     kinds_of(plan, goal, overrides)
-    if aim.calibration is not None and text is not None and read_text(aim.calibration).strip() == text.strip():
+    if given_text is not None and text is not None and given_text.strip() == text.strip():
         raise UsageError(
             f"the text to compare on is the calibration text {str(aim.calibration)!r} itself, on which any file would look too good",
             hint="name another --eval-text, or none: a part of the calibration text is kept back for that",

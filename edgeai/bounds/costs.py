@@ -13,6 +13,7 @@ from pathlib import Path
 
 from converters.curvature import FACTS, Curvature, Texts, measure_curvature, open_curvature
 from converters.families import ModelPlan, TensorPlan
+from converters.feedback import one_thread_each
 from converters.manifest import tools
 from converters.quantmap import is_matrix
 from converters.sensitivity import costs
@@ -86,7 +87,7 @@ def table_of(
     missing = {
         tensor.name: [kind for kind in kinds(tensor) if kind not in found.get(tensor.name, {})] for tensor in wanted
     }
-    with ThreadPoolExecutor(cpu_facts().threads) as pool:  # libggml and BLAS let go of Python's lock
+    with one_thread_each(), ThreadPoolExecutor(cpu_facts().threads) as pool:  # libggml and BLAS let go of Python's lock
         todo = [
             (tensor, pool.submit(costs, tensor, curvature, missing[tensor.name]))
             for tensor in wanted
