@@ -189,6 +189,7 @@ def seek(search: Search, *, presets: bool = False) -> tuple[QuantMap, Outcome]:
         costs={name: costs[name][kind] for name, kind in chosen.kinds.items()},
         bound=search.bound,
         target_bytes=search.goal.target_bytes,
+        min_top1=search.goal.min_top1,
     )
     return mapped(search, chosen), outcome
 
