@@ -377,7 +377,7 @@ def recipe_text(job: Job, path: Path, hashes: Mapping[str, str]) -> str:
     assert job.aim is not None  # noqa: S101 - asked only of files that were aimed at
     assert job.found is not None  # noqa: S101 - the types were chosen
     model, source = job.checkpoint.path.resolve().name, manifest.chain(hashes)
-    return write_recipe(recipe_of(job.aim, job.found, model, source, path, job.measured))
+    return write_recipe(recipe_of(job.aim, job.found, job.plan, model, source, path, job.measured))
 
 
 def check_replay(job: Job, path: Path) -> None:
