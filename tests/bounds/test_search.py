@@ -107,9 +107,7 @@ def scaled(scale: float, power: float = 1.0) -> Truth:
 
 def scan(lab: Lab, good: Callable[[Selection], bool]) -> int:
     """Return the bytes of the smallest corner of the frontier that is GOOD, by looking at all of them."""
-    return min(
-        point_of(lab.last, item, "").nbytes for item in frontier(lab.last.items) if item.cost > 0 and good(item)
-    )
+    return min(point_of(lab.last, item, "").nbytes for item in frontier(lab.last.items) if item.cost > 0 and good(item))
 
 
 TRUTHS = [(0.3, 1.0), (0.7, 1.0), (1.0, 1.0), (1.6, 1.0), (4.0, 1.0), (1.0, 0.85), (1.0, 1.2)]
@@ -170,7 +168,9 @@ def test_rounds_that_were_not_accepted_are_shown_beside_the_choice(lab: Callable
 
 def test_a_bound_that_the_largest_types_miss_is_refused_with_what_they_have(lab: Callable[[Truth], Lab]) -> None:
     here = lab(lambda cost: 1e-6 + cost)
-    with pytest.raises(ProofFailed, match=r"mean KL <= 1e-09; even the largest types .* have mean KL 1\.\d+e-06") as caught:
+    with pytest.raises(
+        ProofFailed, match=r"mean KL <= 1e-09; even the largest types .* have mean KL 1\.\d+e-06"
+    ) as caught:
         here.seek(max_kl=1e-9)
     assert len(here.asked) == 1  # nothing better could follow
     assert re.search(r"at \d+ bytes, 1\d\.\d\d bits per weight", caught.value.message)
@@ -193,7 +193,9 @@ def test_the_size_and_the_bound_both_hold(lab: Callable[[Truth], Lab]) -> None:
     assert found.target_bytes == 1_500_000
 
 
-def test_a_bound_that_no_file_of_the_size_meets_is_refused_with_the_best_of_the_size(lab: Callable[[Truth], Lab]) -> None:
+def test_a_bound_that_no_file_of_the_size_meets_is_refused_with_the_best_of_the_size(
+    lab: Callable[[Truth], Lab],
+) -> None:
     here = lab(scaled(1.0))
     with pytest.raises(ProofFailed, match=r"mean KL <= 0\.001 within \d+ bytes") as caught:
         here.seek(max_kl=0.001, target_bytes=600_000)

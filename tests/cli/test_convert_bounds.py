@@ -198,7 +198,9 @@ def test_a_recipe_makes_the_same_bytes_where_nothing_is_kept(
     [SIZED, ("--target-bpw", "5", *FEW, "--exclude", "q8_0,f16", "--type", "token_embd=q8_0")],
     ids=["size", "asked for"],
 )
-def test_a_recipe_of_a_file_without_a_bound_makes_the_same_bytes(made: Made, tiny: Path, options: tuple[str, ...]) -> None:
+def test_a_recipe_of_a_file_without_a_bound_makes_the_same_bytes(
+    made: Made, tiny: Path, options: tuple[str, ...]
+) -> None:
     path, said = made(*options)
     assert sha256(Path(done(tiny, "--recipe", said["recipe"])["path"])) == sha256(path)
 
@@ -361,7 +363,9 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_cosine_is_kept_by_an_embedding_model(bert: Path, tmp_path: Path) -> None:
     said = done(bert, "--min-cosine", "0.995", *QUICK, "-o", tmp_path / "bert.gguf")
-    (row,) = [row for row in said["report"]["rows"] if "cosine" in row["name"] and row["limit"] and "0.995" in row["limit"]]
+    (row,) = [
+        row for row in said["report"]["rows"] if "cosine" in row["name"] and row["limit"] and "0.995" in row["limit"]
+    ]
     assert row["ok"]
     assert row["interval"][0] >= 0.995
     assert said["bpw"] < 16

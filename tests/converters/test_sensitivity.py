@@ -51,7 +51,9 @@ def windows(text: str, count: int) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def curvature() -> Curvature:
     """The curvature of models/tiny on some of the bundled text."""
-    return measured(TINY, Texts(windows=windows(bundled_text()[:60_000], READ), generated=4, length=WINDOW, starts=[[1]]))
+    return measured(
+        TINY, Texts(windows=windows(bundled_text()[:60_000], READ), generated=4, length=WINDOW, starts=[[1]])
+    )
 
 
 class Reference:
@@ -111,7 +113,9 @@ def table(plan: ModelPlan, curvature: Curvature, kinds: tuple[str, ...] = KINDS)
     }
 
 
-def test_what_one_tensor_costs_is_what_it_does_to_the_model(plan: ModelPlan, curvature: Curvature, reference: Reference) -> None:
+def test_what_one_tensor_costs_is_what_it_does_to_the_model(
+    plan: ModelPlan, curvature: Curvature, reference: Reference
+) -> None:
     ratios = []
     for tensor in filter(is_matrix, plan.tensors):
         for kind, cost in table(replace(plan, tensors=(tensor,)), curvature, ("Q3_K", "Q4_0"))[tensor.name].items():
@@ -122,7 +126,9 @@ def test_what_one_tensor_costs_is_what_it_does_to_the_model(plan: ModelPlan, cur
     assert len(ratios) >= 25
 
 
-def test_what_all_tensors_together_cost_is_nearly_the_sum(plan: ModelPlan, curvature: Curvature, reference: Reference) -> None:
+def test_what_all_tensors_together_cost_is_nearly_the_sum(
+    plan: ModelPlan, curvature: Curvature, reference: Reference
+) -> None:
     import torch
 
     total = sum(cost["Q4_0"] for cost in table(plan, curvature, ("Q4_0",)).values())
