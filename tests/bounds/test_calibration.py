@@ -114,7 +114,7 @@ def test_a_text_of_too_few_tokens_is_refused_with_their_number(tiny: Model, tmp_
     path = tmp_path / "short.txt"
     path.write_text("The river is wide. " * 30)
     with pytest.raises(
-        UsageError, match=r"has \d+ tokens, and at least 512 are needed; a quarter of its 570 characters"
+        UsageError, match=r"has \d+ tokens, without the last 143 of its 570 characters.*, and at least 512"
     ):
         material(*tiny, path, threads=1)
 

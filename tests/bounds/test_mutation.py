@@ -11,6 +11,7 @@ import pytest
 
 from edgeai.bounds import aim as module
 from edgeai.bounds.aim import Aim
+from edgeai.bounds.costs import table_of
 from edgeai.bounds.goal import Goal
 from edgeai.conversion import Conversion
 from edgeai.evaluation import passport
@@ -28,10 +29,9 @@ Order = Callable[[list[str]], list[str]]
 
 def permuted(order: Order) -> Callable[..., Costs]:
     """Return `table_of` with the cost of a weight taken from another tensor; ORDER gets the names from the most sensitive on."""
-    plain = module.table_of
 
     def table(plan: Any, *rest: Any) -> Costs:
-        found = plain(plan, *rest)
+        found = table_of(plan, *rest)
         size = {tensor.name: tensor.elements for tensor in plan.tensors}
         names = sorted(found, key=lambda name: (-found[name]["Q4_0"] / size[name], name))
         return {

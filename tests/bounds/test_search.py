@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from converters.knapsack import Item, Selection, frontier
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai.bounds import search as module
 from edgeai.bounds.goal import Goal
+from edgeai.bounds.layers import bits
 from edgeai.bounds.options import kinds_of, options_of
 from edgeai.bounds.outcome import Outcome, Point
 from edgeai.bounds.search import Search, file_limits, point_of, seek
@@ -52,7 +53,7 @@ class Lab:
     def costs(self, kinds: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, float]]:
         """A cost that falls by four with each bit, by tensors of very different weight."""
         return {
-            name: {kind: 3 ** (number % 5) * 4.0 ** -module.bits(kind) * (1.1 if "_" in kind else 1) for kind in some}
+            name: {kind: 3 ** (number % 5) * 4.0 ** -bits(kind) * (1.1 if "_" in kind else 1) for kind in some}
             for number, (name, some) in enumerate(kinds.items())
         }
 
@@ -77,7 +78,8 @@ class Lab:
     def measured_point(self, search: Search, _compared: object, _trial: Path, chosen: Selection, name: str) -> Point:
         """Stand in for writing and comparing a file."""
         self.asked.append(chosen)
-        point = replace(point_of(search, chosen, name), **self.quality(chosen.cost), p999=1.0)
+        ends = self.quality(chosen.cost)
+        point = replace(point_of(search, chosen, name), quality=ends["quality"], top1=ends["top1"], p999=1.0)
         search.found.append(point)
         return point
 
@@ -97,8 +99,8 @@ class Lab:
 
 
 @pytest.fixture
-def lab(tiny: tuple[Checkpoint, ModelPlan, Vocabulary]) -> Iterator[Callable[[Truth], Lab]]:
-    yield lambda truth: Lab(tiny, truth)
+def lab(tiny: tuple[Checkpoint, ModelPlan, Vocabulary]) -> Callable[[Truth], Lab]:
+    return lambda truth: Lab(tiny, truth)
 
 
 def scaled(scale: float, power: float = 1.0) -> Truth:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,10 @@ def kept_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def one_home(kept_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def one_home(kept_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what was found out of a model from test to test, and torch's half of proofs in this process."""
     monkeypatch.setenv("EDGEAI_HOME", str(kept_home))
     monkeypatch.setattr(passport, "Child", InProcessTorch)
-    yield
 
 
 @pytest.fixture
@@ -311,7 +310,7 @@ def test_a_bound_that_no_file_of_the_size_meets_is_refused(tiny: Path) -> None:
 def test_a_calibration_text_that_is_too_short_is_refused_with_its_tokens(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("A short text of a few words. " * 20)
     message = refused(tiny, "--max-kl", "0.02", "--calibration", tmp_path / "short.txt")
-    assert re.search(r"has \d+ tokens, and at least 512 are needed", message)
+    assert re.search(r"has \d+ tokens, .* and at least 512 are needed", message)
     nothing_beside(tiny)
 
 

@@ -167,7 +167,7 @@ def test_rows_stand_in_the_order_of_the_file(place: Callable[[str], Path]) -> No
     tensor = tensor_of(folder, "blk.0.attn_q.weight")
     assert tensor.transform is interleave_halves
     plain = reference(folder, texts, [name]).rows[name]
-    near(found.rows(tensor), interleave_halves(plain[:, None], 16)[:, 0])  # 64 rows of 4 heads
+    near(found.rows(tensor), interleave_halves(plain[:, None].astype(np.float32), 16)[:, 0])  # 64 rows of 4 heads
     assert np.abs(found.rows(tensor) - plain).max() > 1e-3 * plain.max()
 
 
@@ -195,7 +195,8 @@ def test_the_ends_of_an_untied_model_are_what_plain_torch_says(place: Callable[[
 
     folder, texts = place("llama"), some_texts(plan_of(place("llama")), generated=0)
     found, model = measured(folder, texts), load(folder)
-    inner, outer, chosen = (torch.zeros(64, 64).double(), torch.zeros(64, 64).double(), 0)
+    inner, outer = torch.zeros(64, 64).double(), torch.zeros(64, 64).double()
+    chosen = torch.zeros(model.config.vocab_size).double()
     seen, count = np.zeros(model.config.vocab_size), 0
     for at, ids in enumerate(texts.windows):
         embedded = model.model.embed_tokens(torch.tensor([list(ids)])).detach().requires_grad_(True)
@@ -301,7 +302,7 @@ def test_an_embedding_model_has_the_gradient_of_its_pooled_vector(place: Callabl
     texts = some_texts(plan, count=2, generated=0)
     found, model = measured(folder, texts), AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     weight = model.encoder.layer[1].intermediate.dense.weight
-    rows, products = 0, 0
+    rows, products = torch.zeros(weight.shape[0]), torch.zeros(64, 64)
     for at, ids in enumerate(texts.windows):
         vector = model(torch.tensor([list(ids)])).last_hidden_state[0].mean(0)
         generator = torch.Generator().manual_seed(texts.seed * 1000003 + at + 1)
