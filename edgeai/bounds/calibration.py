@@ -81,7 +81,9 @@ def material(
     wanted = tokens or max(FEWEST_TOKENS, min(TOKENS, int(WORK / plan.parameters)))
     ids, many = encode(vocabulary, text, wanted)
     if path is not None:
-        check_text(path, text, ids, many, vocabulary, kept_back=held_out is not None)
+        check_text(
+            path, ids, many, vocabulary, characters=len(text) + len(held_out or ""), kept_back=len(held_out or "")
+        )
     windows = cut_up(plan, vocabulary, ids, wanted)
     written = 0 if plan.pooling else max(1, wanted // WINDOW)
     length = min(WINDOW, plan.context)
@@ -119,12 +121,15 @@ def encode(vocabulary: Vocabulary, text: str, tokens: int) -> tuple[list[int], s
     return tokenizer.encode(text, add_special_tokens=False).ids, text
 
 
-def check_text(path: Path, text: str, ids: list[int], read: str, vocabulary: Vocabulary, *, kept_back: bool) -> None:
-    """Raise UsageError unless IDS, the tokens of the part READ of TEXT, are enough and say something."""
+def check_text(
+    path: Path, ids: list[int], read: str, vocabulary: Vocabulary, *, characters: int, kept_back: int
+) -> None:
+    """Raise UsageError unless IDS, the tokens of the part READ of the text in PATH, are enough and say something."""
     if len(ids) < LEAST_TOKENS:
-        more = f"; a quarter of its {len(text)} characters is kept back to measure on" if kept_back else ""
+        more = f", without the last {kept_back} of its {characters} characters, which are kept back to measure on"
+        more = more if kept_back else ""
         raise UsageError(
-            f"the calibration text {str(path)!r} has {len(ids)} tokens, and at least {LEAST_TOKENS} are needed{more}",
+            f"the calibration text {str(path)!r} has {len(ids)} tokens{more}, and at least {LEAST_TOKENS} are needed",
             hint="give a longer text of the kind that the model will read; without --calibration a bundled one is used",
         )
     unknown = ids.count(vocabulary.unk) / len(ids) if vocabulary.unk is not None else 0.0
