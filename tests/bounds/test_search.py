@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -97,8 +97,8 @@ class Lab:
 
 
 @pytest.fixture
-def lab(tiny: tuple[Checkpoint, ModelPlan, Vocabulary]) -> Iterator[Callable[[Truth], Lab]]:
-    yield lambda truth: Lab(tiny, truth)
+def lab(tiny: tuple[Checkpoint, ModelPlan, Vocabulary]) -> Callable[[Truth], Lab]:
+    return lambda truth: Lab(tiny, truth)
 
 
 def scaled(scale: float, power: float = 1.0) -> Truth:

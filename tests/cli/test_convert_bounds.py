@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,10 @@ def kept_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def one_home(kept_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def one_home(kept_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what was found out of a model from test to test, and torch's half of proofs in this process."""
     monkeypatch.setenv("EDGEAI_HOME", str(kept_home))
     monkeypatch.setattr(passport, "Child", InProcessTorch)
-    yield
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,8 +89,8 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def reference() -> Iterator[Reference]:
-    yield Reference()
+def reference() -> Reference:
+    return Reference()
 
 
 def change_of(tensor: TensorPlan, kind: str, curvature: Curvature) -> F32:
