@@ -98,7 +98,12 @@ __all__ = ["convert_command"]
 @click.option("--only", metavar="TYPES", help="The types that may be chosen: q4_0,q5_0,q8_0.")
 @click.option("--exclude", metavar="TYPES", help="Types that may not be chosen.")
 @click.option(
-    "--rounds", type=click.IntRange(1), metavar="N", default=6, show_default=True, help="How many files may be measured."
+    "--rounds",
+    type=click.IntRange(1),
+    metavar="N",
+    default=6,
+    show_default=True,
+    help="How many files may be measured.",
 )
 @click.option(
     "--plot",
