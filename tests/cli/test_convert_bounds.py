@@ -95,7 +95,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, kept_home: Path) -> Callable[
 
 
 Made = Callable[..., tuple[Path, dict[str, Any]]]
-BOUNDED = ("--max-kl", str(BOUND), *FEW, "--only", "q3_k,q4_0,iq4_nl,q4_1,q5_0,q6_k")
+BOUNDED = ("--max-kl", str(BOUND), "--rounds", "3", *FEW, "--only", "q3_k,q4_0,iq4_nl,q4_1,q5_0,q6_k")
 SIZED = ("--target-size", "1MB", *QUICK)
 
 
