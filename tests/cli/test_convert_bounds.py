@@ -28,6 +28,13 @@ QUICK = (*FEW, "--only", "q4_0,q5_0,q8_0")
 BOUND = 0.02
 
 
+def settle(patch: pytest.MonkeyPatch, home: Path) -> None:
+    """Keep what is found out of a model in HOME, and compare quickly: torch in this process, a part of the text."""
+    patch.setenv("EDGEAI_HOME", str(home))
+    patch.setattr(passport, "Child", InProcessTorch)
+    patch.setattr("edgeai.bounds.aim.held_out_tokens", lambda *_sizes: 1536)
+
+
 def run(*args: str | Path) -> Result:
     return CliRunner().invoke(cli, ["convert", *map(str, args)])
 
@@ -63,9 +70,8 @@ def kept_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_home(kept_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what was found out of a model from test to test, and torch's half of proofs in this process."""
-    monkeypatch.setenv("EDGEAI_HOME", str(kept_home))
-    monkeypatch.setattr(passport, "Child", InProcessTorch)
+    """Keep what was found out of a model from test to test."""
+    settle(monkeypatch, kept_home)
 
 
 @pytest.fixture
@@ -86,8 +92,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, kept_home: Path) -> Callable[
             folder.mkdir(exist_ok=True)
             shutil.copytree(TINY, folder / "tiny", dirs_exist_ok=True)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("EDGEAI_HOME", str(kept_home))
-                patch.setattr(passport, "Child", InProcessTorch)
+                settle(patch, kept_home)
                 found[options] = folder / "tiny.gguf", done(folder / "tiny", *options)
         return found[options]
 
