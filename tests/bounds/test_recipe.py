@@ -182,6 +182,7 @@ WRONG: list[tuple[Change, str]] = [
     *((put(table, "surplus", value=1), f"'{table}.surplus'") for table in ("goal", "calibration")),
     *((drop("calibration", key), f"no calibration.{key}") for key in (*COUNTS, "feedback", "damping")),
     (put("calibration", "text_sha256", value="x"), "calibration.text_sha256 'x'"),
+    (put("calibration", "compared_sha256", value="x"), "calibration.compared_sha256 'x'"),
     *((put("calibration", key, value=-1), f"calibration.{key} -1") for key in (*COUNTS, "damping")),
     *((put("calibration", key, value="1"), f"calibration.{key} '1'") for key in (*COUNTS, "damping", "feedback")),
     (put("calibration", "tokens", value=8192.0), "calibration.tokens 8192.0"),
