@@ -285,7 +285,7 @@ def show(name: str, rows: Sequence[Row]) -> None:
             if side in row:
                 extra = f", predicted {row[side]['predicted']:.4f}" if "predicted" in row[side] else ""
                 first = " (first)" if row[side]["first"] else ""
-                spent = f"{row[side]['seconds']:.0f} s, {row[side]['processor_s']:.0f} s of processor"
+                spent = f"{row[side]['seconds']:.0f} s, {row[side].get('processor_s', math.nan):.0f} s of processor"
                 print(f"{row['size']} {side}: {spent}{first}{extra}")
         if "decode" in row:
             print(f"{row['size']} decode: {row['decode']['ratio']:.3f} of the preset's")
