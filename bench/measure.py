@@ -52,8 +52,8 @@ def wall_s(command: Sequence[str]) -> float:
     return time.perf_counter() - began
 
 
-def save(name: str, results: dict[str, Any], *, keep: bool = True) -> None:
-    """Write results/NAME.json with machine, commit and command, and print the figures; with KEEP false, print them only."""
+def save(name: str, results: dict[str, Any], *, keep: bool = True, show: bool = True) -> None:
+    """Write results/NAME.json with machine, commit and command, and print the figures; with KEEP or SHOW false, only the other."""
     record = {
         "command": " ".join(Path(part).name for part in sys.argv),
         "commit": commit(),
@@ -63,7 +63,7 @@ def save(name: str, results: dict[str, Any], *, keep: bool = True) -> None:
     if keep:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    for key, value in results.items():
+    for key, value in results.items() if show else ():
         if isinstance(value, dict) and "ratio" in value:
             print(f"{name} {key}: ours {value['ours']:.4g}, theirs {value['theirs']:.4g}, ratio {value['ratio']:.3f}")
         else:
