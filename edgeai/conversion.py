@@ -11,9 +11,9 @@ from typing import Any
 
 from edgeai.bounds.outcome import Outcome
 from edgeai.errors import DoesNotFit, OutputError
-from edgeai.types import Notice, Report
+from edgeai.types import Notice, Report, Row
 
-__all__ = ["Conversion", "cannot_write", "peak_rss_bytes"]
+__all__ = ["Conversion", "cannot_write", "peak_rss_bytes", "shown", "shown_with_ends"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,3 +82,14 @@ def peak_rss_bytes(*, children: bool = False) -> int:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
+
+
+def shown(value: float | str) -> str:
+    """Return a value as text."""
+    return value if isinstance(value, str) else f"{value:.3g}"
+
+
+def shown_with_ends(row: Row) -> str:
+    """Return the value of ROW as text, with the interval that is held against its limit."""
+    ends = f", 95 % between {shown(row.interval[0])} and {shown(row.interval[1])}" if row.interval else ""
+    return shown(row.value) + ends

@@ -32,7 +32,7 @@ from edgeai import __version__
 from edgeai.bounds.aim import Aim, Found, check_aim, find_types, replay
 from edgeai.bounds.recipe import write_recipe
 from edgeai.bounds.record import recipe_name, recipe_of, tensors_sha256, undecided
-from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes
+from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes, shown
 from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, OutputError, ProofFailed
 from edgeai.evaluation.corpus import default_tokens
@@ -435,17 +435,6 @@ def failure(job: Job, report: Report, kept: Path | None) -> ProofFailed:
     return ProofFailed(
         f"{job.output.name!r} would not be the model in {str(job.checkpoint.path)!r}: {parts}", hint=hint
     )
-
-
-def shown(value: float | str) -> str:
-    """Return a value as text."""
-    return value if isinstance(value, str) else f"{value:.3g}"
-
-
-def shown_with_ends(row: Row) -> str:
-    """Return the value of ROW as text, with the interval that is held against its limit."""
-    ends = f", 95 % between {shown(row.interval[0])} and {shown(row.interval[1])}" if row.interval else ""
-    return shown(row.value) + ends
 
 
 def keep(job: Job, out: OutputFile, path: Path, report: Report, hashes: Mapping[str, str]) -> Path:

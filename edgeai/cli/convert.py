@@ -11,7 +11,7 @@ import click
 from edgeai.cli.bounds import BOUNDS, SizeParam, aim_of, given, ranges_of
 from edgeai.cli.output import Output, human_bytes, output_options
 from edgeai.cli.report import report_lines
-from edgeai.cli.targets import TargetsParam, quants_for
+from edgeai.cli.targets import TargetsParam, check_options, quants_for
 from edgeai.errors import UsageError
 
 if TYPE_CHECKING:
@@ -410,32 +410,6 @@ def to_hf(path: Path, folder: Path | None, dtype: str, out: Output, *, force: bo
     return importing.import_model(
         path, folder, dtype, force=force, progress=out.progress, notify=lambda notice: out.warn([notice])
     )
-
-
-OF_TARGETS = {
-    **dict.fromkeys(("imatrix", "calibration_tokens", "imatrix_out", "dry_run", "requantize"), ("gguf",)),
-    **dict.fromkeys(("base", "merge", "keep_failed", "allow_inexact_tokenizer"), ("gguf",)),
-    **dict.fromkeys(("quant", "types", "max_kl", "eval_text", "calibration"), ("gguf", "onnx")),
-    **dict.fromkeys(("target_bytes", "target_bpw", "min_top1", "min_cosine", "prefer", "only", "exclude"), ("gguf",)),
-    **dict.fromkeys(("rounds", "plot", "recipe"), ("gguf",)),
-    "dtype": ("hf",),
-}
-"""Option → the only targets that it belongs to."""
-
-
-def check_options(targets: tuple[str, ...]) -> None:
-    """Raise UsageError for an option that one of TARGETS would silently ignore."""
-    for name, of in OF_TARGETS.items():
-        other = [target for target in targets if target not in of]
-        if other and (option := given(name)):
-            raise UsageError(
-                f"{option} belongs to --to {' or '.join(of)}, and the target is {other[0]!r}",
-                hint=f"leave {option} out",
-            )
-    if len(targets) > 1 and (option := given("types")):
-        raise UsageError(
-            f"{option} names tensors, which each format has its own for", hint="convert one format at a time"
-        )
 
 
 def refuse(names: tuple[str, ...], source: str) -> None:

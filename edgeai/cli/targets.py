@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import click
 
+from edgeai.cli.bounds import given
 from edgeai.errors import UsageError
 
-__all__ = ["TARGETS", "TargetsParam", "quants_for"]
+__all__ = ["TARGETS", "TargetsParam", "check_options", "quants_for"]
 
 TARGETS = ("gguf", "onnx", "hf")
 
@@ -66,3 +67,29 @@ def quants_for(targets: tuple[str, ...], quant: str | None) -> dict[str, str | N
             f"--quant {quant!r} has no type for {missing[0]}", hint=f"as {DEFAULT_QUANT},int8 for --to gguf,onnx"
         )
     return found
+
+
+OF_TARGETS = {
+    **dict.fromkeys(("imatrix", "calibration_tokens", "imatrix_out", "dry_run", "requantize"), ("gguf",)),
+    **dict.fromkeys(("base", "merge", "keep_failed", "allow_inexact_tokenizer"), ("gguf",)),
+    **dict.fromkeys(("quant", "types", "max_kl", "eval_text", "calibration"), ("gguf", "onnx")),
+    **dict.fromkeys(("target_bytes", "target_bpw", "min_top1", "min_cosine", "prefer", "only", "exclude"), ("gguf",)),
+    **dict.fromkeys(("rounds", "plot", "recipe"), ("gguf",)),
+    "dtype": ("hf",),
+}
+"""Option → the only targets that it belongs to."""
+
+
+def check_options(targets: tuple[str, ...]) -> None:
+    """Raise UsageError for an option that one of TARGETS would silently ignore."""
+    for name, of in OF_TARGETS.items():
+        other = [target for target in targets if target not in of]
+        if other and (option := given(name)):
+            raise UsageError(
+                f"{option} belongs to --to {' or '.join(of)}, and the target is {other[0]!r}",
+                hint=f"leave {option} out",
+            )
+    if len(targets) > 1 and (option := given("types")):
+        raise UsageError(
+            f"{option} names tensors, which each format has its own for", hint="convert one format at a time"
+        )
