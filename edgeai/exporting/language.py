@@ -72,7 +72,7 @@ def convert_language(
                 if choices.quant != "F32":
                     export = Path(scratch) / "export"
                     export.mkdir()
-                    make(job, export, replace(choices, quant="F32", options={}, kept={}))
+                    make(job, export, Choices(quant="F32"))
                 header = make(job, out.path, choices)
                 job.peak_rss_bytes = peak_rss_bytes(children=True)
             hashes = hashing.result(lambda done, total: progress("hashing the source", done, total, "B"))
@@ -157,7 +157,7 @@ def prove(
         checkpoint=job.checkpoint,
         plan=job.plan,
         vocabulary=job.vocabulary,
-        base=choices.precision.base,
+        base=choices.base,
         stores=False,
         text=text,
         max_kl=max_kl,
