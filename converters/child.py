@@ -46,13 +46,21 @@ class ChildFailed(EdgeAIError):
 class Child:
     """A running child; leaving the `with` block kills it, finished or not, and removes its files."""
 
-    def __init__(self, script: Path, request: Mapping[str, Any], *, what: str, feed: bool = False) -> None:
+    def __init__(
+        self,
+        script: Path,
+        request: Mapping[str, Any],
+        *,
+        what: str,
+        feed: bool = False,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.what = what
         self.folder = Scratch()
         self.path = Path(self.folder.name)
         self.process: subprocess.Popen[bytes] | None = None
         (self.path / "request.json").write_text(json.dumps(dict(request)))
-        env = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONIOENCODING": "utf-8"}
+        settings = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONIOENCODING": "utf-8", **(env or {})}
         try:
             with (self.path / "stderr").open("wb") as stderr:
                 self.process = subprocess.Popen(
@@ -60,7 +68,7 @@ class Child:
                     stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
-                    env=env,
+                    env=settings,
                 )
         except BaseException:
             self.close()

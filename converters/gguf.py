@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from converters.families import ModelPlan, Value
+from converters.families import ModelPlan, TensorPlan, Value
 from converters.ggml_types import GGML_TYPES
 from converters.gguf_cursor import ARRAY, CODES, STRING
 from converters.quantmap import QuantMap
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from gguf import GGUFWriter
+
+    from converters.feedback import Feedback
 
     F32 = npt.NDArray[np.float32]
 
@@ -60,11 +62,13 @@ def write_model(
     *,
     threads: int = 1,
     importance: Mapping[str, F32] | None = None,
+    feedback: Callable[[TensorPlan], Feedback | None] = lambda _tensor: None,
 ) -> None:
     """Write the model PLAN with the types of QUANTMAP to PATH. EXTRA holds keys with their full names.
 
     PROGRESS gets bytes written and in all; the bytes do not depend on THREADS. IMPORTANCE is tensor name → (matrices, columns), what
-    an error in each column costs; a tensor without one is encoded as if all columns were alike.
+    an error in each column costs; a tensor without one is encoded as if all columns were alike. FEEDBACK returns what a tensor is to be
+    encoded with instead, see `converters.feedback`, and is asked when its turn comes.
 
     Raises BrokenCheckpoint where a tensor holds a value that is not a number.
     """
@@ -76,7 +80,7 @@ def write_model(
         for tensor in plan.tensors:
             written = 0
             weights = importance.get(tensor.name) if importance else None
-            for slab in encoded_slabs(tensor, quantmap.type_of(tensor.name), threads, weights):
+            for slab in encoded_slabs(tensor, quantmap.type_of(tensor.name), threads, weights, feedback(tensor)):
                 file.write(slab)
                 written += len(slab)
                 if progress:

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from converters.feedback import Feedback
+
     F32 = npt.NDArray[np.float32]
 
-__all__ = ["encode", "encoded_slabs"]
+__all__ = ["encode", "encode_with_feedback", "encoded_slabs"]
 
 SLAB_ITEMS = 1 << 20
 """Weights in a slab: 4 MB of float32."""
@@ -40,11 +42,12 @@ BLOCK = {item.name: (item.block, item.size) for item in GGML_TYPES.values()}
 
 
 def encoded_slabs(
-    tensor: TensorPlan, kind: str, threads: int = 1, importance: F32 | None = None
+    tensor: TensorPlan, kind: str, threads: int = 1, importance: F32 | None = None, feedback: Feedback | None = None
 ) -> Iterator[memoryview]:
     """Yield the data of TENSOR in the type KIND, in order. The bytes depend neither on THREADS nor on how the slabs are cut.
 
-    IMPORTANCE is (matrices, columns): one row for each matrix that is stacked in TENSOR, see `encode`.
+    IMPORTANCE is (matrices, columns): one row for each matrix that is stacked in TENSOR, see `encode`. With FEEDBACK each block of columns
+    makes up for the errors of those before it.
 
     Raises BrokenCheckpoint for a value that is not finite, ConvertError for one that KIND cannot hold.
     """
@@ -56,14 +59,14 @@ def encoded_slabs(
     if len(tensor.shape) == 1:  # the blocks of a vector would run across slabs, and vectors are small
         starts, step = range(1), tensor.shape[0]
     if len(starts) == 1:
-        yield encode_rows(tensor, 0, tensor.shape[0], kind, importance)
+        yield encode_rows(tensor, 0, tensor.shape[0], kind, importance, feedback)
         return
     pending: deque[Future[memoryview]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for start in starts:
             end = min(start + step, tensor.shape[0])
-            pending.append(pool.submit(encode_rows, tensor, start, end, kind, importance))
+            pending.append(pool.submit(encode_rows, tensor, start, end, kind, importance, feedback))
             if len(pending) > threads:
                 yield pending.popleft().result()
         while pending:
@@ -72,7 +75,14 @@ def encoded_slabs(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def encode_rows(tensor: TensorPlan, first: int, last: int, kind: str, importance: F32 | None = None) -> memoryview:
+def encode_rows(
+    tensor: TensorPlan,
+    first: int,
+    last: int,
+    kind: str,
+    importance: F32 | None = None,
+    feedback: Feedback | None = None,
+) -> memoryview:
     """Return the rows FIRST to LAST of TENSOR in the type KIND, after checking their values."""
     import numpy as np
 
@@ -90,7 +100,7 @@ def encode_rows(tensor: TensorPlan, first: int, last: int, kind: str, importance
     if importance is not None and len(tensor.shape) > 2:
         importance = importance[first:last]
     try:
-        return encode(rows, kind, importance)
+        return encode(rows, kind, importance) if feedback is None else encode_with_feedback(rows, kind, feedback)[0]
     except OverflowError:
         raise ConvertError(
             f"tensor {name!r} has values too large for the scales of {kind}, in rows {first} to {last - 1}",
@@ -135,6 +145,45 @@ def encode(rows: F32, kind: str, importance: F32 | None = None) -> memoryview:
     if kind != "F16" and not lib.ggml_validate_row_data(NUMBER[kind], data.ctypes.data, len(data)):
         raise OverflowError(kind)
     return as_bytes(data)
+
+
+def encode_with_feedback(rows: F32, kind: str, feedback: Feedback) -> tuple[memoryview, F32]:
+    """Return ROWS, (rows, columns), in the ggml type KIND and what is left of the error in each block, (rows, columns), times its factor.
+
+    The sum of squares of the latter is what the error costs with the second moments of FEEDBACK. Raises OverflowError.
+    """
+    import numpy as np
+
+    from converters.dequantize import decode
+
+    count, columns = rows.shape
+    block, size = BLOCK[kind] if kind != "F32" else (1, 4)
+    data = np.empty((count, columns // block, size), np.uint8)
+    rows = np.ascontiguousarray(rows, np.float32)
+    errors, left = (
+        np.empty_like(rows),
+        np.empty_like(rows),
+    )  # W - the decoded codes, and that with what is owed, times M_aa
+    for first, last in feedback.blocks(kind):
+        inner = feedback.factor[first:last, first:last]
+        owed = errors[:, :first] @ feedback.factor[:first, first:last]  # (rows, block)
+        wanted = np.ascontiguousarray(rows[:, first:last])
+        if first:
+            wanted = wanted + (owed @ inverse(inner)).astype(np.float32)
+        codes = encode(wanted, kind, np.ascontiguousarray(feedback.importance[:, first:last]))
+        found = decode(codes, kind, last - first)
+        errors[:, first:last] = rows[:, first:last] - found
+        left[:, first:last] = (wanted - found) @ inner
+        data[:, first // block : last // block] = np.frombuffer(codes, np.uint8).reshape(count, -1, size)
+    return data.reshape(-1).data, left
+
+
+def inverse(triangle: F32) -> F32:
+    """Return the inverse of an upper triangular matrix, by float64."""
+    import numpy as np
+
+    found: F32 = np.linalg.inv(triangle.astype(np.float64)).astype(np.float32)
+    return found
 
 
 def as_bytes(array: npt.NDArray[Any]) -> memoryview:

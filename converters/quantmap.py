@@ -12,7 +12,8 @@ import fnmatch
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from converters.errors import UnsupportedModel, WrongChoice
 from converters.families import ModelPlan, TensorPlan, Value
@@ -37,14 +38,29 @@ from converters.mixes import (
     part_of,
 )
 
-__all__ = ["ALIASES", "NEEDS_IMPORTANCE", "QUANTS", "Choice", "Override", "QuantMap", "parse_override", "plan_types"]
+__all__ = [
+    "ALIASES",
+    "BLOCK_OF",
+    "NEEDS_IMPORTANCE",
+    "QUANTS",
+    "Choice",
+    "Override",
+    "QuantMap",
+    "chosen_types",
+    "parse_override",
+    "plan_types",
+]
 
+BLOCK_OF: Mapping[str, int] = BLOCK
+"""Type → weights in a block."""
 TENSOR_TYPES = (
     *PLAIN,
     "Q8_0",
     *sorted(BLOCK.keys() - {*PLAIN, "Q8_0", "Q8_1", "Q8_K", "F64", "I8", "I16", "I32", "I64"}),
 )
 """What libggml can write (`ggml_quantize_chunk`)."""
+MIXED = "MIXED"
+"""The name of a file whose types were chosen tensor by tensor."""
 LARGE: Mapping[str, bool] = {"llama": True, "qwen2": False}
 """Architectures whose models of 80 layers llama.cpp calls 70B, and whether only those with grouped heads (src/models/*.cpp)."""
 BLIND_GARBAGE = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
@@ -85,11 +101,20 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantMap:
-    """Tensor name → type. One map drives the writer and the report."""
+    """Tensor name → type. One map drives the writer and the report.
+
+    A `mixed` one was chosen tensor by tensor and not by the rules of a name; `quant` then is the name of the type with the most bytes.
+    """
 
     quant: str
     choices: Mapping[str, Choice]
     overrides: tuple[Override, ...] = ()
+    mixed: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the file is called."""
+        return MIXED if self.mixed else self.quant
 
     @property
     def base(self) -> str:
@@ -100,6 +125,9 @@ class QuantMap:
     def weakest(self) -> str:
         """The type that limits how close the file can be to its source: of the base and of those that were asked for, the one with the
         fewest bits a weight. F32 means that every weight is as in the source."""
+        if self.mixed:
+            kinds = {choice.type for choice in self.choices.values()} - {"F32"}
+            return min(kinds or {"F32"}, key=lambda kind: (SIZE[kind] / BLOCK[kind], kind))
         asked = {override.type for override in self.overrides}
         return min([self.base, *sorted(asked)], key=lambda kind: SIZE[kind] / BLOCK[kind])
 
@@ -142,6 +170,8 @@ class QuantMap:
 
         The output matrix of a type with blocks of 32 may fall back from Q6_K to Q8_0: that is not what the name says.
         """
+        if self.mixed:
+            return None
         base = self.base
         fallen = Counter(
             (choice.wanted, choice.type)
@@ -157,6 +187,32 @@ class QuantMap:
         if BLOCK[base] > 32 and not any(found == "F16" for _, found in fallen):
             message += "; Q4_0, IQ4_NL, Q5_0 and Q8_0 keep their meaning here"
         return "quant-fallback", message
+
+
+def chosen_types(plan: ModelPlan, kinds: Mapping[str, str], why: Mapping[str, str] = MappingProxyType({})) -> QuantMap:
+    """Return the map in which the matrices of PLAN have the types KINDS, and all others are F32. WHY says why, by tensor.
+
+    Raises WrongChoice for a type that does not fit its tensor, and for a tensor that is no matrix of PLAN.
+    """
+    names = {tensor.name for tensor in plan.tensors if is_matrix(tensor)}
+    if unknown := sorted(kinds.keys() ^ names):
+        raise WrongChoice(
+            f"types are given for other tensors than the matrices of this model: {', '.join(unknown[:4])}"
+        )
+    choices = {}
+    for tensor in plan.tensors:
+        if tensor.name in kinds:
+            choice = obey(tensor, Override(pattern=tensor.name, type=kinds[tensor.name]))
+            choices[tensor.name] = replace(choice, why=why.get(tensor.name, "chosen for this model"))
+        else:
+            kind, reason = wanted_type(plan, tensor, "F32", Place(index=0, count=0, group=0, experts=0, informed=False))
+            choices[tensor.name] = Choice(type=kind, wanted=kind, nbytes=size_of(tensor, kind), why=reason)
+    taken: Counter[str] = Counter()
+    for name in kinds:
+        taken[choices[name].type] += choices[name].nbytes
+    most = max(sorted(taken), key=lambda kind: taken[kind])
+    quant = f"{most}_M" if f"{most}_M" in QUANTS and most not in QUANTS else most
+    return QuantMap(quant=quant if quant in QUANTS else "F32", choices=choices, mixed=True)
 
 
 def parse_override(text: str) -> Override:

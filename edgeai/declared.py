@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -55,7 +56,7 @@ class File:
         if isinstance(kind, types.UnionType):  # only `int | None`: None is the default and cannot be written in TOML
             kind = typing.get_args(kind)[0]
         if kind is float and type(value) is int:
-            value = float(value)
+            value = float(value) if abs(value) <= sys.float_info.max else math.inf if value > 0 else -math.inf
         if typing.get_origin(kind) is tuple:
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise self.error(

@@ -43,7 +43,7 @@ class DryRun:
             "bytes": self.bytes,
             "tensor_bytes": self.quantmap.nbytes,
             "bpw": round(self.bpw, 4),
-            "quant": self.quantmap.quant,
+            "quant": self.quantmap.label,
             "types": self.quantmap.counts(),
             "share": round(self.quantmap.share(), 4),
             "fallback_share": round(self.quantmap.fallback_share(), 4),

@@ -2,7 +2,7 @@
 
 EdgeAIError                 1
 ├── UsageError              2   an argument, option or configuration value is wrong
-│   ├── RecipeError         2   a training recipe is wrong
+│   ├── RecipeError         2   a recipe is wrong: of a training, or of a file's types
 │   ├── ConstraintError     2   a schema, regex or grammar that cannot be enforced
 │   └── ClosedError         2   a model was used after close()
 ├── OutputError             2   the output path cannot be written, or is the input
@@ -79,7 +79,7 @@ class UsageError(EdgeAIError):
 
 
 class RecipeError(UsageError):
-    """A training recipe is wrong."""
+    """A recipe is wrong: of a training, or of a file's types."""
 
 
 class ConstraintError(UsageError):

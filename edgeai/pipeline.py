@@ -210,7 +210,7 @@ def conversion(job: Job, size: int, digest: str, report: Report) -> Conversion:
         path=job.output,
         bytes=size,
         bpw=job.quantmap.nbytes * 8 / job.plan.parameters,
-        quant=job.quantmap.quant,
+        quant=job.quantmap.label,
         types=job.quantmap.counts(),
         sha256=digest,
         report=report,
@@ -360,7 +360,7 @@ def calibrate(job: Job) -> None:
 
 def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, Value]) -> None:
     """Write the model with the types of QUANTMAP."""
-    label = f"writing {quantmap.quant}"
+    label = f"writing {quantmap.label}"
     gguf.write_model(
         path,
         job.plan,
@@ -418,7 +418,7 @@ def passport(job: Job, path: Path, report: Report, hashes: Mapping[str, str], di
         {
             "file": path.name,
             "sha256": digest,
-            "quant": job.quantmap.quant,
+            "quant": job.quantmap.label,
             "parameters": job.plan.parameters,
             "source": {
                 **({"origin": job.origin} if job.origin else {}),

@@ -133,7 +133,7 @@ def examine(
         tokens=len(vocabulary.tokens),
         source_types=dict(stored.most_common()),
         source_bytes=source_bytes,
-        quant=quantmap.quant,
+        quant=quantmap.label,
         types=quantmap.counts(),
         file_bytes=quantmap.nbytes,
         disk=disk,

@@ -217,7 +217,7 @@ def file_keys(
     SOURCE is the sha256 of the source; TORCH says whether torch is the reference of the proof.
     """
     return {
-        **manifest.file_keys(checkpoint, plan, quantization.quantmap.quant, source, __version__),
+        **manifest.file_keys(checkpoint, plan, quantization.quantmap.label, source, __version__),
         **quantization.keys,
         **placeholders(plan, torch=torch),
     }

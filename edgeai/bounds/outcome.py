@@ -32,7 +32,8 @@ class Point:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """A finished search. `measure` names what `quality` is ("mean KL, nats"), `bound` is its limit where there is one, `target_bytes`
-    that of the size; `kinds` is tensor → type of the chosen file, `costs` tensor → expected share of the KL."""
+    that of the size and `min_top1` that of the share of equal first choices; `kinds` is tensor → type of the chosen file, `costs` tensor
+    → expected share of the KL."""
 
     model: str
     measure: str
@@ -44,3 +45,4 @@ class Outcome:
     costs: Mapping[str, float]
     bound: float | None = None
     target_bytes: int | None = None
+    min_top1: float | None = None

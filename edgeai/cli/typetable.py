@@ -109,6 +109,6 @@ def summary(would: DryRun) -> list[str]:
     types = ", ".join(f"{count} {kind}" for kind, count in quantmap.counts().items())
     fallen = f", {quantmap.fallback_share():.1%} in types that the shapes forced" if quantmap.fallback_share() else ""
     return [
-        f"{quantmap.quant} · {human_bytes(would.bytes)} ({would.bytes} bytes) · {would.bpw:.2f} bits per weight · {types}",
+        f"{quantmap.label} · {human_bytes(would.bytes)} ({would.bytes} bytes) · {would.bpw:.2f} bits per weight · {types}",
         f"{quantmap.share():.1%} of the tensor bytes are in {quantmap.base}{fallen} · nothing was written",
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgeai.evaluation.intervals import Interval, mean_interval, quantile_interval, share_interval
-from edgeai.evaluation.limits import Limit, at_most, stated
+from edgeai.evaluation.limits import Limit, at_least, at_most, stated
 from edgeai.evaluation.prompts import BLOCK, EXACT_NMSE, Prompt, far_limit
 from edgeai.evaluation.score import TIE, Measures, join, log_softmax, measure
 from edgeai.evaluation.stream import LogitStream, Slab
@@ -201,15 +201,17 @@ def tie_of(more: float) -> float:
     return max(TIE, 6 * math.sqrt(more))
 
 
-def quantized_rows(found: Comparison, limit: Limit, of: str) -> list[Row]:
-    """Return the rows about a quantized file; OF names the reference."""
+def quantized_rows(found: Comparison, limit: Limit, of: str, *, min_top1: float | None = None) -> list[Row]:
+    """Return the rows about a quantized file; OF names the reference. MIN_TOP1 is the least share of equal first choices."""
     text = found.text()
     rows = [at_most(f"logits against {of}: NMSE", found.of("noise", "window").nmse, limit.nmse)]
     rows += [at_most(f"logits {away} tokens apart: NMSE", item.nmse, limit.nmse) for away, item in found.far().items()]
     rows += [
         at_most("mean KL on text, nats", text.mean_kl, limit.mean_kl),
         stated("99th percentile of KL, nats", text.p99_kl),
-        stated(f"first choice as {of}", text.top1),
+        stated(f"first choice as {of}", text.top1)
+        if min_top1 is None
+        else at_least(f"first choice as {of}", text.top1, min_top1),
         stated(f"perplexity divided by {of}'s", text.perplexity),
         Row(name="text compared", value=f"{text.positions} tokens in {text.windows} windows, {text.blocks} blocks"),
     ]

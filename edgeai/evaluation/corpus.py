@@ -87,12 +87,14 @@ def default_tokens(plan: ModelPlan) -> int:
     return max(FEWEST_TOKENS, min(MOST_TOKENS, int(WORK / plan.parameters)))
 
 
-def windows(plan: ModelPlan, vocabulary: Vocabulary, text: str | None = None) -> list[list[int]]:
+def windows(
+    plan: ModelPlan, vocabulary: Vocabulary, text: str | None = None, tokens: int | None = None
+) -> list[list[int]]:
     """Return the windows of TEXT (None: the bundled one): token ids, each with BOS first where the tokenizer adds it.
 
-    Raises UsageError where a given text is too short to say anything.
+    TOKENS is how many at most. Raises UsageError where a given text is too short to say anything.
     """
-    budget = GIVEN_TOKENS if text is not None else default_tokens(plan)
+    budget = tokens or (GIVEN_TOKENS if text is not None else default_tokens(plan))
     before = list(vocabulary.before)
     # no token has more than some tens of characters, and a text is cut before it is tokenized
     ids = (

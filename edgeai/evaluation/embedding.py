@@ -11,8 +11,8 @@ from converters.child import NATIVE, Child, ChildFailed
 from converters.tokenizer import source_tokenizer
 from edgeai.errors import ProofFailed
 from edgeai.evaluation import corpus, tokens
-from edgeai.evaluation.intervals import spearman_interval
-from edgeai.evaluation.limits import LIMITS, at_most, limit_of, stated
+from edgeai.evaluation.intervals import Interval, mean_interval, spearman_interval
+from edgeai.evaluation.limits import LIMITS, at_least, at_most, limit_of, stated
 from edgeai.evaluation.passport import Proof, threads
 from edgeai.evaluation.prompts import EXACT_NMSE
 from edgeai.evaluation.weights import weight_rows
@@ -92,6 +92,8 @@ class EmbeddingProof(Proof):
         rows, found = self._embed(path)
         of = "torch" if self._torch else "the F32 export"
         rows.append(Row(name=f"vectors of tokens against {of}: NMSE", value=self._reference.nmse(found)))
+        if self.min_cosine is not None and not self.ranks:
+            rows.append(at_least("vectors of texts: mean cosine", self._reference.mean_cosine(found), self.min_cosine))
         return [*rows, *self._texts(self._reference, found, limit_of(self.base).cosine, "vectors of texts")]
 
     def _texts(self, reference: Vectors, found: Vectors, limit: float, what: str) -> list[Row]:
@@ -168,6 +170,13 @@ class Vectors:
             )
         left, right = self.hidden.astype(np.float64), other.hidden.astype(np.float64)
         return float(((right - left) ** 2).sum() / (left**2).sum())
+
+    def mean_cosine(self, other: Vectors) -> Interval:
+        """Return the mean cosine of the vectors of texts with the OTHER's, and its interval; a text is the unit."""
+        import numpy as np
+
+        found = cosines(self.pooled, other.pooled)
+        return mean_interval(found, np.arange(len(found)))
 
 
 def cosines(left: F32, right: F32) -> npt.NDArray[np.float64]:

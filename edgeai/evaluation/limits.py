@@ -11,7 +11,7 @@ from edgeai.evaluation.intervals import Interval
 from edgeai.evaluation.prompts import EXACT_NMSE
 from edgeai.types import Row
 
-__all__ = ["LIMITS", "Limit", "at_most", "check_max_kl", "limit_of", "stated", "stored_limit"]
+__all__ = ["LIMITS", "Limit", "at_least", "at_most", "check_max_kl", "limit_of", "stated", "stored_limit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +105,12 @@ def at_most(name: str, value: float | Interval, limit: float) -> Row:
         ends = (value.low, value.high)
         return Row(name=name, value=value.value, limit=f"< {limit:.2g}", ok=value.high < limit, interval=ends)
     return Row(name=name, value=value, limit=f"< {limit:.2g}", ok=value < limit)
+
+
+def at_least(name: str, value: Interval, limit: float) -> Row:
+    """Return the row of a measured value that must be at least LIMIT, by the lower end of its interval."""
+    ok = value.low >= limit
+    return Row(name=name, value=value.value, limit=f">= {limit:g}", ok=ok, interval=(value.low, value.high))
 
 
 def stated(name: str, value: Interval) -> Row:

@@ -47,7 +47,8 @@ class Proof:
 
     `base` is the base type of the file to prove, `types` GGUF tensor name → type; `exports` says whether `export` will be asked for,
     and `stores` whether a file of halves is also compared with weights that torch has rounded in the same way.
-    `text` replaces the bundled text and `max_kl` the limit of the type; `torch` says whether it is the reference (None: if it can be),
+    `text` replaces the bundled text, `tokens` the number of its tokens and `max_kl` the limit of the type; `min_top1` is the least share
+    of first choices as in the source and `min_cosine` the least mean cosine, where they are bounds. `torch` says whether it is the reference (None: if it can be),
     and `of` names the file that is the reference without it. `adapter_file` is a LoRA adapter that the runtime puts on each file.
     `angles` is for how many positions torch leaves its tables of rope.
     """
@@ -61,7 +62,10 @@ class Proof:
     stores: bool = True
     torch: bool | None = None
     text: str | None = None
+    tokens: int | None = None
     max_kl: float | None = None
+    min_top1: float | None = None
+    min_cosine: float | None = None
     of: str = "the F32 export"
     adapter_file: Path | None = None
     angles: int = 0
@@ -97,7 +101,7 @@ class Proof:
 
     def _choose(self) -> None:
         """Choose the prompts of the export, of the quantized file, and of the comparison with rounded weights."""
-        windows = corpus.windows(self.plan, self.vocabulary, self.text)
+        windows = corpus.windows(self.plan, self.vocabulary, self.text, self.tokens)
         texts = [Prompt(kind="window", ids=ids) for ids in windows]
         end = tokens.end_prompt(self.plan, self.vocabulary)
         near = near_prompts(self.plan, self.vocabulary, exact=True)
@@ -184,7 +188,7 @@ class Proof:
         facts = self._facts()
         weights = self._weights(path)  # while the children compute
         found = self._compare(reference, run.stream, self._loose)
-        rows = [*run.rows, *weights, *quantized_rows(found, limit, of)]
+        rows = [*run.rows, *weights, *quantized_rows(found, limit, of, min_top1=self.min_top1)]
         self.summary |= found.summary()
         if stored:
             most = stored_limit(self.base, self.plan.activation_nmse, self.plan.layers)

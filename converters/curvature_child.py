@@ -1,0 +1,335 @@
+"""The child process that finds out in torch how much an error in each weight would change what the model says.
+
+Run by `converters.curvature` as a script: it imports nothing of this project but its neighbour, by path. argv[1] is a folder with
+request.json. Arrays go to request["folder"], the answer to answer.json.
+
+For a matrix with inputs x and outputs y, an error E in the weights changes the output distribution of position t by about
+½ Σ_i (g_ti · E_i x_t)² nats of KL, where g is the gradient of the log-likelihood of a token that is sampled from the model itself: the Fisher
+information (Martens, New Insights and Perspectives on the Natural Gradient Method, JMLR 21, 2020). It is summed here as a product, one
+number for each row, G_i = E[g_i²], and one matrix for the columns, H = E[w x xᵀ] / E[w] with w = |g|², so that positions that hardly
+matter, such as the first with its huge activations, hardly count (Kronecker-factored approximations have the same form: Martens and
+Grosse, arXiv 1503.05671, there without the weights).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+SPARE = 0.1
+"""Of how many tokens in all the ones that no text has are taken to be."""
+
+
+def neighbour(name: str) -> ModuleType:
+    """Return the script NAME beside this one as a module."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, name  # noqa: S101 - a path that ends in .py has one
+    assert spec.loader is not None, name  # noqa: S101 - the same
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def generate(model: Any, request: Mapping[str, Any], generator: Any, tell: Callable[[int], None]) -> list[list[int]]:
+    """Return texts that MODEL writes when it samples freely: what it was trained on, as far as it knows."""
+    import torch
+
+    count, length = request["generated"], request["generated_length"]
+    if not count:
+        return []
+    starts = [list(start) for start in request["starts"]][:count]
+    ids = torch.tensor([starts[index % len(starts)] for index in range(count)])
+    fresh, cache = ids, None
+    with torch.inference_mode():
+        while ids.shape[1] < length:
+            out = model(fresh, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            fresh = torch.multinomial(torch.softmax(out.logits[:, -1].float(), -1), 1, generator=generator)
+            ids = torch.cat([ids, fresh], 1)
+            tell(count)
+    return [list(map(int, row)) for row in ids]
+
+
+class Group:
+    """The matrices that see the same input: one sum of weighted products of columns, and one vector of rows for each of them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self.products: Any = 0
+        self.plain: Any = 0
+        self.weight = 0.0
+        self.rows: dict[str, Any] = dict.fromkeys(names, 0)
+        self._inputs: Any = None
+        self._weights: Any = None
+        self._left = 0
+
+    def see(self, inputs: Any) -> None:
+        """Take the inputs of one batch, (…, columns)."""
+        if not self._left:
+            self._inputs = inputs.detach().reshape(-1, inputs.shape[-1])
+            self._weights, self._left = 0, len(self.names)
+            self.plain = self.plain + self._inputs.square().sum(0)
+
+    def feel(self, name: str, gradient: Any) -> None:
+        """Take the gradient at the output of the matrix NAME; with the last one of the batch the products are summed."""
+        square = gradient.detach().reshape(-1, gradient.shape[-1]).square()
+        self.rows[name] = self.rows[name] + square.sum(0)
+        self._weights = self._weights + square.sum(1)
+        self._left -= 1
+        if not self._left:
+            scaled = self._inputs * self._weights.sqrt()[:, None]
+            self.products = self.products + scaled.T @ scaled
+            self.weight += float(self._weights.sum())
+            self._inputs = None
+
+
+def grouped(model: Any, modules: Mapping[str, Any], sample: Any, run: Callable[[Any], Any]) -> list[list[str]]:
+    """Return the names of MODULES, those together whose input is the same tensor."""
+    import torch
+
+    seen: dict[int, list[str]] = {}
+    kept: list[Any] = []
+
+    def listen(name: str) -> Callable[..., None]:
+        def hook(_module: Any, args: Any) -> None:
+            kept.append(args[0])
+            seen.setdefault(id(args[0]), []).append(name)
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(listen(name)) for name, module in modules.items()]
+    with torch.inference_mode():
+        run(sample)
+    for handle in handles:
+        handle.remove()
+    return list(seen.values())
+
+
+class Ends:
+    """The two ends of a language model: its embedding, its output matrix, or the one that is both."""
+
+    def __init__(self, model: Any) -> None:
+        self.embedding = model.get_input_embeddings()
+        self.output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        size, width = self.embedding.weight.shape
+        import torch
+
+        self.seen = torch.zeros(size)
+        self.chosen = torch.zeros(size)
+        self.inner: Any = torch.zeros(width, width)
+        self.outer: Any = 0
+        self.weight = 0.0
+        self.caught: Any = None
+        self.hidden: Any = None
+        self.raw: Any = None
+
+    def hooks(self) -> Iterator[Any]:
+        """Listen at both ends; the embedding's result becomes a leaf, so that gradients end there."""
+
+        def catch(_module: Any, _args: Any, out: Any) -> Any:
+            self.caught = out.detach().requires_grad_(True)
+            return self.caught
+
+        def hold(_module: Any, args: Any, out: Any) -> None:
+            self.hidden, self.raw = args[0].detach(), out.detach()
+
+        yield self.embedding.register_forward_hook(catch)
+        if self.output is not None:
+            yield self.output.register_forward_hook(hold)
+
+    def take_embedding(self, ids: Any) -> None:
+        """Add the gradients at the embedding's result of one batch; an embedding may be scaled after it was looked up (Gemma)."""
+        import torch
+
+        scale = float(getattr(self.embedding, "embed_scale", 1.0))
+        rows = self.caught.grad.reshape(-1, self.caught.shape[-1]) * scale
+        self.inner += rows.T @ rows
+        flat = ids.reshape(-1)
+        self.seen.index_add_(0, flat, torch.ones(len(flat)))
+
+    def take_output(self, logits: Any, shares: Any) -> None:
+        """Add what an error in the output matrix would do; SHARES, (positions, vocab), are the probabilities of the LOGITS."""
+        raw = self.raw.reshape(logits.shape)
+        scale = float((logits * raw).sum() / raw.square().sum().clamp_min(1e-30))  # some families scale their logits
+        spread = shares * (1 - shares)
+        self.chosen += spread.sum(0) * scale**2
+        weights = spread.sum(1) * scale**2
+        scaled = self.hidden.reshape(-1, self.hidden.shape[-1]) * weights.sqrt()[:, None]
+        self.outer = self.outer + scaled.T @ scaled
+        self.weight += float(weights.sum())
+
+    def result(self, count: int) -> dict[str, tuple[Any, Any]]:
+        """Return "embedding", "output" or "both" → (matrix of the columns, numbers of the rows); COUNT predictions were made."""
+        size = len(self.seen)
+        spread = (self.seen + SPARE / size) / (self.seen.sum() + SPARE)
+        inner = self.inner / count
+        if self.output is None:
+            return {"embedding": (inner, spread)}
+        outer, chosen = self.outer / count, self.chosen / count
+        if self.output.weight is not self.embedding.weight:
+            return {"embedding": (inner, spread), "output": (outer / chosen.sum(), chosen)}
+        return {"both": (outer + inner, (chosen / chosen.sum() + spread) / 2)}
+
+
+def measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Sum everything over the texts of REQUEST and those that the model writes; return where it is."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(request["threads"])
+    model, info = getattr(transformers, request["class"]).from_pretrained(
+        request["source"], dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
+    )
+    shared = neighbour("importance_child")
+    model.eval().requires_grad_(False)
+    plain, missing = shared.match(model, request["sources"])
+    absent = sorted(name for name in info["missing_keys"] if name.removesuffix(".weight") in plain)
+    if absent:
+        raise ValueError(f"transformers finds no weights for {', '.join(absent[:4])}")
+    generator = torch.Generator().manual_seed(request["seed"])
+    total = len(request["texts"]) * 2 + request["generated"]
+
+    def tell(done: float) -> None:
+        print(int(done), total, flush=True)
+
+    steps = 0
+
+    def stepped(count: int) -> None:
+        nonlocal steps
+        steps += 1
+        tell(count * steps / request["generated_length"] / 2)
+
+    written = generate(model, request, generator, stepped)
+    texts = [*request["texts"], *written]
+    modules = {name: module for name, module in model.named_modules() if name in plain}
+    pooled = request["pooling"]
+    run = (lambda ids: model(ids)) if pooled else (lambda ids: model(ids, use_cache=False))
+    groups = grouped(model, modules, torch.tensor([texts[0]]), run)
+    ends, found, made = Ends(model), {}, 0
+    folder, count = Path(request["folder"]), 0
+    parts = split(groups, modules, request["budget"])
+    for index, part in enumerate(parts):
+        sums = [Group(names) for names in part]
+        handles = [handle for item in sums for handle in listen(item, modules)]
+        handles += list(ends.hooks())
+        count = 0
+        for at, ids in enumerate(texts):
+            count += learn(model, ends, torch.tensor([ids]), request, at, ends_too=index == 0)
+            tell(total * ((index + (at + 1) / len(texts)) / len(parts) + 0.0))
+        for handle in handles:
+            handle.remove()
+        for item in sums:
+            place = made
+            made += 1
+            save(folder / f"H{place}.f32", item.products / max(item.weight, 1e-30))
+            save(folder / f"A{place}.f32", item.plain / sum(map(len, texts)))
+            for name in item.names:
+                for target in plain[name]:
+                    found[target] = place
+                    save(folder / f"{target}.G.f32", item.rows[name] / count)
+    for name, (columns, rows) in ends.result(count).items():
+        save(folder / f"H{made}.f32", columns)
+        save(folder / f"A{made}.f32", columns.diagonal())
+        for target in request["ends"].get(name, []):
+            found[target] = made
+            save(folder / f"{target}.G.f32", rows)
+        made += 1
+    return {
+        "targets": found,
+        "missing": missing,
+        "texts": len(texts),
+        "tokens": sum(map(len, texts)),
+        "written": written,
+    }
+
+
+def split(groups: Sequence[Sequence[str]], modules: Mapping[str, Any], budget: int) -> list[list[Sequence[str]]]:
+    """Return GROUPS in parts whose sums of products take at most BUDGET bytes each; each part is another pass over the texts."""
+    parts: list[list[Sequence[str]]] = [[]]
+    held = 0
+    for names in groups:
+        weight = modules[names[0]].weight
+        columns = int(weight.shape[1] if type(modules[names[0]]).__name__ == "Linear" else weight.shape[0])
+        size = columns * columns * 4
+        if parts[-1] and held + size > budget:
+            parts.append([])
+            held = 0
+        parts[-1].append(names)
+        held += size
+    return parts
+
+
+def listen(group: Group, modules: Mapping[str, Any]) -> Iterator[Any]:
+    """Give GROUP the inputs and the gradients of its modules."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def forward(_module: Any, args: Any, out: Any) -> None:
+            group.see(args[0])
+            out.register_hook(lambda gradient: group.feel(name, gradient))
+
+        return forward
+
+    for name in group.names:
+        yield modules[name].register_forward_hook(hook(name))
+
+
+def learn(model: Any, ends: Ends, ids: Any, request: Mapping[str, Any], at: int, *, ends_too: bool) -> int:
+    """Run one text forward and backward; return how many predictions it made. The draws depend on the seed and the text's number AT only."""
+    import torch
+
+    generator = torch.Generator().manual_seed(request["seed"] * 1000003 + at + 1)
+    if request["pooling"]:
+        rows = model(ids).last_hidden_state[0].float()
+        vector = {"mean": rows.mean(0), "cls": rows[0], "last": rows[-1]}[request["pooling"]]
+        vector = vector / vector.norm()
+        # E[(u·δ)²] = |δ|² for u of a standard normal distribution, and 1 - cosine of two unit vectors is half of their squared distance
+        (vector * torch.randn(len(vector), generator=generator)).sum().backward()
+        if ends_too:
+            ends.take_embedding(ids)
+        return 1
+    logits = model(ids, use_cache=False).logits[0].float()
+    said = torch.log_softmax(logits, -1)
+    shares = said.detach().exp()
+    said.gather(1, torch.multinomial(shares, 1, generator=generator)).sum().backward()
+    if ends_too:
+        ends.take_embedding(ids)
+        if ends.output is not None:
+            ends.take_output(logits.detach(), shares)
+    return int(ids.shape[1])
+
+
+def save(path: Path, values: Any) -> None:
+    """Write VALUES as float32."""
+    values.detach().float().contiguous().numpy().tofile(path)
+
+
+def main() -> None:
+    """Answer the request in the folder argv[1]."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: a parent that was killed takes this process along
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    folder = Path(sys.argv[1])
+    request = json.loads((folder / "request.json").read_text())
+    os.chdir(request["source"])  # safetensors opens no path that is not UTF-8, and "." always is
+    request["source"] = "."
+    try:
+        answer = measure(request)
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        answer = {"error": f"{type(error).__name__}: {error}", "log": []}
+    (folder / "answer.json").write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:  # the parent got the same Ctrl-C and says what there is to say
+        sys.exit(130)

@@ -1,0 +1,151 @@
+"""The texts that a choice of types is made on: the user's own or the bundled one, and what the model writes itself.
+
+What is measured afterwards must be other text. Of a file that the user gives the last part is kept back for that, unless there is another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from converters.curvature import Texts
+from converters.families import ModelPlan
+from converters.feedback import DAMPING
+from converters.stress import PROSE
+from converters.tokenizer import Vocabulary, source_tokenizer
+from edgeai.bounds.recipe import Calibration
+from edgeai.errors import UsageError
+from edgeai.evaluation.corpus import PROVED_ON, read_text
+
+__all__ = ["Material", "bundled_text", "material"]
+
+TOKENS, FEWEST_TOKENS = 8192, 2048
+WORK = 2.2e12
+"""Parameters times tokens: a larger model reads, and writes, less."""
+LEAST_TOKENS = 512
+"""Fewer tokens of a text say nothing of its kind."""
+WINDOW, EMBEDDED = 256, 96
+"""Tokens of one text, and of one that an embedding model reads."""
+KEPT_BACK = 0.25
+"""The part of a given text that files are measured on."""
+SEED = 0
+STRANGE = 0.3
+"""A text of another script has more characters than this part outside of ASCII …"""
+BYTES_PER_TOKEN = 1.7
+"""… and its tokens hold fewer bytes than this: they are bytes, and no pieces of words."""
+UNKNOWN = 0.05
+"""The part of tokens that a tokenizer may not know of a text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What the curvature is measured on, what of the user's text is kept back, and what a recipe says of it."""
+
+    texts: Texts
+    facts: Calibration
+    held_out: str | None = None
+    warnings: tuple[tuple[str, str], ...] = field(default=())
+
+
+def bundled_text() -> str:
+    """Return the parts of Python's documentation that the proof does not use, and prose where Python has none."""
+    try:
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:  # distributions may leave it out
+        topics = {}
+    return "\n\n".join(topics[name] for name in sorted(topics) if name not in PROVED_ON) or "\n\n".join(PROSE)
+
+
+def material(
+    plan: ModelPlan,
+    vocabulary: Vocabulary,
+    path: Path | None,
+    *,
+    tokens: int | None = None,
+    keep_back: bool = True,
+    threads: int,
+) -> Material:
+    """Return the texts for a model, from the file PATH or the bundled text; KEEP_BACK a part of the file to measure on.
+
+    Raises UsageError for a text that is too short, or in a script that the tokenizer does not know.
+    """
+    text = read_text(path) if path is not None else bundled_text()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else None
+    held_out = None
+    if path is not None and keep_back:
+        at = cut(text, 1 - KEPT_BACK)
+        text, held_out = text[:at], text[at:]
+    wanted = tokens or max(FEWEST_TOKENS, min(TOKENS, int(WORK / plan.parameters)))
+    ids, many = encode(vocabulary, text, wanted)
+    if path is not None:
+        check_text(path, text, ids, many, vocabulary, kept_back=held_out is not None)
+    windows = cut_up(plan, vocabulary, ids, wanted)
+    written = 0 if plan.pooling else max(1, wanted // WINDOW)
+    length = min(WINDOW, plan.context)
+    start = list(vocabulary.before) or [vocabulary.bos if vocabulary.bos is not None else ids[0]]
+    facts = Calibration(
+        text_sha256=digest,
+        tokens=wanted,
+        generated=written * length,
+        seed=SEED,
+        threads=threads,
+        feedback=True,
+        damping=DAMPING,
+    )
+    texts = Texts(windows=windows, generated=written, length=length, starts=[start], seed=SEED, threads=threads)
+    return Material(texts=texts, facts=facts, held_out=held_out)
+
+
+def cut(text: str, part: float) -> int:
+    """Return where PART of TEXT ends: at the end of a line, if there is one near."""
+    at = int(len(text) * part)
+    line = text.find("\n", at)
+    return line + 1 if 0 <= line < at + len(text) // 20 else at
+
+
+def encode(vocabulary: Vocabulary, text: str, tokens: int) -> tuple[list[int], str]:
+    """Return the token ids of pieces from all over TEXT, some more than TOKENS where it has so many, and the text of the pieces."""
+    budget = tokens * 16
+    if len(text) > budget:
+        count = 16
+        size = budget // count
+        text = "\n".join(text[index * (len(text) - size) // (count - 1) :][:size] for index in range(count))
+    tokenizer = source_tokenizer(vocabulary.spec)
+    tokenizer.encode_special_tokens = True  # all of it is text
+    return tokenizer.encode(text, add_special_tokens=False).ids, text
+
+
+def check_text(path: Path, text: str, ids: list[int], read: str, vocabulary: Vocabulary, *, kept_back: bool) -> None:
+    """Raise UsageError unless IDS, the tokens of the part READ of TEXT, are enough and say something."""
+    if len(ids) < LEAST_TOKENS:
+        more = f"; a quarter of its {len(text)} characters is kept back to measure on" if kept_back else ""
+        raise UsageError(
+            f"the calibration text {str(path)!r} has {len(ids)} tokens, and at least {LEAST_TOKENS} are needed{more}",
+            hint="give a longer text of the kind that the model will read; without --calibration a bundled one is used",
+        )
+    unknown = ids.count(vocabulary.unk) / len(ids) if vocabulary.unk is not None else 0.0
+    strange = sum(ord(char) > 127 for char in read) / len(read)
+    density = len(read.encode()) / len(ids)
+    if unknown > UNKNOWN or (strange > STRANGE and density < BYTES_PER_TOKEN):
+        what = (
+            f"{unknown:.0%} of its tokens are unknown"
+            if unknown > UNKNOWN
+            else f"a token holds {density:.2f} bytes of it"
+        )
+        raise UsageError(
+            f"the tokenizer of this model does not know the script of {str(path)!r}: {what}, and {strange:.0%} of its characters are "
+            "not ASCII",
+            hint="give a text in a language that the model was trained on",
+        )
+
+
+def cut_up(plan: ModelPlan, vocabulary: Vocabulary, ids: list[int], tokens: int) -> list[list[int]]:
+    """Return windows from all over IDS, TOKENS in all, each with what the tokenizer puts around a text."""
+    around = len(vocabulary.before) + len(vocabulary.after)
+    size = max(8, min(EMBEDDED if plan.pooling else WINDOW, plan.context) - around)
+    pieces = [ids[at : at + size] for at in range(0, len(ids), size)]
+    whole = [piece for piece in pieces if len(piece) == size] or pieces
+    count = min(len(whole), max(1, tokens // size))
+    return [vocabulary.with_ends(whole[index * len(whole) // count]) for index in range(count)]

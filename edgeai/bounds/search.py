@@ -1,0 +1,365 @@
+"""The search for the types of a file: choose by what errors are expected to do, write, measure in the real runtime, choose again.
+
+    texts → curvature → costs → [choose → write → measure] until the bound is met by the worse end of the interval → the smallest that met it
+
+What is expected is corrected by what was measured: their ratio scales the next choice. A size alone needs no measurement before the proof.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from converters import gguf
+from converters.checkpoint import Checkpoint
+from converters.curvature import Curvature
+from converters.families import ModelPlan, TensorPlan, Value
+from converters.feedback import Feedback, feedback_of
+from converters.knapsack import Item, Selection, choose, frontier, smallest
+from converters.quantmap import NEEDS_IMPORTANCE, QuantMap, chosen_types, plan_types
+from converters.scratch import Scratch
+from converters.sensitivity import damping_of
+from converters.tokenizer import Vocabulary
+from edgeai.bounds.goal import Goal
+from edgeai.bounds.outcome import Outcome, Point
+from edgeai.device import cpu_facts
+from edgeai.errors import ProofFailed, UsageError
+from edgeai.evaluation.heldout import EmbeddingHeldOut, HeldOut, Measured
+from edgeai.types import Progress
+
+__all__ = ["Search", "feedback_for", "file_limits", "seek"]
+
+PRESETS = ("Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+"""What the picture shows beside the choice."""
+ENOUGH = 0.9
+"""A bound that the worse end of the interval reaches to this part is not improved on any more."""
+MARGIN = 0.97
+"""What is aimed at, as a part of the bound."""
+FIRST = 0.85
+"""The same before anything was measured: intervals are about so wide."""
+DISAGREEMENT = 0.56
+"""Positions whose first choice changes, by the root of the mean KL: SmolLM2-135M with 0.0095 to 0.17 nats has 0.49 to 0.57."""
+CORNERS = 24
+
+
+@dataclass(slots=True, kw_only=True)
+class Search:
+    """Everything that a search needs. `budget` is the number of bytes for tensors, None without a limit; `items` are the matrices, `fixed`
+    the bytes of all other tensors. `found` collects the files that were measured."""
+
+    checkpoint: Checkpoint
+    plan: ModelPlan
+    vocabulary: Vocabulary
+    goal: Goal
+    curvature: Curvature
+    items: Sequence[Item]
+    fixed: int
+    budget: int | None
+    seconds: float | None
+    extra: Mapping[str, Value]
+    comparison: Callable[[], HeldOut | EmbeddingHeldOut]
+    progress: Progress
+    found: list[Point] = field(default_factory=list)
+
+    @property
+    def bound(self) -> float | None:
+        """The largest quality measure that is allowed; None where only the share of first choices is bounded, or the size."""
+        goal = self.goal
+        return 1 - goal.min_cosine if goal.min_cosine is not None else goal.max_kl
+
+    @property
+    def bounded(self) -> bool:
+        """Whether something has to be measured before a choice is made."""
+        return self.bound is not None or self.goal.min_top1 is not None
+
+    def excess(self, measured: Measured) -> float:
+        """Return by which factor the worst of the bounds is missed, as mean KL; 1 or less meets them all."""
+        parts = []
+        if self.bound is not None:
+            parts.append(measured.quality.high / self.bound)
+        if self.goal.min_top1 is not None:
+            assert measured.top1 is not None  # noqa: S101 - of a language model
+            parts.append(((1 - measured.top1.low) / (1 - self.goal.min_top1)) ** 2)
+        return max(parts)
+
+    def wanted(self) -> float:
+        """Return the mean KL, or 1 - cosine, to begin with."""
+        parts = [] if self.bound is None else [self.bound]
+        if self.goal.min_top1 is not None:
+            parts.append(((1 - self.goal.min_top1) / DISAGREEMENT) ** 2)
+        return min(parts) * FIRST
+
+
+def file_limits(
+    plan: ModelPlan, vocabulary: Vocabulary, goal: Goal, kinds: Mapping[str, Sequence[str]], extra: Mapping[str, Value]
+) -> int | None:
+    """Return how many bytes the tensors may take, None without a limit. Raises UsageError for a size that no choice of KINDS has.
+
+    Both ends are exact: that of all the smallest types, and that of F16, above which nothing is gained.
+    """
+    if goal.target_bytes is None and goal.target_bpw is None:
+        return None
+    ends = [
+        chosen_types(plan, {name: pick(plan, name, some) for name, some in kinds.items()}) for pick in (least, most)
+    ]
+    if goal.target_bpw is not None:
+        sizes = [end.nbytes * 8 / plan.parameters for end in ends]
+        if not sizes[0] <= goal.target_bpw <= sizes[1]:
+            raise out_of_reach(
+                f"{goal.target_bpw:g} bits per weight", [f"{size:.3f}" for size in sizes], sizes[0] > goal.target_bpw
+            )
+        return int(goal.target_bpw * plan.parameters / 8)
+    assert goal.target_bytes is not None  # noqa: S101 - one of the two is given
+    files = [gguf.file_bytes(plan, vocabulary, end, extra) for end in ends]
+    if not files[0] <= goal.target_bytes <= files[1]:
+        raise out_of_reach(f"{goal.target_bytes} bytes", [str(size) for size in files], files[0] > goal.target_bytes)
+    padding = 31 * len(plan.tensors)  # each tensor begins at a multiple of 32
+    return goal.target_bytes - (files[0] - ends[0].nbytes) - padding
+
+
+def out_of_reach(wanted: str, ends: Sequence[str], small: bool) -> UsageError:
+    """Return the error for a size that is too small, or larger than F16."""
+    why = f"the smallest file with the types that may be used has {ends[0]}" if small else f"F16 has {ends[1]}"
+    hint = f"ask for {ends[0]} or more" if small else "--quant f16 is the source's values, halved"
+    return UsageError(f"the target of {wanted} cannot be met: {why}", hint=hint)
+
+
+def least(plan: ModelPlan, name: str, kinds: Sequence[str]) -> str:
+    """Return the smallest of KINDS for the tensor NAME."""
+    return min(kinds, key=lambda kind: bits(plan, name, kind))
+
+
+def most(plan: ModelPlan, name: str, kinds: Sequence[str]) -> str:
+    """Return the largest of KINDS for the tensor NAME."""
+    return max(kinds, key=lambda kind: bits(plan, name, kind))
+
+
+def bits(_plan: ModelPlan, _name: str, kind: str) -> float:
+    """Return the bits of a weight of the type KIND."""
+    from converters.mixes import BLOCK, SIZE
+
+    return SIZE[kind] * 8 / BLOCK[kind]
+
+
+def feedback_for(curvature: Curvature) -> Callable[[TensorPlan], Feedback | None]:
+    """Return what gives the writer the feedback of a tensor, None for one that nothing is known of. It keeps one in memory."""
+    held: dict[int, Feedback] = {}
+
+    def find(tensor: TensorPlan) -> Feedback | None:
+        if tensor.name not in curvature:
+            return None
+        place = curvature.places[tensor.name]
+        if place not in held:
+            held.clear()
+            products = curvature.columns(tensor.name)
+            held[place] = feedback_of(products, damping_of(len(products), curvature.tokens))
+        return held[place]
+
+    return find
+
+
+def seek(search: Search, *, presets: bool = False) -> tuple[QuantMap, Outcome]:
+    """Return the types of the smallest file that meets the bounds, or the best of the size, and how it was found.
+
+    PRESETS are measured too, for the picture. Raises ProofFailed where no choice meets a bound, with the nearest, UsageError where the
+    largest types already miss it.
+    """
+    with Scratch() as scratch, opened(search, presets=presets) as compared:
+        trial = Path(scratch) / "trial.gguf"
+        chosen, point = decide(search, compared, trial)
+        beside = tuple(measure_presets(search, compared, trial)) if presets and compared is not None else ()
+        if presets and compared is not None and point.quality is None:
+            point = measured_point(search, compared, trial, chosen, "chosen")
+    costs = {item.name: {option.kind: option.cost for option in item.options} for item in search.items}
+    outcome = Outcome(
+        model=search.checkpoint.path.resolve().name,
+        measure="mean KL, nats" if search.plan.pooling is None else "1 - mean cosine",
+        chosen=replace(point, name="chosen"),
+        rounds=tuple(search.found),
+        presets=beside,
+        frontier=tuple(corners(search)),
+        kinds=chosen.kinds,
+        costs={name: costs[name][kind] for name, kind in chosen.kinds.items()},
+        bound=search.bound,
+        target_bytes=search.goal.target_bytes,
+    )
+    return mapped(search, chosen), outcome
+
+
+@contextmanager
+def opened(search: Search, *, presets: bool) -> Iterator[HeldOut | EmbeddingHeldOut | None]:
+    """Start torch on the held-out text where something is to be measured."""
+    if not search.bounded and not presets:
+        yield None
+        return
+    with search.comparison() as compared:
+        yield compared
+
+
+def decide(search: Search, compared: HeldOut | EmbeddingHeldOut | None, trial: Path) -> tuple[Selection, Point]:
+    """Return the choice and its point, measured where a bound demands it."""
+    if not search.bounded:
+        chosen = choose(search.items, room(search), seconds=search.seconds)
+        return chosen, point_of(search, chosen, "chosen")
+    assert compared is not None  # noqa: S101 - opened for a bound
+    best: tuple[Selection, Point] | None = None
+    nearest: tuple[float, Point] | None = None
+    aim, tried = search.wanted(), set[tuple[tuple[str, str], ...]]()
+    for number in range(1, search.goal.rounds + 1):
+        chosen, capped = cheapest(search, aim)
+        key = tuple(sorted(chosen.kinds.items()))
+        if key in tried or (best is not None and chosen.nbytes >= best[0].nbytes):
+            break
+        tried.add(key)
+        point = measured_point(search, compared, trial, chosen, f"round {number}")
+        assert point.quality is not None  # noqa: S101 - it was measured
+        excess = search.excess(Measured(quality=point.quality, top1=point.top1))
+        if nearest is None or excess < nearest[0]:
+            nearest = excess, point
+        if excess <= 1:
+            best = chosen, point
+            if excess >= ENOUGH:
+                break
+        elif capped:
+            break
+        aim = chosen.cost / excess * MARGIN
+    if best is None:
+        assert nearest is not None  # noqa: S101 - there was a first round
+        raise missed(search, *nearest)
+    return best
+
+
+def cheapest(search: Search, aim: float) -> tuple[Selection, bool]:
+    """Return the smallest choice with an expected cost of at most AIM, and whether a limit, or the types, kept it from being that good."""
+    try:
+        chosen = smallest(search.items, aim, seconds=search.seconds)
+    except ValueError:  # nothing is that good: the best there is
+        chosen = smallest(search.items, lowest(search.items), seconds=None)
+        if search.budget is None or chosen.nbytes <= room(search):
+            return chosen, True
+    if search.budget is not None and chosen.nbytes > room(search):
+        return choose(search.items, room(search), seconds=search.seconds), True
+    return chosen, False
+
+
+def lowest(items: Sequence[Item]) -> float:
+    """Return the least cost that any choice has, and a little more, so that a sum in another order is not above it."""
+    return sum(min(option.cost for option in item.options) for item in items) * (1 + 1e-9) + 1e-300
+
+
+def room(search: Search) -> int:
+    """Return the bytes that the matrices may take."""
+    assert search.budget is not None  # noqa: S101 - asked only where there is a limit
+    return search.budget - search.fixed
+
+
+def missed(search: Search, excess: float, point: Point) -> ProofFailed:
+    """Return the error for a bound that no choice met; POINT came nearest, and EXCESS says how near."""
+    assert point.quality is not None  # noqa: S101 - it was measured
+    parts = [f"{search_measure(search)} {point.quality.value:.4g} (95 % up to {point.quality.high:.4g})"]
+    if point.top1 is not None:
+        parts.append(f"first choice as torch {point.top1.value:.2%} (95 % from {point.top1.low:.2%})")
+    goal = search.goal
+    wanted = [f"{search_measure(search)} <= {search.bound:g}"] if search.bound is not None else []
+    wanted += [f"first choice >= {goal.min_top1:.2%}"] if goal.min_top1 is not None else []
+    size = f" within {search.budget} bytes of tensors" if search.budget is not None else ""
+    tried = f"{len(search.found)} file{'s' if len(search.found) > 1 else ''} measured"
+    return ProofFailed(
+        f"no choice of types meets {' and '.join(wanted)}{size}; the nearest of {tried} has {', '.join(parts)} at {point.nbytes} bytes, "
+        f"{point.bpw:.2f} bits per weight",
+        hint="ask for less"
+        + (", or allow a larger file" if search.budget is not None else "")
+        + (", or allow more types" if goal.only or goal.exclude else "")
+        + ("; a longer --eval-text makes the interval narrower" if excess < 1.3 else ""),
+    )
+
+
+def search_measure(search: Search) -> str:
+    """Return the name of what is measured."""
+    return "mean KL" if search.plan.pooling is None else "1 - mean cosine"
+
+
+def mapped(search: Search, chosen: Selection) -> QuantMap:
+    """Return the map of the types CHOSEN, with what each tensor is expected to cost."""
+    why = {}
+    for item in search.items:
+        cost = next(option.cost for option in item.options if option.kind == chosen.kinds[item.name])
+        why[item.name] = f"chosen: expected to add {cost:.2g} to the {search_measure(search)}"
+    return chosen_types(search.plan, chosen.kinds, why)
+
+
+def point_of(search: Search, chosen: Selection, name: str) -> Point:
+    """Return what is known of CHOSEN before it is measured."""
+    quantmap = mapped(search, chosen)
+    return Point(
+        name=name,
+        nbytes=gguf.file_bytes(search.plan, search.vocabulary, quantmap, search.extra),
+        bpw=quantmap.nbytes * 8 / search.plan.parameters,
+        predicted=chosen.cost,
+        types=quantmap.counts(),
+    )
+
+
+def measured_point(
+    search: Search, compared: HeldOut | EmbeddingHeldOut, trial: Path, chosen: Selection, name: str
+) -> Point:
+    """Write CHOSEN to TRIAL, run it on the held-out text, and return what came out."""
+    search.progress(name, 0, 1)
+    gguf.write_model(
+        trial,
+        search.plan,
+        search.vocabulary,
+        mapped(search, chosen),
+        search.extra,
+        lambda done, total: search.progress(f"{name}: writing", done, total, "B"),
+        threads=cpu_facts().threads,
+        feedback=feedback_for(search.curvature),
+    )
+    found = compared.measure(trial)
+    trial.unlink()
+    point = replace(point_of(search, chosen, name), quality=found.quality, top1=found.top1, p999=found.p999)
+    search.found.append(point)
+    return point
+
+
+def measure_presets(search: Search, compared: HeldOut | EmbeddingHeldOut, trial: Path) -> Iterator[Point]:
+    """Yield the presets as llama-quantize makes them with an importance matrix, measured on the same text."""
+    plan, rows = search.plan, {}
+    for item in search.items:
+        if item.name in search.curvature and item.name not in ("token_embd.weight", "output.weight"):
+            rows[item.name] = search.curvature.plain(item.name)
+    for preset in PRESETS:
+        assert preset not in NEEDS_IMPORTANCE or rows  # noqa: S101 - the table has none of these
+        quantmap = plan_types(plan, preset, importance=rows)
+        search.progress(f"measuring {preset.lower()}", 0, 1)
+        gguf.write_model(
+            trial, plan, search.vocabulary, quantmap, search.extra, threads=cpu_facts().threads, importance=rows
+        )
+        found = compared.measure(trial)
+        yield Point(
+            name=preset.lower(),
+            nbytes=trial.stat().st_size,
+            bpw=quantmap.nbytes * 8 / plan.parameters,
+            quality=found.quality,
+            top1=found.top1,
+            p999=found.p999,
+            types=quantmap.counts(),
+        )
+        trial.unlink()
+
+
+def corners(search: Search) -> Iterator[Point]:
+    """Yield some corners of the frontier, evenly over its sizes, corrected by what was measured."""
+    found = [item for item in frontier(search.items, seconds=search.seconds) if item.cost > 0]
+    ratios = [
+        math.log(point.quality.value / point.predicted)
+        for point in search.found
+        if point.quality is not None and point.predicted and point.quality.value > 0
+    ]
+    scale = math.exp(sum(ratios) / len(ratios)) if ratios else 1.0
+    step = max(1, len(found) // CORNERS)
+    for item in [*found[::step], *(found[-1:] if (len(found) - 1) % step else [])]:
+        yield replace(point_of(search, item, ""), predicted=item.cost * scale)

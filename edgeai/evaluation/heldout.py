@@ -1,0 +1,90 @@
+"""Several files of one model compared with torch on the same text, one after the other, by one torch process that waits for the next.
+
+The text is not the one that types were chosen on. torch runs ahead as far as its logits may lie on the disk, so it works while the next
+file is being written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeai.evaluation import corpus
+from edgeai.evaluation.embedding import EmbeddingProof
+from edgeai.evaluation.intervals import Interval
+from edgeai.evaluation.passport import Proof
+from edgeai.evaluation.prompts import Prompt
+
+__all__ = ["EmbeddingHeldOut", "HeldOut", "Measured", "held_out_class", "held_out_tokens"]
+
+MOST_TOKENS = 4096
+WORK = 1.2e12
+"""Parameters times tokens."""
+LOGITS = 4e8
+"""Tokens times vocabulary: a large one costs more than the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """How far one file is from its source: `quality` is the mean KL in nats, or 1 - the mean cosine of an embedding model's vectors; `top1`
+    the share of positions with the same first choice, `p999` the KL that one of a thousand positions exceeds."""
+
+    quality: Interval
+    top1: Interval | None = None
+    p999: float | None = None
+
+
+def held_out_tokens(parameters: int, vocabulary: int) -> int:
+    """Return how many tokens of the bundled text files of a model are compared on."""
+    return max(corpus.FEWEST_TOKENS, min(MOST_TOKENS, int(WORK / parameters), int(LOGITS / vocabulary)))
+
+
+@dataclass(slots=True)
+class HeldOut(Proof):
+    """The comparison of up to `files` files of a language model."""
+
+    files: int = 8
+    _windows: list[Prompt] = field(default_factory=list, init=False)
+
+    def _choose(self) -> None:
+        found = corpus.windows(self.plan, self.vocabulary, self.text, self.tokens)
+        self._windows = [Prompt(kind="window", ids=ids) for ids in found]
+        self._loose = self._windows * self.files
+
+    def _request(self) -> dict[str, Any]:
+        return {**Proof._request(self), "continue": [], "conversations": []}
+
+    def measure(self, path: Path) -> Measured:
+        """Run the file PATH and compare it. Raises ProofFailed where it does not run."""
+        import numpy as np
+
+        assert self._torch is not None  # noqa: S101 - the block has been entered, and torch is there
+        self._facts()
+        run = self._run(path, self._windows)
+        found = self._compare(self._torch, run.stream, self._windows)
+        text = found.text()
+        self._open.pop().close()
+        return Measured(quality=text.mean_kl, top1=text.top1, p999=float(np.quantile(found.of("window").kl, 0.999)))
+
+
+@dataclass(slots=True)
+class EmbeddingHeldOut(EmbeddingProof):
+    """The comparison of files of an embedding model."""
+
+    files: int = 8
+
+    def measure(self, path: Path) -> Measured:
+        """Run the file PATH and compare its vectors of texts."""
+        if self._reference is None:
+            self._facts()
+            assert self._torch is not None  # noqa: S101 - the block has been entered, and torch is there
+            self._reference = self._vectors(self._torch.folder)
+        found = self._reference.mean_cosine(self._embed(path)[1])
+        self._open.pop().close()
+        return Measured(quality=Interval(value=1 - found.value, low=max(0.0, 1 - found.high), high=1 - found.low))
+
+
+def held_out_class(pooling: str | None) -> type[HeldOut] | type[EmbeddingHeldOut]:
+    """Return the class of the comparison for a model with this POOLING; None is a language model."""
+    return HeldOut if pooling is None else EmbeddingHeldOut
