@@ -22,12 +22,13 @@ import numpy as np
 from measure import pairs, save
 
 import edgeai
+from edgeai.conversion import Conversion
 from edgeai.evaluation.sidebyside import measure
 from edgeai.evaluation.streams import distinct_texts
 from edgeai.exporting import convert_onnx
 from edgeai.importing import import_model
 from edgeai.model import Model
-from edgeai.pipeline import Conversion, convert
+from edgeai.pipeline import convert
 from edgeai.store import Store
 
 PROMPTS, ANSWER = (64, 512), 128

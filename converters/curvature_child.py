@@ -4,11 +4,11 @@ Run by `converters.curvature` as a script: it imports nothing of this project bu
 request.json. Arrays go to request["folder"], the answer to answer.json.
 
 For a matrix with inputs x and outputs y, an error E in the weights changes the output distribution of position t by about
-½ Σ_i (g_ti · E_i x_t)² nats of KL, where g is the gradient of the log-likelihood of a token that is sampled from the model itself: the Fisher
-information (Martens, New Insights and Perspectives on the Natural Gradient Method, JMLR 21, 2020). It is summed here as a product, one
-number for each row, G_i = E[g_i²], and one matrix for the columns, H = E[w x xᵀ] / E[w] with w = |g|², so that positions that hardly
-matter, such as the first with its huge activations, hardly count (Kronecker-factored approximations have the same form: Martens and
-Grosse, arXiv 1503.05671, there without the weights).
+½ Σ_i (g_ti · E_i x_t)² nats of KL, where g is the gradient of the log-likelihood of a token that is sampled from the model itself: the
+Fisher information (Martens, New Insights and Perspectives on the Natural Gradient Method, JMLR 21, 2020). It is summed here as a
+product, one number for each row, G_i = E[g_i²], and one matrix for the columns, H = E[w x xᵀ] / E[w] with w = |g|², so that positions
+that hardly matter, such as the first with its huge activations, hardly count (Kronecker-factored approximations have the same form:
+Martens and Grosse, arXiv 1503.05671, there without the weights).
 """
 
 from __future__ import annotations
@@ -59,10 +59,14 @@ def generate(model: Any, request: Mapping[str, Any], generator: Any, tell: Calla
 
 
 class Group:
-    """The matrices that see the same input: one sum of weighted products of columns, and one vector of rows for each of them."""
+    """The matrices that see the same input: one sum of weighted products of columns, and one vector of rows for each of them.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(names)
+    A text of which one prediction is made (`whole`) counts as one: what an error does to it is the sum of what it does at all positions,
+    which mostly point the same way. The gradient of the whole matrix, D, then stands in for the pairs of g and x.
+    """
+
+    def __init__(self, names: Sequence[str], *, whole: bool = False) -> None:
+        self.names, self.whole = list(names), whole
         self.products: Any = 0
         self.plain: Any = 0
         self.weight = 0.0
@@ -80,6 +84,14 @@ class Group:
 
     def feel(self, name: str, gradient: Any) -> None:
         """Take the gradient at the output of the matrix NAME; with the last one of the batch the products are summed."""
+        if self.whole:
+            matrix = gradient.detach().reshape(-1, gradient.shape[-1]).T @ self._inputs  # (rows, columns)
+            rows = matrix.square().sum(1)
+            self.rows[name] = self.rows[name] + rows
+            self.products = self.products + matrix.T @ matrix
+            self.weight += float(rows.sum())
+            self._left -= 1
+            return
         square = gradient.detach().reshape(-1, gradient.shape[-1]).square()
         self.rows[name] = self.rows[name] + square.sum(0)
         self._weights = self._weights + square.sum(1)
@@ -91,7 +103,7 @@ class Group:
             self._inputs = None
 
 
-def grouped(model: Any, modules: Mapping[str, Any], sample: Any, run: Callable[[Any], Any]) -> list[list[str]]:
+def grouped(modules: Mapping[str, Any], sample: Any, run: Callable[[Any], Any]) -> list[list[str]]:
     """Return the names of MODULES, those together whose input is the same tensor."""
     import torch
 
@@ -212,12 +224,12 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     modules = {name: module for name, module in model.named_modules() if name in plain}
     pooled = request["pooling"]
     run = (lambda ids: model(ids)) if pooled else (lambda ids: model(ids, use_cache=False))
-    groups = grouped(model, modules, torch.tensor([texts[0]]), run)
+    groups = grouped(modules, torch.tensor([texts[0]]), run)
     ends, found, made = Ends(model), {}, 0
     folder, count = Path(request["folder"]), 0
     parts = split(groups, modules, request["budget"])
     for index, part in enumerate(parts):
-        sums = [Group(names) for names in part]
+        sums = [Group(names, whole=bool(pooled)) for names in part]
         handles = [handle for item in sums for handle in listen(item, modules)]
         handles += list(ends.hooks())
         count = 0
@@ -288,7 +300,7 @@ def learn(model: Any, ends: Ends, ids: Any, request: Mapping[str, Any], at: int,
     generator = torch.Generator().manual_seed(request["seed"] * 1000003 + at + 1)
     if request["pooling"]:
         rows = model(ids).last_hidden_state[0].float()
-        vector = {"mean": rows.mean(0), "cls": rows[0], "last": rows[-1]}[request["pooling"]]
+        vector = {"mean": rows.mean(0), "cls": rows[0]}.get(request["pooling"], rows[-1])
         vector = vector / vector.norm()
         # E[(u·δ)²] = |δ|² for u of a standard normal distribution, and 1 - cosine of two unit vectors is half of their squared distance
         (vector * torch.randn(len(vector), generator=generator)).sum().backward()

@@ -61,7 +61,7 @@ class Selection:
     """A choice for each item, and its sums.
 
     `bound` is a proven lower bound of what was minimised, within the same limits: of the cost of any choice of `choose` and, within its
-    own number of bytes, of `frontier`; of the bytes for `smallest`. Where it equals the sum, no choice is better.
+    own number of bytes, of `frontier`; of the bytes for `smallest`. Where it is the sum, but for rounding, no choice is better.
     """
 
     kinds: Mapping[str, str]

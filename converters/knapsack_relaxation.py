@@ -25,18 +25,22 @@ __all__ = [
     "fits",
     "hull_steps",
     "left",
+    "prepared",
     "reduced_costs",
     "relax",
     "repaired",
     "spread",
     "value",
-    "without_dominated",
 ]
 
 NEAR = 1e-9
 """A gap of this share of the value counts as none."""
 STEPS = 100
 """Most steps to the second multiplier; 10 to 30 are enough."""
+NOTHING = 2.0**-60
+"""A weight of this share of the heaviest is as good as none: all of them are less than the sum may be off by."""
+MARGIN = 1e-14
+"""What a bound may be off by, as a share of the sums that it is the difference of."""
 TINY = 5e-324
 """The smallest float above 0."""
 
@@ -90,16 +94,46 @@ class Relaxed:
         return int((widest / spread(problem)[:, None]).max(axis=0).argmax())
 
 
-def without_dominated(problem: Problem) -> Problem:
-    """Return PROBLEM without options than which another one is no worse in value and in every weight; of equals the first stays."""
+def prepared(problem: Problem, start: Ints) -> tuple[Problem, float]:
+    """Return PROBLEM without what cannot or need not be chosen, START excepted, in numbers near 1; and the unit of its values.
+
+    Weights count from the lightest option of their item. Units are powers of 2, so nothing is rounded by them.
+    """
     import numpy as np
 
-    sheets = np.concatenate([problem.values[None], problem.weights])  # (1 + limits, items, options)
+    real = np.isfinite(problem.values)
+    lightest = np.where(real, problem.weights, np.inf).min(axis=2)
+    weights = np.where(real, problem.weights - lightest[:, :, None], 0)
+    limits = problem.limits - lightest.sum(axis=1)
+    heavy = weights > limits[:, None, None]
+    weights[heavy] = 0
+    units = _power(weights.max(axis=(1, 2), initial=0))
+    weights = weights / units[:, None, None]
+    weights[weights < NOTHING] = 0
+    unit = float(_power(abs(problem.values[real]).max(initial=0)))
+    values = without_dominated(np.where(heavy.any(axis=0), np.inf, problem.values / unit), weights)
+    rows = np.arange(len(values))
+    values[rows, start] = problem.values[rows, start] / unit
+    return Problem(values=values, weights=weights, limits=limits / units), unit
+
+
+def _power(sizes: npt.ArrayLike) -> F64:
+    """Return the powers of 2 that are not above SIZES, 1 for 0."""
+    import numpy as np
+
+    return np.where(sizes, np.ldexp(1.0, np.frexp(sizes)[1] - 1), 1.0)
+
+
+def without_dominated(values: F64, weights: F64) -> F64:
+    """Return VALUES, inf for options than which another one is no worse in value and in every weight; of equals the first stays."""
+    import numpy as np
+
+    sheets = np.concatenate([values[None], weights])  # (1 + limits, items, options)
     no_worse = (sheets[:, :, :, None] <= sheets[:, :, None, :]).all(axis=0)  # (items, options, than options)
     same = (sheets[:, :, :, None] == sheets[:, :, None, :]).all(axis=0)
     earlier = np.triu(np.ones(same.shape[1:], dtype=bool), 1)
-    out = ((no_worse & (~same | earlier)) & np.isfinite(problem.values)[:, :, None]).any(axis=1)
-    return Problem(values=np.where(out, np.inf, problem.values), weights=problem.weights, limits=problem.limits)
+    out = ((no_worse & (~same | earlier)) & np.isfinite(values)[:, :, None]).any(axis=1)
+    return np.where(out, np.inf, values)
 
 
 def hull_steps(values: F64, weights: F64) -> Steps:
@@ -164,7 +198,7 @@ def relax(problem: Problem, ceiling: float) -> Relaxed:
         return _relax_first(problem, 0.0)
     low = high = best = _relax_first(problem, 0.0)
     real = problem.values < float("inf")
-    at = float(abs(problem.values[real]).max()) / (float(problem.weights[1][real].max()) or 1.0) or 1.0
+    at = float(abs(problem.values[real]).max() / (problem.weights[1][real].max() or 1.0)) or 1.0
     for _ in range(STEPS):
         if high.slope <= 0 or best.floor > ceiling:
             break
@@ -211,7 +245,8 @@ def _relax_first(problem: Problem, second: float) -> Relaxed:
         part = 1 - float((totals[taken] - limit) / added[taken])
         ends = picks.copy()
         ends[steps.items[taken]] = steps.options[taken]
-    floor = float((values + multipliers[0] * weights).min(axis=1).sum() - multipliers @ problem.limits)
+    cheapest, spared = (values + multipliers[0] * weights).min(axis=1), multipliers @ problem.limits
+    floor = float(cheapest.sum() - spared - MARGIN * (abs(cheapest).sum() + spared))
     over = (1 - part) * left(problem, picks) + part * left(problem, ends)
     return Relaxed(multipliers=multipliers, picks=picks, ends=ends[None], floor=floor, slope=-float(over[-1]))
 

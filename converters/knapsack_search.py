@@ -20,12 +20,12 @@ from converters.knapsack_relaxation import (
     filled,
     fits,
     left,
+    prepared,
     reduced_costs,
     relax,
     repaired,
     spread,
     value,
-    without_dominated,
 )
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ def minimise(problem: Problem, start: Ints) -> Found:
     """Return a choice of near-least value within the limits, at most that of START, which is within them."""
     import numpy as np
 
-    problem = without_dominated(problem)
+    problem, unit = prepared(problem, start)
     best = problem.values.argmin(axis=1)
     if fits(problem, best):
-        return Found(picks=best, floor=value(problem, best))
+        return Found(picks=best, floor=value(problem, best) * unit)
     whole = relax(problem, value(problem, start))
     best = filled(problem, repaired(problem, whole))
     if not fits(problem, best):
@@ -119,7 +119,7 @@ def minimise(problem: Problem, start: Ints) -> Found:
                     heappush(branches, (max(floor, below.floor), born, narrower, below))
                 continue
         closed = min(closed, floor)
-    return Found(picks=best, floor=min(closed, least))
+    return Found(picks=best, floor=min(closed, least) * unit)
 
 
 def _searched(problem: Problem, relaxed: Relaxed, best: Ints, least: float, budget: int) -> tuple[Ints, float, int]:
@@ -168,7 +168,8 @@ def _core(problem: Problem, relaxed: Relaxed, gap: float) -> Core:
     open_ = np.flatnonzero(other.any(axis=1))
     scale = relaxed.multipliers + gap * NEAR / spread(problem)  # a limit without a price counts a little
     moved = np.where(other, np.tensordot(scale, abs(moves), axes=1), 0)
-    key = np.where(moved > 0, reduced / np.where(moved > 0, moved, 1), np.inf).min(axis=1)
+    with np.errstate(over="ignore"):
+        key = np.where(moved > 0, reduced / np.where(moved > 0, moved, 1), np.inf).min(axis=1)
     order = open_[np.argsort(key[open_], kind="stable")]
     down = np.full((len(order) + 1, len(moves)), np.inf)
     up = down.copy()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     F32 = npt.NDArray[np.float32]
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["CANDIDATES", "candidates", "costs", "damping_of"]
+__all__ = ["CANDIDATES", "SLOW", "candidates", "costs", "damping_of"]
 
 CANDIDATES = (
     "IQ2_XXS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K",
@@ -31,7 +31,9 @@ CANDIDATES = (
 )  # fmt: skip
 """Types that are tried. Left out are those that only models trained for them survive (ternary, one bit), BF16, which has the size of F16,
 and F32."""
-SAMPLE = 1 << 18
+SLOW = ("IQ2_XXS", "IQ2_S")
+"""Types that take a hundred times as long to try as others: only where a file must be so small."""
+SAMPLE = 3 << 16
 """Weights of a tensor that are encoded to see what a type costs it."""
 SLAB = 1 << 22
 

@@ -18,20 +18,11 @@ from converters.output import OutputFile, check_output
 from converters.quantmap import Choice, QuantMap, plan_types
 from converters.tokenizer import read_vocabulary
 from edgeai import __version__
+from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes
 from edgeai.device import cpu_facts
 from edgeai.errors import UsageError
 from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice
-from edgeai.pipeline import (
-    Conversion,
-    Job,
-    Notify,
-    cannot_write,
-    check_companions,
-    conversion,
-    failure,
-    peak_rss_bytes,
-    publish,
-)
+from edgeai.pipeline import Job, Notify, check_companions, conversion, failure, publish
 from edgeai.quantization import Quantization
 from edgeai.types import Progress, Report, no_progress
 

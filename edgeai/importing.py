@@ -23,10 +23,11 @@ from converters.gguf_copy import copy_gguf, type_bytes
 from converters.imports.checkpoint import Imported, import_gguf
 from converters.output_folder import OutputFolder, check_output_folder
 from edgeai import __version__
+from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes
 from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, ProofFailed, UsageError
 from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice, scratch_bytes
-from edgeai.pipeline import SPARE_BYTES, Conversion, Notify, cannot_write, peak_rss_bytes, shown
+from edgeai.pipeline import SPARE_BYTES, Notify, shown
 from edgeai.types import Notice, Progress, Report, Row, no_progress
 
 __all__ = ["AUTO", "import_model"]

@@ -3,22 +3,22 @@
     source → checkpoint → family → tokenizer → types → [proof of the vocabulary] → write → write F32 → prove that against torch
            → prove the file against the same logits → rename → passport
 
+With an aim (`edgeai.bounds`) the types are searched for, or read from a recipe, after the proof of the vocabulary.
+
 The unquantized file is what the exact proof is made on; it is removed afterwards (or is the result, for --quant f32).
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from converters import gguf, manifest, tokenproof
 from converters.checkpoint import Checkpoint, open_checkpoint
@@ -29,6 +29,10 @@ from converters.output import OutputFile, check_apart, check_name, check_output
 from converters.quantmap import QuantMap, plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
+from edgeai.bounds.aim import Aim, Found, check_aim, find_types, replay
+from edgeai.bounds.recipe import write_recipe
+from edgeai.bounds.record import recipe_name, recipe_of, tensors_sha256, undecided
+from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes
 from edgeai.device import cpu_facts
 from edgeai.errors import DoesNotFit, OutputError, ProofFailed
 from edgeai.evaluation.corpus import default_tokens
@@ -50,46 +54,6 @@ Notify = Callable[[Notice], None]
 Tell = Callable[[Preflight], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversion:
-    """A finished, proved conversion: the object that `edgeai convert --json` prints.
-
-    `peak_rss_bytes` is the memory of the conversion itself, and `proof_peak_rss_bytes` that of the largest process of the proof,
-    which runs the source in torch; `timings` keep the two apart as well (`proof_s`). `example` is what it could be run with.
-    """
-
-    path: Path
-    bytes: int
-    bpw: float
-    quant: str
-    types: Mapping[str, int]
-    sha256: str
-    report: Report
-    timings: Mapping[str, float]
-    peak_rss_bytes: int
-    proof_peak_rss_bytes: int
-    warnings: tuple[Notice, ...] = ()
-    format: str = "gguf"
-    example: str = '"Hello"'
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {
-            "path": str(self.path),
-            "format": self.format,
-            "bytes": self.bytes,
-            "bpw": round(self.bpw, 4),
-            "quant": self.quant,
-            "types": dict(self.types),
-            "sha256": self.sha256,
-            "report": self.report.to_dict(),
-            "timings": {name: round(value, 4) for name, value in self.timings.items()},
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "proof_peak_rss_bytes": self.proof_peak_rss_bytes,
-            "warnings": [asdict(notice) for notice in self.warnings],
-        }
-
-
 @dataclass(slots=True)
 class Job:
     """What all steps share: the plan, and what has been said and measured so far."""
@@ -107,6 +71,10 @@ class Job:
     text: str | None = None
     origin: str | None = None
     max_kl: float | None = None
+    aim: Aim | None = None
+    found: Found | None = None
+    recipe: Path | None = None
+    recipe_text: str = ""
     torch: bool = True
     measured: dict[str, float | str] = field(default_factory=dict)
 
@@ -143,6 +111,7 @@ def convert(
     text: str | None = None,
     origin: str | None = None,
     adapter: Path | None = None,
+    aim: Aim | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _notice: None,
     tell: Tell = lambda _verdict: None,
@@ -152,7 +121,7 @@ def convert(
     Raises ConvertError for a source that cannot be converted, OutputError, DoesNotFit, and ProofFailed when the file is not the model;
     then, and after Ctrl-C, nothing is left behind. TEXT replaces the text that a quantized file is compared on, and MAX_KL the limit of
     its type for the mean KL in nats. ORIGIN says where the folder came from, for the passport, and
-    the LoRA folder ADAPTER is merged into it. NOTIFY gets each warning when it arises; what it raises ends the work. TELL gets the
+    the LoRA folder ADAPTER is merged into it. With AIM the types are chosen for this model, and QUANT says nothing but its patterns. NOTIFY gets each warning when it arises; what it raises ends the work. TELL gets the
     verdict of the preflight, before any tensor is read.
     """
     began = time.perf_counter()
@@ -165,11 +134,13 @@ def convert(
         keep_failed=keep_failed,
         allow_inexact_tokenizer=allow_inexact_tokenizer,
         adapter=adapter,
+        aim=aim,
+        text=text,
         progress=progress,
         notify=notify,
         tell=tell,
     )
-    job.text, job.max_kl, job.origin = text, max_kl, origin
+    job.max_kl, job.origin = max_kl, origin
     try:
         with OutputFile(job.output) as out, manifest.SourceHashes(job.checkpoint) as hashing:
             probe = out.temporary()  # a folder that cannot be written is found here, before any tensor is read
@@ -180,6 +151,9 @@ def convert(
                 job.progress("proving the tokenizer", 1, 1)
             with job.step("calibrate"):
                 calibrate(job)
+            if aim is not None:
+                with job.step("search"):
+                    pursue(job, hashing)
             first = [Row(name="pre-tokenizer cuts", value=tokens.cuts, limit="equal")] if tokens.splits else []
             path, report, hashes = write_and_prove(job, out, probe, hashing)
             report = Report(rows=(*first, *report.rows))
@@ -197,10 +171,13 @@ def publish(job: Job, out: OutputFile, path: Path, report: Report, hashes: Mappi
     """Give the proved file PATH and its passport their names; return its size and sha256."""
     with job.step("finish"):
         size, digest = path.stat().st_size, manifest.file_sha256(path)
-        paper = write_passport(out, passport(job, job.output, report, hashes, digest))
+        paper = write_beside(out, passport(job, job.output, report, hashes, digest))
         paper_of(job.output).unlink(missing_ok=True)  # never an old passport beside a new model
+        recipe = write_beside(out, job.recipe_text.encode()) if job.recipe is not None else None
         out.commit(path)
         out.commit(paper, paper_of(job.output))
+        if recipe is not None:
+            out.commit(recipe, job.recipe)
     return size, digest
 
 
@@ -218,6 +195,8 @@ def conversion(job: Job, size: int, digest: str, report: Report) -> Conversion:
         peak_rss_bytes=job.peak_rss_bytes,
         proof_peak_rss_bytes=max(peak_rss_bytes(), peak_rss_bytes(children=True)),
         warnings=tuple(job.notices),
+        outcome=job.found.outcome if job.found else None,
+        recipe=job.recipe,
     )
 
 
@@ -230,6 +209,8 @@ def preflight(
     keep_failed: bool,
     allow_inexact_tokenizer: bool,
     adapter: Path | None,
+    aim: Aim | None,
+    text: str | None,
     progress: Progress,
     notify: Notify,
     tell: Tell,
@@ -249,7 +230,11 @@ def preflight(
     for path in (target, paper_of(target), failed_name(target)):
         check_apart(path, {"--imatrix": wish.imatrix, "--imatrix-out": wish.imatrix_out})
     said: list[tuple[str, str]] = []
-    quantization = decide(wish, plan, checkpoint, lambda code, message: said.append((code, message)), force=force)
+    if aim is None:
+        quantization = decide(wish, plan, checkpoint, lambda code, message: said.append((code, message)), force=force)
+    else:
+        check_aim(aim, plan, wish.overrides(), text)
+        quantization = undecided(plan, aim, wish.overrides())
     quantmap = quantization.quantmap
     job = Job(
         checkpoint=checkpoint,
@@ -259,6 +244,9 @@ def preflight(
         output=target,
         progress=progress,
         notify=notify,
+        text=text,
+        aim=aim,
+        recipe=recipe_name(target, force=force) if aim is not None else None,
     )
     for code, message in (*plan.warnings, *vocabulary.warnings, *said, *filter(None, [quantmap.warning()])):
         job.say(code, message)
@@ -313,6 +301,7 @@ def write_and_prove(
     with job.step("write"):
         write(job, path, job.quantmap, extra)
     job.peak_rss_bytes = peak_rss_bytes()
+    check_replay(job, path)
     with job.step("proof"), open_proof(job) as proof:
         export = path
         if job.quantmap.weakest != "F32":
@@ -328,11 +317,14 @@ def write_and_prove(
         job.measured = proof.summary
         for notice in proof.notices:
             job.say(notice.code, notice.message)
+    if job.found is not None:
+        job.recipe_text = recipe_text(job, path, hashes)
     return path, report, hashes
 
 
 def open_proof(job: Job) -> Proof:
     """Return the proof of the file that JOB writes; it begins when the block is entered."""
+    goal = job.aim.goal if job.aim else None
     return proof_class(job.plan.pooling)(
         checkpoint=job.checkpoint,
         plan=job.plan,
@@ -341,9 +333,62 @@ def open_proof(job: Job) -> Proof:
         types={name: choice.type for name, choice in job.quantmap.choices.items()},
         torch=job.torch,
         text=job.text,
+        tokens=job.found.tokens if job.found else None,
         max_kl=job.max_kl,
+        min_top1=goal.min_top1 if goal else None,
+        min_cosine=goal.min_cosine if goal else None,
         progress=job.progress,
     )
+
+
+def pursue(job: Job, hashing: manifest.SourceHashes) -> None:
+    """Choose the types by what is aimed at, or take them from a recipe."""
+    assert job.aim is not None  # noqa: S101 - asked only with an aim
+    source = manifest.chain(hashing.result(lambda done, total: job.progress("hashing the source", done, total, "B")))
+    if job.aim.goal is not None:
+        job.found = find_types(
+            job.aim,
+            job.checkpoint,
+            job.plan,
+            job.vocabulary,
+            source_sha256=source,
+            overrides=job.quantization.quantmap.overrides,
+            text=job.text,
+            extra=file_keys(job.checkpoint, job.plan, job.quantization, source, torch=job.torch),
+            say=job.say,
+            progress=job.progress,
+        )
+    else:
+        job.found = replay(
+            job.aim,
+            job.checkpoint,
+            job.plan,
+            job.vocabulary,
+            source_sha256=source,
+            text=job.text,
+            progress=job.progress,
+        )
+    job.text = job.found.text
+    job.quantization.quantmap, job.quantization.feedback = job.found.quantmap, job.found.feedback
+
+
+def recipe_text(job: Job, path: Path, hashes: Mapping[str, str]) -> str:
+    """Return the recipe of the file PATH as TOML."""
+    assert job.aim is not None  # noqa: S101 - asked only of files that were aimed at
+    assert job.found is not None  # noqa: S101 - the types were chosen
+    model, source = job.checkpoint.path.resolve().name, manifest.chain(hashes)
+    return write_recipe(recipe_of(job.aim, job.found, model, source, path, job.measured))
+
+
+def check_replay(job: Job, path: Path) -> None:
+    """Say so where the file PATH is another one than its recipe made once."""
+    if job.aim is None or job.aim.recipe is None:
+        return
+    have, want = tensors_sha256(path), job.aim.recipe.tensors_sha256
+    if have != want:
+        message = f"the tensors have the sha256 {have}, and the recipe's file had {want}: other tools, another processor or another "
+        message += "number of threads round differently; the file is proved like any other"
+        job.say("recipe-differs", message)
 
 
 def calibrate(job: Job) -> None:
@@ -370,6 +415,7 @@ def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, Value]) 
         lambda done, total: job.progress(label, done, total, "B"),
         threads=cpu_facts().threads,
         importance=job.quantization.rows,
+        feedback=job.quantization.feedback if quantmap is job.quantmap else lambda _tensor: None,
     )
 
 
@@ -405,7 +451,7 @@ def shown_with_ends(row: Row) -> str:
 def keep(job: Job, out: OutputFile, path: Path, report: Report, hashes: Mapping[str, str]) -> Path:
     """Keep the file that failed, under a name that nobody takes for a model that passed, with its passport."""
     kept = failed_name(out.output)
-    paper = write_passport(out, passport(job, kept, report, hashes, manifest.file_sha256(path)))
+    paper = write_beside(out, passport(job, kept, report, hashes, manifest.file_sha256(path)))
     paper_of(kept).unlink(missing_ok=True)
     out.commit(path, kept)
     out.commit(paper, paper_of(kept))
@@ -430,12 +476,13 @@ def passport(job: Job, path: Path, report: Report, hashes: Mapping[str, str], di
             "measured": finite(job.measured),
             "types": {name: kind for name, kind, _why in job.quantmap.explain()},
             "warnings": [asdict(notice) for notice in job.notices],
+            **({"recipe": tomllib.loads(job.recipe_text)} if job.recipe_text else {}),
         }
     )
 
 
-def write_passport(out: OutputFile, data: bytes) -> Path:
-    """Write the passport under a temporary name, before anything gets its final one."""
+def write_beside(out: OutputFile, data: bytes) -> Path:
+    """Write the passport, or the recipe, under a temporary name, before anything gets its final one."""
     path = out.temporary()
     path.write_bytes(data)
     return path
@@ -460,27 +507,3 @@ def check_companions(output: Path, *, force: bool, keep_failed: bool) -> None:
             raise OutputError(
                 f"{str(path)!r} is there already", hint="--force replaces it, -o names another file for the model"
             )
-
-
-def cannot_write(output: Path, error: OSError) -> DoesNotFit | OutputError:
-    """Return the error for a write that the system refused."""
-    folder = str(output.parent)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DoesNotFit(
-            f"the disk of {folder!r} is full", hint="free some space, or name a place on another disk with -o"
-        )
-    return OutputError(f"{str(output)!r} cannot be written: {error.strerror or error}")
-
-
-def peak_rss_bytes(*, children: bool = False) -> int:
-    """Return the largest memory of this process, or of one of its children, in bytes; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    if not children and status.exists():  # getrusage would count the program that started this one, before exec
-        lines = status.read_text().splitlines()
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from converters import calibration, importance, manifest
 from converters.checkpoint import Checkpoint
-from converters.families import ModelPlan, Value
+from converters.families import ModelPlan, TensorPlan, Value
+from converters.feedback import Feedback
 from converters.ggml_types import FILE_TYPES
 from converters.output import OutputFile, check_output
 from converters.quantmap import ALIASES, NEEDS_IMPORTANCE, QUANTS, Override, QuantMap, parse_override, plan_types
@@ -67,7 +68,7 @@ class Wish:
 class Quantization:
     """The types of a file, and what the encoder knows of the columns: `rows` is tensor → (matrices, columns), or nothing at all.
 
-    `text` is there as long as the importance matrix has to be computed; then `quantmap` stands on the names that it will have.
+    `feedback` is what a tensor is encoded with that makes up for its errors. `text` is there as long as the importance matrix has to be computed; then `quantmap` stands on the names that it will have.
     """
 
     quantmap: QuantMap
@@ -76,6 +77,7 @@ class Quantization:
     tokens: int = calibration.DEFAULT_TOKENS
     output: Path | None = None
     keys: dict[str, Value] = field(default_factory=dict)
+    feedback: Callable[[TensorPlan], Feedback | None] = lambda _tensor: None
 
     def calibrate(
         self,

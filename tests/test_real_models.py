@@ -8,11 +8,12 @@ import pytest
 
 from converters import hf_export
 from converters.imports.checkpoint import import_gguf
+from edgeai.conversion import Conversion
 from edgeai.engines.opening import open_engine
 from edgeai.exporting import convert_onnx
 from edgeai.importing import import_model
 from edgeai.model import Model
-from edgeai.pipeline import Conversion, convert
+from edgeai.pipeline import convert
 from tests.conftest import Record, pulled
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]

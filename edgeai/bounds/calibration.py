@@ -93,6 +93,7 @@ def material(
         threads=threads,
         feedback=True,
         damping=DAMPING,
+        kept_back=held_out is not None,
     )
     texts = Texts(windows=windows, generated=written, length=length, starts=[start], seed=SEED, threads=threads)
     return Material(texts=texts, facts=facts, held_out=held_out)

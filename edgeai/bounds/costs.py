@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from converters.families import ModelPlan, TensorPlan
 from converters.manifest import tools
 from converters.quantmap import is_matrix
 from converters.sensitivity import costs
+from edgeai.device import cpu_facts
 from edgeai.paths import home
 from edgeai.types import Progress
 
@@ -23,7 +25,7 @@ __all__ = ["curvature_of", "table_of"]
 KEPT_BYTES = 4 << 30
 """Curvatures that are kept; the oldest go first."""
 COSTS = "costs.json"
-FORM = 1
+FORM = 2
 """Counted up when the sums or the costs come to mean something else."""
 
 
@@ -81,12 +83,12 @@ def table_of(
     path = curvature.folder / COSTS
     found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     wanted = [tensor for tensor in plan.tensors if is_matrix(tensor) and tensor.name in curvature]
-    for done, tensor in enumerate(wanted, 1):
-        held = found.setdefault(tensor.name, {})
-        missing = [kind for kind in kinds(tensor) if kind not in held]
-        if missing:
-            held |= costs(tensor, curvature, missing)
-        progress("finding out what each type costs", done, len(wanted))
+    missing = {tensor.name: [kind for kind in kinds(tensor) if kind not in found.get(tensor.name, {})] for tensor in wanted}
+    with ThreadPoolExecutor(cpu_facts().threads) as pool:  # libggml and BLAS let go of Python's lock
+        todo = [(tensor, pool.submit(costs, tensor, curvature, missing[tensor.name])) for tensor in wanted if missing[tensor.name]]
+        for done, (tensor, result) in enumerate(todo, 1):
+            found.setdefault(tensor.name, {}).update(result.result())
+            progress("finding out what each type costs", done, len(todo))
     temporary = path.with_name(f"{COSTS}.{os.getpid()}")
     temporary.write_text(json.dumps(found, sort_keys=True))
     temporary.replace(path)

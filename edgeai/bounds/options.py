@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from converters.families import ModelPlan, TensorPlan
 from converters.knapsack import Item, Option
 from converters.quantmap import BLOCK_OF, Override, is_matrix, match, obey, size_of
-from converters.sensitivity import candidates
+from converters.sensitivity import SLOW, candidates
 from edgeai.bounds.goal import Goal
 from edgeai.errors import UsageError
 
@@ -17,19 +17,23 @@ UNMEASURED = "Q8_0"
 """The type of a matrix that torch says nothing about, such as stacked experts: next to no error."""
 
 
-def kinds_of(plan: ModelPlan, goal: Goal, overrides: Sequence[Override]) -> Mapping[str, tuple[str, ...]]:
+def kinds_of(
+    plan: ModelPlan, goal: Goal, overrides: Sequence[Override], *, slow: bool = True
+) -> Mapping[str, tuple[str, ...]]:
     """Return tensor → the types that it may have: those of the goal that fit, or the one that is asked for.
+
+    Without SLOW those that take long to try are left out, unless the goal names its types.
 
     Raises UsageError where none is left, WrongChoice for an override that fits nothing.
     """
     asked = match(plan, overrides)
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for tensor in filter(is_matrix, plan.tensors):
         if tensor.name in asked:
             found[tensor.name] = (obey(tensor, asked[tensor.name]).type,)
             continue
         columns = tensor.shape[-1]
-        wanted = goal.only or candidates(columns)
+        wanted = goal.only or tuple(kind for kind in candidates(columns) if slow or kind not in SLOW)
         kinds = tuple(kind for kind in wanted if columns % BLOCK_OF[kind] == 0 and kind not in goal.exclude)
         if not kinds:
             names = ", ".join(kind.lower() for kind in wanted)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from edgeai.evaluation.intervals import Interval
 
@@ -46,3 +47,11 @@ class Outcome:
     bound: float | None = None
     target_bytes: int | None = None
     min_top1: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            **asdict(self),
+            "kinds": dict(self.kinds),
+            "costs": {name: float(f"{cost:.4g}") for name, cost in self.costs.items()},
+        }

@@ -61,7 +61,7 @@ class Calibration:
 
     `tokens` of the text with the sha256 `text_sha256` (None: the bundled one), `generated` of them drawn from the model itself with
     `seed`. Sums depend on the number of `threads`, in their last bits. `feedback`: whether the encoder knew the errors of the columns
-    before, with `damping` of their covariance.
+    before, with `damping` of their covariance; `kept_back`: whether the last part of the text was left out, to measure on.
     """
 
     text_sha256: str | None = None
@@ -71,6 +71,7 @@ class Calibration:
     threads: int = number(1, 4096)
     feedback: bool
     damping: float = number(0.0, 1e6)
+    kept_back: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -178,7 +178,7 @@ def seek(search: Search, *, presets: bool = False) -> tuple[QuantMap, Outcome]:
         model=search.checkpoint.path.resolve().name,
         measure="mean KL, nats" if search.plan.pooling is None else "1 - mean cosine",
         chosen=replace(point, name="chosen"),
-        rounds=tuple(search.found),
+        rounds=tuple(item for item in search.found if item.nbytes != point.nbytes or item.quality != point.quality),
         presets=beside,
         frontier=tuple(corners(search)),
         kinds=chosen.kinds,

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeai.cli.bounds import SizeParam, aim_of, given, ranges_of
 from edgeai.cli.output import Output, human_bytes, output_options
 from edgeai.cli.report import report_lines
 from edgeai.cli.targets import TargetsParam, quants_for
 from edgeai.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeai.pipeline import Conversion
+    from edgeai.conversion import Conversion
 
 __all__ = ["convert_command"]
 
@@ -62,9 +63,58 @@ __all__ = ["convert_command"]
     "--imatrix-out", type=click.Path(path_type=Path), metavar="FILE", help="Keep the importance matrix of TEXT."
 )
 @click.option(
+    "--target-size",
+    "target_bytes",
+    type=SizeParam(),
+    metavar="SIZE",
+    help="The best file of at most this size: 90MB, 1.2GB.",
+)
+@click.option("--target-bpw", type=float, metavar="BITS", help="The best file of so many bits per weight: 4.5.")
+@click.option(
+    "--max-kl",
+    type=float,
+    metavar="NATS",
+    help="The smallest file with at most this mean KL to the source. With --quant: fail above it  [default: by the type]",
+)
+@click.option(
+    "--min-top1",
+    type=float,
+    metavar="SHARE",
+    help="The smallest file whose first choice is the source's so often: 0.95.",
+)
+@click.option(
+    "--min-cosine",
+    type=float,
+    metavar="COSINE",
+    help="Of an embedding model: the smallest file whose vectors are so near: 0.995.",
+)
+@click.option(
+    "--prefer",
+    type=click.Choice(["quality", "speed"]),
+    default="quality",
+    show_default=True,
+    help="What else counts within these bounds; speed is measured on this machine.",
+)
+@click.option("--only", metavar="TYPES", help="The types that may be chosen: q4_0,q5_0,q8_0.")
+@click.option("--exclude", metavar="TYPES", help="Types that may not be chosen.")
+@click.option("--rounds", type=click.IntRange(1), default=6, show_default=True, help="How many files may be measured.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Draw KL against size, with the usual types beside it, as .png, .svg or .html.",
+)
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Make the file of an edgeai.quant.toml again, byte for byte.",
+)
+@click.option(
     "--calibration",
-    type=click.Choice(["minmax", "entropy", "percentile"]),
-    help="With --to onnx --quant int8, of a classifier: how ranges of activations are found in its data.  [default: minmax]",
+    metavar="TEXT",
+    help="What the types are chosen on: a text like those that the model will read  [default: a bundled one]. With --to onnx --quant int8, "
+    "of a classifier: how ranges are found in its data, minmax, entropy or percentile.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Say which type every tensor would get and how large the file; write nothing."
@@ -87,9 +137,6 @@ __all__ = ["convert_command"]
     "--force", is_flag=True, help="Replace the output if it is there; the old file stays until the new one is proved."
 )
 @click.option(
-    "--max-kl", type=float, metavar="NATS", help="Fail above this mean KL to the source  [default: by the type]"
-)
-@click.option(
     "--eval-text",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -107,6 +154,16 @@ def convert_command(
     output: Path | None,
     targets: tuple[str, ...],
     quant: str | None,
+    target_bytes: int | None,
+    target_bpw: float | None,
+    min_top1: float | None,
+    min_cosine: float | None,
+    prefer: str,
+    only: str | None,
+    exclude: str | None,
+    rounds: int,
+    plot: Path | None,
+    recipe: Path | None,
     dtype: str,
     types: tuple[str, ...],
     imatrix: Path | None,
@@ -140,6 +197,9 @@ def convert_command(
     edgeai convert out/tiny --to gguf,onnx --quant q4_k_m,int4
     edgeai convert out/tiny --quant iq2_m --imatrix prompts.txt
     edgeai convert out/tiny --quant q4_0 --type '*.ffn_down=q6_k' --dry-run
+    edgeai convert out/tiny --max-kl 0.02 --plot kl.png
+    edgeai convert out/tiny --target-size 1MB --calibration prompts.txt
+    edgeai convert out/tiny --recipe edgeai.quant.toml
     """
     from converters.lora import is_adapter
     from converters.output import check_apart
@@ -151,6 +211,25 @@ def convert_command(
     if output is not None:
         check_apart(output, {"--eval-text": eval_text})
     check_options(targets)
+    ranges = ranges_of(targets, calibration)
+    aim = aim_of(
+        {
+            "target_bytes": target_bytes,
+            "target_bpw": target_bpw,
+            "max_kl": max_kl,
+            "min_top1": min_top1,
+            "min_cosine": min_cosine,
+            "prefer": prefer,
+            "only": only,
+            "exclude": exclude,
+            "rounds": rounds,
+        },
+        recipe=recipe,
+        calibration=Path(calibration) if calibration is not None and ranges is None else None,
+        tokens=calibration_tokens,
+        plot=plot,
+        force=force,
+    )
     quants = quants_for(targets, quant)
     if "onnx" in targets:
         from edgeai.cli.convert_onnx import convert_formats
@@ -167,7 +246,7 @@ def convert_command(
             max_kl=max_kl,
             text=text,
             origin=origin,
-            calibration=calibration,
+            calibration=ranges,
             out=out,
         )
         if len(made) == 1:
@@ -177,7 +256,7 @@ def convert_command(
         quant=quants[targets[0]] or DEFAULT_QUANT,
         types=types,
         imatrix=imatrix,
-        calibration_tokens=calibration_tokens,
+        calibration_tokens=calibration_tokens if aim is None else None,
         imatrix_out=imatrix_out,
     )
     wish.check()
@@ -207,6 +286,8 @@ def convert_command(
         finish(done, out)
         return
     refuse(("requantize",), "a folder")
+    if aim is not None and output is not None:
+        check_apart(output, {"--calibration": aim.calibration, "--plot": plot, "--recipe": recipe})
     adapter = None
     if is_adapter(path):
         from edgeai.adapting import base_of
@@ -247,10 +328,16 @@ def convert_command(
         text=text,
         origin=origin,
         adapter=adapter,
+        aim=aim,
         progress=out.progress,
         notify=lambda notice: out.warn([notice]),
         tell=lambda verdict: out.note("\n".join(verdict.lines(human_bytes))),
     )
+    if plot is not None and done.outcome is not None:
+        from edgeai.bounds.picture import draw
+
+        draw(done.outcome, plot)
+        out.note(f"drawn: {plot}")
     finish(done, out)
 
 
@@ -297,8 +384,9 @@ def to_hf(path: Path, folder: Path | None, dtype: str, out: Output, *, force: bo
 OF_TARGETS = {
     **dict.fromkeys(("imatrix", "calibration_tokens", "imatrix_out", "dry_run", "requantize"), ("gguf",)),
     **dict.fromkeys(("base", "merge", "keep_failed", "allow_inexact_tokenizer"), ("gguf",)),
-    **dict.fromkeys(("quant", "types", "max_kl", "eval_text"), ("gguf", "onnx")),
-    "calibration": ("onnx",),
+    **dict.fromkeys(("quant", "types", "max_kl", "eval_text", "calibration"), ("gguf", "onnx")),
+    **dict.fromkeys(("target_bytes", "target_bpw", "min_top1", "min_cosine", "prefer", "only", "exclude"), ("gguf",)),
+    **dict.fromkeys(("rounds", "plot", "recipe"), ("gguf",)),
     "dtype": ("hf",),
 }
 """Option → the only targets that it belongs to."""
@@ -345,14 +433,6 @@ def check_source(path: Path, targets: tuple[str, ...]) -> None:
         )
 
 
-def given(name: str) -> str | None:
-    """Return the option of the parameter NAME where it stands on the command line."""
-    context = click.get_current_context()
-    if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
-        return None
-    return next(item.opts[0] for item in context.command.params if item.name == name)
-
-
 def find(source: str, out: Output) -> tuple[Path, Path | None, str | None]:
     """Return the path of SOURCE, where its output goes if that is not beside it, and where it was downloaded from.
 
@@ -375,6 +455,11 @@ def summarize(done: Conversion, out: Output) -> None:
     """Say on stderr what was checked, what came out, and what to do next."""
     for line in report_lines(done.report):
         out.note(line)
+    if done.outcome is not None:
+        from edgeai.bounds import table
+
+        out.note(table.text(done.outcome, rounds=True))
+        out.note(table.type_map(done.outcome))
     types = ", ".join(f"{count} {kind}" for kind, count in done.types.items())
     out.note(
         f"{done.quant} · {human_bytes(done.bytes)} · {done.bpw:.2f} bits per weight · {types} · {done.timings['total_s']:.1f} s"

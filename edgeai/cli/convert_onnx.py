@@ -10,8 +10,8 @@ from edgeai.cli.output import Output, human_bytes
 from edgeai.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgeai.conversion import Conversion
     from edgeai.evaluation.sidebyside import Speed
-    from edgeai.pipeline import Conversion
 
 __all__ = ["convert_formats"]
 

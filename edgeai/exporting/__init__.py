@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeai.conversion import Conversion
 from edgeai.errors import UsageError
-from edgeai.pipeline import Conversion
 from edgeai.types import no_progress
 
 if TYPE_CHECKING:

@@ -24,11 +24,12 @@ from converters.output_folder import OutputFolder, check_output_folder
 from converters.scratch import Scratch
 from converters.tokenizer import read_vocabulary, source_tokenizer
 from edgeai import __version__
+from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes
 from edgeai.errors import UsageError
 from edgeai.evaluation.corpus import calibration_texts
 from edgeai.evaluation.onnx_embedding import OnnxEmbeddingProof
 from edgeai.exporting.job import FolderJob, check_room, place_of, require
-from edgeai.pipeline import Conversion, Notify, cannot_write, peak_rss_bytes
+from edgeai.pipeline import Notify
 from edgeai.types import Notice, Progress, Report, no_progress
 
 if TYPE_CHECKING:

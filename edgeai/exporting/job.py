@@ -22,12 +22,13 @@ from converters.output_folder import OutputFolder
 from converters.tokenizer import Vocabulary
 from edgeai import __version__
 from edgeai.artifact.onnx import LINEAGE
+from edgeai.conversion import Conversion, peak_rss_bytes
 from edgeai.device import memory_facts
 from edgeai.errors import DoesNotFit, ProofFailed, UsageError
 from edgeai.evaluation.passport import Proof, check_scratch
 from edgeai.evaluation.summary import rounded
 from edgeai.paper import paper_of, sha256_of
-from edgeai.pipeline import SPARE_BYTES, Conversion, Notify, peak_rss_bytes, shown_with_ends
+from edgeai.pipeline import SPARE_BYTES, Notify, shown_with_ends
 from edgeai.types import Notice, Progress, Report, finite
 
 __all__ = ["FolderJob", "check_room", "place_of", "require"]

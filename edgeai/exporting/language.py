@@ -23,11 +23,12 @@ from converters.onnx.language import build, built_bytes, needed_bytes
 from converters.output_folder import OutputFolder, check_output_folder
 from converters.scratch import Scratch
 from converters.tokenizer import read_vocabulary
+from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes
 from edgeai.device import cpu_facts
 from edgeai.evaluation.limits import check_max_kl
 from edgeai.evaluation.onnx_language import OnnxProof
 from edgeai.exporting.job import FolderJob, check_room, place_of, require
-from edgeai.pipeline import Conversion, Notify, cannot_write, peak_rss_bytes
+from edgeai.pipeline import Notify
 from edgeai.types import Notice, Progress, Report, no_progress
 
 __all__ = ["DEFAULT_QUANT", "convert_language"]

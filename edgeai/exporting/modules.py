@@ -27,13 +27,14 @@ from converters.onnx.ranges import METHODS, Method
 from converters.onnx.schema import graph_names
 from converters.output import OutputFile, check_output
 from edgeai import __version__
+from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes
 from edgeai.engines.onnx.schema import EXAMPLES
 from edgeai.errors import ProofFailed, UnsupportedModel, UsageError
 from edgeai.evaluation.classifier import ClassifierProof
 from edgeai.evaluation.summary import rounded
 from edgeai.exporting.job import require
 from edgeai.paper import PREFIX, paper_of
-from edgeai.pipeline import Conversion, Notify, cannot_write, check_companions, peak_rss_bytes, shown_with_ends
+from edgeai.pipeline import Notify, check_companions, shown_with_ends
 from edgeai.types import Notice, Progress, Report, Row, finite, no_progress
 
 if TYPE_CHECKING:

@@ -354,7 +354,7 @@ def test_memory_is_that_of_the_conversion_and_not_of_the_program_that_started_it
     import numpy as np
 
     ballast = np.ones(600 << 17)  # 600 MB
-    code = "from edgeai.pipeline import peak_rss_bytes; print(peak_rss_bytes())"
+    code = "from edgeai.conversion import peak_rss_bytes; print(peak_rss_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1 << 20 < int(done.stdout) < 400 << 20
     assert ballast.sum() > 0

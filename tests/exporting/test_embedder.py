@@ -18,11 +18,11 @@ from onnx import numpy_helper
 
 from edgeai.artifact import open_artifact
 from edgeai.cli import cli
+from edgeai.conversion import Conversion
 from edgeai.errors import ClosedError, ContextExceeded, ConvertError, InvalidModel, OutputError, ProofFailed, UsageError
 from edgeai.evaluation import passport
 from edgeai.exporting import convert_onnx, embedder
 from edgeai.model import Model, open_engine
-from edgeai.pipeline import Conversion
 from tests.checkpoints import InProcessTorch
 from tests.families import VARIANTS, make_variant, torch_vectors
 
