@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from converters.errors import ConvertError, UnsupportedModel, WrongChoice
 from converters.onnx.matrices import BITS, EMBEDDING, HEAD, PACKED_QKV, QKV, names_of, node_of
 
-__all__ = ["ARCHITECTURES", "QUANTS", "Choices", "check_architecture", "check_types", "parse_choices", "quant_of"]
+__all__ = [
+    "ARCHITECTURES",
+    "QUANTS",
+    "Choices",
+    "check_architecture",
+    "check_types",
+    "parse_choices",
+    "parts_of",
+    "quant_of",
+]
 
 ARCHITECTURES = (
     "Gemma3ForCausalLM",

@@ -30,7 +30,7 @@ from edgeai.errors import ProofFailed, UsageError
 from edgeai.evaluation.heldout import EmbeddingHeldOut, HeldOut, Measured
 from edgeai.types import Progress
 
-__all__ = ["Search", "feedback_for", "file_limits", "seek"]
+__all__ = ["CORNERS", "Search", "decide", "feedback_for", "file_limits", "ratio_of", "seek"]
 
 PRESETS = ("Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 """What the picture shows beside the choice."""
@@ -169,10 +169,12 @@ def seek(search: Search, *, presets: bool = False) -> tuple[QuantMap, Outcome]:
     """
     with Scratch() as scratch, opened(search, presets=presets) as compared:
         trial = Path(scratch) / "trial.gguf"
-        chosen, point = decide(search, compared, trial)
+        chosen, measured = decide(search, lambda chosen, name: measured_point(search, compared, trial, chosen, name))
+        point = measured or point_of(search, chosen, "chosen")
         beside = tuple(measure_presets(search, compared, trial)) if presets and compared is not None else ()
         if presets and compared is not None and point.quality is None:
             point = measured_point(search, compared, trial, chosen, "chosen")
+            search.found.append(point)
     costs = {item.name: {option.kind: option.cost for option in item.options} for item in search.items}
     outcome = Outcome(
         model=search.checkpoint.path.resolve().name,
@@ -199,12 +201,10 @@ def opened(search: Search, *, presets: bool) -> Iterator[HeldOut | EmbeddingHeld
         yield compared
 
 
-def decide(search: Search, compared: HeldOut | EmbeddingHeldOut | None, trial: Path) -> tuple[Selection, Point]:
-    """Return the choice and its point, measured where a bound demands it."""
+def decide(search: Search, measure: Callable[[Selection, str], Point]) -> tuple[Selection, Point | None]:
+    """Return the choice and its point, None where no bound demands that it is measured; MEASURE makes a file, named by its round."""
     if not search.bounded:
-        chosen = choose(search.items, room(search), seconds=search.seconds)
-        return chosen, point_of(search, chosen, "chosen")
-    assert compared is not None  # noqa: S101 - opened for a bound
+        return choose(search.items, room(search), seconds=search.seconds), None
     best: tuple[Selection, Point] | None = None
     nearest: tuple[float, Point] | None = None
     aim, tried = search.wanted(), set[tuple[tuple[str, str], ...]]()
@@ -214,7 +214,8 @@ def decide(search: Search, compared: HeldOut | EmbeddingHeldOut | None, trial: P
         if key in tried or (best is not None and chosen.nbytes >= best[0].nbytes):
             break
         tried.add(key)
-        point = measured_point(search, compared, trial, chosen, f"round {number}")
+        point = measure(chosen, f"round {number}")
+        search.found.append(point)
         assert point.quality is not None  # noqa: S101 - it was measured
         excess = search.excess(Measured(quality=point.quality, top1=point.top1))
         if nearest is None or excess < nearest[0]:
@@ -304,9 +305,10 @@ def point_of(search: Search, chosen: Selection, name: str) -> Point:
 
 
 def measured_point(
-    search: Search, compared: HeldOut | EmbeddingHeldOut, trial: Path, chosen: Selection, name: str
+    search: Search, compared: HeldOut | EmbeddingHeldOut | None, trial: Path, chosen: Selection, name: str
 ) -> Point:
     """Write CHOSEN to TRIAL, run it on the held-out text, and return what came out."""
+    assert compared is not None  # noqa: S101 - opened for a bound, and for presets
     search.progress(name, 0, 1)
     gguf.write_model(
         trial,
@@ -320,9 +322,7 @@ def measured_point(
     )
     found = compared.measure(trial)
     trial.unlink()
-    point = replace(point_of(search, chosen, name), quality=found.quality, top1=found.top1, p999=found.p999)
-    search.found.append(point)
-    return point
+    return replace(point_of(search, chosen, name), quality=found.quality, top1=found.top1, p999=found.p999)
 
 
 def measure_presets(search: Search, compared: HeldOut | EmbeddingHeldOut, trial: Path) -> Iterator[Point]:
@@ -354,12 +354,17 @@ def measure_presets(search: Search, compared: HeldOut | EmbeddingHeldOut, trial:
 def corners(search: Search) -> Iterator[Point]:
     """Yield some corners of the frontier, evenly over its sizes, corrected by what was measured."""
     found = [item for item in frontier(search.items, seconds=search.seconds) if item.cost > 0]
-    ratios = [
-        math.log(point.quality.value / point.predicted)
-        for point in search.found
-        if point.quality is not None and point.predicted and point.quality.value > 0
-    ]
-    scale = math.exp(sum(ratios) / len(ratios)) if ratios else 1.0
+    scale = ratio_of(search.found)
     step = max(1, len(found) // CORNERS)
     for item in [*found[::step], *(found[-1:] if (len(found) - 1) % step else [])]:
         yield replace(point_of(search, item, ""), predicted=item.cost * scale)
+
+
+def ratio_of(points: Sequence[Point]) -> float:
+    """Return the mean ratio of what was measured of POINTS to what was expected; 1 where nothing was."""
+    ratios = [
+        math.log(point.quality.value / point.predicted)
+        for point in points
+        if point.quality is not None and point.predicted and point.quality.value > 0
+    ]
+    return math.exp(sum(ratios) / len(ratios)) if ratios else 1.0
