@@ -22,13 +22,19 @@ if TYPE_CHECKING:
     Bytes = npt.NDArray[np.uint8]
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["can_recode", "graft", "recode", "weights_of"]
+__all__ = ["block_bytes", "can_recode", "graft", "recode", "weights_of"]
 
 KIND, BLOCK, BITS = "Q4_0", 32, 4
 """libggml's type whose blocks are those of MatMulNBits with 4 bits and no zero points, but for the order of its codes and the type of its
 scales."""
 SLAB = 1 << 22
 """Weights that are encoded at once."""
+
+
+def block_bytes(rows: int, columns: int, bits: int, block: int) -> int:
+    """Return what ROWS × COLUMNS weights of BITS bits take in blocks of BLOCK with scales in float32 and no zero points."""
+    blocks = math.ceil(columns / block)
+    return rows * blocks * (block * bits // 8 + 4)
 
 
 def weights_of(header: Header, matrix: Matrix, rows: Ints | slice = slice(None)) -> F32:

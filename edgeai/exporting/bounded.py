@@ -9,22 +9,17 @@ chosen gets them from the folder in int4, so no matrix is encoded twice.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converters.curvature import Curvature
-from converters.feedback import feedback_of
 from converters.knapsack import Item, Option, Selection, frontier
-from converters.onnx.blocks import can_recode, graft, recode
-from converters.onnx.choices import Choices, parse_choices, parts_of
-from converters.onnx.header import Header, read_header
-from converters.onnx.language import MODEL, build
-from converters.onnx.matrices import BITS, EMBEDDING, HEAD, QKV, Matrix, matrices
+from converters.onnx.blocks import block_bytes
+from converters.onnx.choices import Choices, parts_of
+from converters.onnx.header import Header
+from converters.onnx.matrices import BITS, EMBEDDING, HEAD, PACKED_QKV, QKV, Matrix
 from converters.onnx.sensitivity import costs, tensors_of
-from converters.sensitivity import damping_of
 from edgeai.bounds.aim import Aim
 from edgeai.bounds.calibration import Material, material
 from edgeai.bounds.costs import curvature_of
@@ -36,13 +31,12 @@ from edgeai.errors import UsageError
 from edgeai.evaluation.heldout import held_out_tokens
 from edgeai.evaluation.onnx_heldout import OnnxHeldOut
 from edgeai.evaluation.passport import no_torch_notice
+from edgeai.exporting.graphs import KINDS, Graph, Maker, build_into, chosen_by, graph_of, recode_all
 from edgeai.exporting.job import FolderJob
 from edgeai.types import Notice
 
-__all__ = ["BASE", "KINDS", "Found", "check_aim", "find_types"]
+__all__ = ["BASE", "Found", "check_aim", "find_types"]
 
-KINDS = ("INT4", "INT8", "F32")
-"""The types of a matrix, from the smallest; graphs are built whole of each."""
 BASE = "INT4"
 """The type of file that overrides are read for."""
 UNKNOWN = "INT8"
@@ -65,34 +59,6 @@ class Found:
     header: Header
     text: str | None
     tokens: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Graph:
-    """A graph that is all of one type: its folder, its header and its matrices."""
-
-    folder: Path
-    header: Header
-    matrices: Mapping[str, Matrix]
-
-    def place(self, name: str) -> tuple[Header, Matrix]:
-        """Return where the matrix NAME is; the rows of the embedding are those of the head where one matrix is both."""
-        return self.header, self.matrices.get(name) or self.matrices[HEAD]
-
-    @property
-    def rest_bytes(self) -> int:
-        """What all files of the folder take besides the matrices."""
-        return sum(path.stat().st_size for path in self.folder.iterdir()) - self.matrix_bytes
-
-    @property
-    def rest_data_bytes(self) -> int:
-        """What all other tensors take."""
-        return self.header.data_bytes - self.matrix_bytes
-
-    @property
-    def matrix_bytes(self) -> int:
-        """What the matrices take."""
-        return sum(matrix.nbytes for matrix in self.matrices.values())
 
 
 def check_aim(aim: Aim, choices: Choices) -> None:
@@ -137,6 +103,10 @@ def fixed_types(choices: Choices) -> dict[str, str]:
     """Return matrix → type for those that the user names one for."""
     kinds = {BITS[kind.lower()]: kind for kind in KINDS}
     named = {part for names in choices.asked.values() for name in names for part in (name, *parts_of(name))}
+    for first in [name for name in named if name.endswith(QKV[0])]:
+        whole = first.removesuffix(QKV[0]) + PACKED_QKV
+        if named.issuperset(parts_of(whole)):
+            named.add(whole)
     return {name: kinds[choices.bits.get(name, BITS[BASE.lower()])] for name in sorted(named)}
 
 
@@ -162,6 +132,7 @@ def find_types(
         raise UsageError(
             f"types cannot be chosen for a bound here: {notice.message}", hint="give the type: --quant int8"
         )
+    check_size(job, goal, choices, graph_of(export))
     texts = material(
         job.plan,
         job.vocabulary,
@@ -247,48 +218,6 @@ def whole_graphs(
     return found
 
 
-def graph_of(folder: Path) -> Graph:
-    """Return the graph in FOLDER."""
-    header = read_header(folder / MODEL)
-    return Graph(folder=folder, header=header, matrices=matrices(header))
-
-
-def chosen_by(job: FolderJob, kind: str, types: tuple[str, ...]) -> Choices:
-    """Return the choices that TYPES mean in a file of KIND."""
-    tied = bool(job.checkpoint.config.get("tie_word_embeddings", True))
-    return parse_choices(kind, types, layers=job.plan.layers, tied=tied)
-
-
-def build_into(job: FolderJob, choices: Choices, folder: Path, label: str) -> Header:
-    """Build the model into FOLDER."""
-    job.progress(label, 0, 1)
-    header = build(job.checkpoint, job.plan, job.vocabulary, choices, folder, threads=cpu_facts().threads)
-    job.progress(label, 1, 1)
-    return header
-
-
-def recode_all(job: FolderJob, graphs: Mapping[str, Graph], curvature: Curvature) -> bool:
-    """Give the graph of 4 bits better codes, and return whether it has them: blocks of other settings stay as they are."""
-    graph = graphs.get("INT4")
-    if graph is None or not all(can_recode(matrix) for matrix in graph.matrices.values()):
-        return False
-    groups: dict[int, list[str]] = {}
-    for name in graph.matrices:
-        if known := tensors_of(name, curvature):
-            groups.setdefault(curvature.places[known[0]], []).append(name)
-
-    def work(names: Sequence[str]) -> None:
-        products = curvature.columns(tensors_of(names[0], curvature)[0])
-        feedback = feedback_of(products, damping_of(len(products), curvature.tokens))
-        for name in names:
-            recode(*graph.place(name), graphs["F32"].place(name), feedback)
-
-    with ThreadPoolExecutor(cpu_facts().threads) as pool:  # libggml and BLAS let go of Python's lock
-        for done, _ in enumerate(pool.map(work, groups.values()), 1):
-            job.progress("encoding 4 bits", done, len(groups))
-    return True
-
-
 def items_of(
     job: FolderJob, graphs: Mapping[str, Graph], choices: Choices, goal: Goal, curvature: Curvature
 ) -> list[Item]:
@@ -314,6 +243,44 @@ def items_of(
     return items
 
 
+def size_limit(
+    job: FolderJob, goal: Goal, ends: Sequence[int], graphs: Sequence[Graph], count: int
+) -> tuple[int | None, int]:
+    """Return how many bytes a folder, or its tensors, may take (None: any number), and how many of them are not of the COUNT matrices.
+
+    ENDS is what the matrices take in the smallest and in the largest choice. Raises UsageError for a size that is not between them.
+    """
+    rest = max(graph.rest_bytes for graph in graphs) + PAPERS + PAPERS_EACH * count
+    if goal.target_bytes is not None:
+        check_reach(f"{goal.target_bytes} bytes", goal.target_bytes, [end + rest for end in ends], "{:.0f} bytes")
+        return goal.target_bytes, rest
+    if goal.target_bpw is None:
+        return None, rest
+    rest = max(graph.rest_data_bytes for graph in graphs)
+    sizes = [(end + rest) * 8 / job.plan.parameters for end in ends]
+    check_reach(f"{goal.target_bpw:g} bits per weight", goal.target_bpw, sizes, "{:.3f} bits per weight")
+    return int(goal.target_bpw * job.plan.parameters / 8), rest
+
+
+def check_size(job: FolderJob, goal: Goal, choices: Choices, graph: Graph) -> None:
+    """Raise UsageError for a size that is out of reach whatever comes of the work; GRAPH is the model in float32."""
+    block = int(choices.options.get("block_size", "32"))
+    fixed = fixed_types(choices)
+
+    def size(matrix: Matrix, kind: str) -> int:
+        bits = BITS[kind.lower()]
+        if kind == "F32":
+            return 4 * matrix.rows * matrix.columns
+        return block_bytes(matrix.rows, matrix.columns, bits, block)
+
+    sizes = [
+        [size(matrix, kind) for kind in ((fixed[name],) if name in fixed else allowed(goal))]
+        for name, matrix in graph.matrices.items()
+    ]
+    most = sum(4 * matrix.rows * matrix.columns for matrix in graph.matrices.values())
+    size_limit(job, goal, [sum(map(min, sizes)), 2 * most], [graph], len(sizes))
+
+
 def searching(
     job: FolderJob,
     goal: Goal,
@@ -323,17 +290,8 @@ def searching(
     compared: str | None,
 ) -> Search:
     """Return the search. Raises UsageError for a size that no choice has."""
-    rest = max(graph.rest_bytes for graph in graphs.values()) + PAPERS + PAPERS_EACH * len(items)
-    data = max(graph.rest_data_bytes for graph in graphs.values())
-    budget, fixed = None, rest
     ends = [sum(pick(option.nbytes for option in item.options) for item in items) for pick in (min, max)]
-    if goal.target_bytes is not None:
-        budget = goal.target_bytes
-        check_reach(f"{budget} bytes", budget, [end + rest for end in ends], "{:.0f} bytes")
-    elif goal.target_bpw is not None:
-        budget, fixed = int(goal.target_bpw * job.plan.parameters / 8), data
-        sizes = [(end + data) * 8 / job.plan.parameters for end in ends]
-        check_reach(f"{goal.target_bpw:g} bits per weight", goal.target_bpw, sizes, "{:.3f} bits per weight")
+    budget, fixed = size_limit(job, goal, ends, list(graphs.values()), len(items))
     return Search(
         checkpoint=job.checkpoint,
         plan=job.plan,
@@ -374,49 +332,6 @@ def check_reach(wanted: str, value: float, ends: Sequence[float], shown: str) ->
         raise UsageError(
             f"the target of {wanted} is more than the largest folder with the types that may be used has: {most}",
             hint="--quant f32 is the source's values",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Maker:
-    """What makes a folder of a choice: `said` are the settings of the whole file, `graphs` the ones that are all of one type."""
-
-    job: FolderJob
-    said: tuple[str, ...]
-    graphs: Mapping[str, Graph]
-
-    def choices(self, chosen: Selection) -> Choices:
-        """Return CHOSEN as overrides of the smallest type that it has."""
-        present = [kind for kind in KINDS if kind in chosen.kinds.values()]
-        if present == ["F32"]:
-            return chosen_by(self.job, "F32", ())
-        base = present[0]
-        # of ends that are two matrices both are named: else an embedding would be float32, or take the type of the head
-        named = (HEAD, EMBEDDING) if EMBEDDING in chosen.kinds else ()
-        types = [
-            f"{name}={kind.lower()}" for name, kind in sorted(chosen.kinds.items()) if kind != base or name in named
-        ]
-        return chosen_by(self.job, base, (*self.said, *types))
-
-    def make(self, chosen: Selection, folder: Path, label: str = "building the choice") -> tuple[Choices, Header]:
-        """Build CHOSEN into the empty FOLDER, with the codes of 4 bits that there are; return what was asked for, and the graph."""
-        choices = self.choices(chosen)
-        header = build_into(self.job, choices, folder, label)
-        for name, matrix in matrices(header).items():
-            if matrix.bits == BITS["int4"]:
-                graft(self.graphs["INT4"].place(name), (header, matrix))
-        return choices, header
-
-    def point(self, chosen: Selection, folder: Path | None, name: str) -> Point:
-        """Return what is known of CHOSEN, in FOLDER if it was built, before it is measured."""
-        whole = self.graphs[min(self.graphs, key=KINDS.index)]
-        size = sum(path.stat().st_size for path in folder.iterdir()) if folder else chosen.nbytes + whole.rest_bytes
-        return Point(
-            name=name,
-            nbytes=size,
-            bpw=(chosen.nbytes + whole.rest_data_bytes) * 8 / self.job.plan.parameters,
-            predicted=chosen.cost,
-            types=Counter(chosen.kinds.values()),
         )
 
 
