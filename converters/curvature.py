@@ -52,12 +52,14 @@ class Texts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curvature:
-    """The sums in `folder`: `places` is tensor → the number of its matrix. `tokens` were read in `texts` texts."""
+    """The sums in `folder`: `places` is tensor → the number of its matrix. `tokens` were read in `texts` texts, of each of which one
+    prediction was made where it counts as a `whole`."""
 
     folder: Path
     places: Mapping[str, int]
     tokens: int
     texts: int
+    whole: bool = False
 
     def __contains__(self, name: str) -> bool:
         return name in self.places
@@ -155,7 +157,7 @@ def measure_curvature(
                 f"which weights matter cannot be found out, because torch does not run {str(source)!r}: {error.reason}",
                 hint="give the quant type instead: --quant q4_k_m",
             ) from error
-    facts = {name: answer[name] for name in ("targets", "tokens", "texts")}
+    facts = {**{name: answer[name] for name in ("targets", "tokens", "texts")}, "whole": plan.pooling is not None}
     (folder / FACTS).write_text(json.dumps(facts, sort_keys=True))
     return open_curvature(folder)
 
@@ -163,4 +165,10 @@ def measure_curvature(
 def open_curvature(folder: Path) -> Curvature:
     """Return the sums that an earlier measurement left in FOLDER."""
     facts = json.loads((folder / FACTS).read_text())
-    return Curvature(folder=folder, places=facts["targets"], tokens=facts["tokens"], texts=facts["texts"])
+    return Curvature(
+        folder=folder,
+        places=facts["targets"],
+        tokens=facts["tokens"],
+        texts=facts["texts"],
+        whole=facts["whole"],
+    )

@@ -294,7 +294,8 @@ def listen(group: Group, modules: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def learn(model: Any, ends: Ends, ids: Any, request: Mapping[str, Any], at: int, *, ends_too: bool) -> int:
-    """Run one text forward and backward; return how many predictions it made. The draws depend on the seed and the text's number AT only."""
+    """Run one text forward and backward; return how many predictions it made. The draws depend on the seed and the text's number AT
+    only."""
     import torch
 
     generator = torch.Generator().manual_seed(request["seed"] * 1000003 + at + 1)

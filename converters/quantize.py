@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.errors import BrokenCheckpoint, ConvertError
 from converters.families import TensorPlan
+from converters.feedback import one_thread_each
 from converters.ggml_types import GGML_TYPES
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ __all__ = ["encode", "encode_with_feedback", "encoded_slabs"]
 
 SLAB_ITEMS = 1 << 20
 """Weights in a slab: 4 MB of float32."""
+FED_ITEMS = 1 << 18
+"""The same where blocks of columns come one after the other: then slabs of rows are what threads share."""
 LARGEST_F16 = 65504.0
+MOST_CHANGE = 0.4
+"""How much a row of a block may be changed to make up for errors before it, as a part of its length."""
 NUMBER = {item.name: number for number, item in GGML_TYPES.items()}
 BLOCK = {item.name: (item.block, item.size) for item in GGML_TYPES.values()}
 
@@ -54,13 +59,31 @@ def encoded_slabs(
     columns = 1
     for dim in tensor.shape[1:]:
         columns *= dim
-    step = max(1, SLAB_ITEMS // columns // tensor.block_rows) * tensor.block_rows
+    items = SLAB_ITEMS if feedback is None else FED_ITEMS
+    step = max(1, items // columns // tensor.block_rows) * tensor.block_rows
     starts = range(0, tensor.shape[0], step)
     if len(tensor.shape) == 1:  # the blocks of a vector would run across slabs, and vectors are small
         starts, step = range(1), tensor.shape[0]
-    if len(starts) == 1:
-        yield encode_rows(tensor, 0, tensor.shape[0], kind, importance, feedback)
+    if len(starts) == 1 and feedback is None:
+        yield encode_rows(tensor, 0, tensor.shape[0], kind, importance)
         return
+    if feedback is not None:
+        with one_thread_each():
+            yield from pooled_slabs(tensor, kind, starts, step, threads, feedback)
+        return
+    yield from pooled_slabs(tensor, kind, starts, step, threads, importance=importance)
+
+
+def pooled_slabs(
+    tensor: TensorPlan,
+    kind: str,
+    starts: range,
+    step: int,
+    threads: int,
+    feedback: Feedback | None = None,
+    importance: F32 | None = None,
+) -> Iterator[memoryview]:
+    """Yield the slabs of STEP rows of TENSOR that begin at STARTS, in their order, computed by THREADS."""
     pending: deque[Future[memoryview]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
@@ -169,13 +192,26 @@ def encode_with_feedback(rows: F32, kind: str, feedback: Feedback) -> tuple[memo
         owed = errors[:, :first] @ feedback.factor[:first, first:last]  # (rows, block)
         wanted = np.ascontiguousarray(rows[:, first:last])
         if first:
-            wanted = wanted + (owed @ inverse(inner)).astype(np.float32)
+            wanted = wanted + held_back((owed @ inverse(inner)).astype(np.float32), wanted)
         codes = encode(wanted, kind, np.ascontiguousarray(feedback.importance[:, first:last]))
         found = decode(codes, kind, last - first)
         errors[:, first:last] = rows[:, first:last] - found
         left[:, first:last] = (wanted - found) @ inner
         data[:, first // block : last // block] = np.frombuffer(codes, np.uint8).reshape(count, -1, size)
     return data.reshape(-1).data, left
+
+
+def held_back(change: F32, block: F32) -> F32:
+    """Return CHANGE, (rows, columns of a block), no row of it longer than `MOST_CHANGE` of the same row of BLOCK.
+
+    A column that hardly ever has an input can make up for much on the calibration text, and for nothing on another.
+    """
+    import numpy as np
+
+    length, most = np.linalg.norm(change, axis=1), MOST_CHANGE * np.linalg.norm(block, axis=1)
+    share = np.minimum(1, most / np.maximum(length, np.float32(1e-30)))
+    found: F32 = change * share[:, None].astype(np.float32)
+    return found
 
 
 def inverse(triangle: F32) -> F32:

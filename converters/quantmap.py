@@ -41,6 +41,7 @@ from converters.mixes import (
 __all__ = [
     "ALIASES",
     "BLOCK_OF",
+    "MIXED",
     "NEEDS_IMPORTANCE",
     "QUANTS",
     "Choice",

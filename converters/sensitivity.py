@@ -1,12 +1,13 @@
 """What each type would cost each tensor, in nats of KL: the error that its codes leave, weighed by what it does to the model's answers.
 
-The cost is ½ Σ_i G_i |(E M)_i|² with `converters.curvature`'s G for the rows and, of its H = M Mᵀ, the blocks of M that feedback leaves to each
-block of columns (`converters.feedback`). The codes are libggml's own, of a sample of rows: those that matter most, and every so many of
-the others.
+The cost is ½ Σ_i G_i |(E M)_i|² with `converters.curvature`'s G for the rows and, of its H = M Mᵀ, the blocks of M that feedback leaves
+to each block of columns (`converters.feedback`). The codes are libggml's own, of a sample of rows: those that matter most, and every so
+many of the others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     F32 = npt.NDArray[np.float32]
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["CANDIDATES", "SLOW", "candidates", "costs", "damping_of"]
+__all__ = ["CANDIDATES", "SLOW", "candidates", "check_finite", "costs", "feedback_from"]
 
 CANDIDATES = (
     "IQ2_XXS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K",
@@ -36,6 +37,8 @@ SLOW = ("IQ2_XXS", "IQ2_S")
 SAMPLE = 3 << 16
 """Weights of a tensor that are encoded to see what a type costs it."""
 SLAB = 1 << 22
+WHOLE = 8
+"""How many tokens of a text that counts as a whole say as much as one that counts by itself."""
 
 
 def candidates(columns: int) -> tuple[str, ...]:
@@ -43,9 +46,11 @@ def candidates(columns: int) -> tuple[str, ...]:
     return tuple(kind for kind in CANDIDATES if columns % BLOCK_OF[kind] == 0)
 
 
-def damping_of(columns: int, tokens: int) -> float:
-    """Return the damping for second moments of COLUMNS columns from TOKENS tokens: more where there are hardly more tokens than columns."""
-    return max(DAMPING, 0.1 * columns / max(1, tokens))
+def feedback_from(curvature: Curvature, name: str) -> Feedback:
+    """Return the feedback of the tensor NAME, with more damping where its second moments are of few tokens, or of whole texts."""
+    products = curvature.columns(name)
+    samples = max(1, curvature.tokens) / (WHOLE if curvature.whole else 1)
+    return feedback_of(products, max(DAMPING, 0.1 * len(products) / samples))
 
 
 def costs(tensor: TensorPlan, curvature: Curvature, kinds: Sequence[str]) -> Mapping[str, float]:
@@ -56,11 +61,15 @@ def costs(tensor: TensorPlan, curvature: Curvature, kinds: Sequence[str]) -> Map
     import numpy as np
 
     weights = curvature.rows(tensor).astype(np.float64)
-    products = curvature.columns(tensor.name)
     chosen, shares = sample(weights, max(64, SAMPLE // tensor.shape[-1]))
     rows = pick(tensor, chosen)
-    feedback = feedback_of(products, damping_of(len(products), curvature.tokens))
+    feedback = feedback_from(curvature, tensor.name)
     return {kind: expected(rows, kind, feedback, shares) for kind in kinds}
+
+
+def check_finite(tensor: TensorPlan) -> None:
+    """Read all of TENSOR, one slab at a time; raises BrokenCheckpoint for a value that is not a finite number."""
+    pick(tensor, None)
 
 
 def sample(weights: npt.NDArray[np.float64], count: int) -> tuple[Ints, npt.NDArray[np.float64]]:
@@ -82,13 +91,13 @@ def sample(weights: npt.NDArray[np.float64], count: int) -> tuple[Ints, npt.NDAr
     return chosen[order], shares[order]
 
 
-def pick(tensor: TensorPlan, chosen: Ints) -> F32:
+def pick(tensor: TensorPlan, chosen: Ints | None) -> F32:
     """Return the rows CHOSEN of TENSOR; all are read, one slab at a time, and checked."""
     import numpy as np
 
-    step = max(1, SLAB // tensor.shape[-1] // tensor.block_rows) * tensor.block_rows
-    step = tensor.shape[0] if tensor.transposed else step
-    parts = []
+    step = max(1, SLAB // math.prod(tensor.shape[1:]) // tensor.block_rows) * tensor.block_rows
+    step = tensor.shape[0] if tensor.transposed or len(tensor.shape) == 1 else step
+    parts = [np.empty((0, *tensor.shape[1:]), np.float32)]
     for first in range(0, tensor.shape[0], step):
         last = min(first + step, tensor.shape[0])
         rows = tensor.rows(first, last)
@@ -97,13 +106,16 @@ def pick(tensor: TensorPlan, chosen: Ints) -> F32:
                 f"tensor {tensor.shown_name!r} has values that are not finite numbers, in rows {first} to {last - 1}",
                 hint="the training that made it went wrong, or the file is damaged",
             )
+        if chosen is None:
+            continue
         inside = chosen[(chosen >= first) & (chosen < last)] - first
         parts.append(rows[inside])
     return np.ascontiguousarray(np.concatenate(parts), np.float32)
 
 
 def expected(rows: F32, kind: str, feedback: Feedback, shares: npt.NDArray[np.float64]) -> float:
-    """Return what the type KIND costs the ROWS, (rows, columns), which stand for SHARES of the tensor; infinity where it cannot hold them."""
+    """Return what the type KIND costs the ROWS, (rows, columns), which stand for SHARES of the tensor; infinity where it cannot hold
+    them."""
     import numpy as np
 
     from converters.dequantize import decode

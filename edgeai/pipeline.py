@@ -120,9 +120,9 @@ def convert(
 
     Raises ConvertError for a source that cannot be converted, OutputError, DoesNotFit, and ProofFailed when the file is not the model;
     then, and after Ctrl-C, nothing is left behind. TEXT replaces the text that a quantized file is compared on, and MAX_KL the limit of
-    its type for the mean KL in nats. ORIGIN says where the folder came from, for the passport, and
-    the LoRA folder ADAPTER is merged into it. With AIM the types are chosen for this model, and QUANT says nothing but its patterns. NOTIFY gets each warning when it arises; what it raises ends the work. TELL gets the
-    verdict of the preflight, before any tensor is read.
+    its type for the mean KL in nats. ORIGIN says where the folder came from, for the passport, and the LoRA folder ADAPTER is merged into
+    it. With AIM the types are chosen for this model, and QUANT says nothing but its patterns. NOTIFY gets each warning when it arises;
+    what it raises ends the work. TELL gets the verdict of the preflight, before any tensor is read.
     """
     began = time.perf_counter()
     check_max_kl(max_kl)
@@ -377,7 +377,7 @@ def recipe_text(job: Job, path: Path, hashes: Mapping[str, str]) -> str:
     assert job.aim is not None  # noqa: S101 - asked only of files that were aimed at
     assert job.found is not None  # noqa: S101 - the types were chosen
     model, source = job.checkpoint.path.resolve().name, manifest.chain(hashes)
-    return write_recipe(recipe_of(job.aim, job.found, model, source, path, job.measured))
+    return write_recipe(recipe_of(job.aim, job.found, job.plan, model, source, path, job.measured))
 
 
 def check_replay(job: Job, path: Path) -> None:

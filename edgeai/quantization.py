@@ -68,7 +68,8 @@ class Wish:
 class Quantization:
     """The types of a file, and what the encoder knows of the columns: `rows` is tensor → (matrices, columns), or nothing at all.
 
-    `feedback` is what a tensor is encoded with that makes up for its errors. `text` is there as long as the importance matrix has to be computed; then `quantmap` stands on the names that it will have.
+    `feedback` is what a tensor is encoded with that makes up for its errors. `text` is there as long as the importance matrix has to be
+    computed; then `quantmap` stands on the names that it will have.
     """
 
     quantmap: QuantMap

@@ -37,7 +37,7 @@ from edgeai.pipeline import SPARE_BYTES, Job, Notify, check_companions, conversi
 from edgeai.quantization import Quantization, Say, Wish
 from edgeai.types import Progress, Report, no_progress
 
-__all__ = ["requantize"]
+__all__ = ["quantized_types", "requantize"]
 
 PLAIN = {"F32", "F16", "BF16", "F64"}
 
@@ -67,8 +67,7 @@ def requantize(
     quant = wish.name
     header = read_header(source)
     check_whole(header)
-    quantized = sorted({tensor.type for tensor in header.tensors} - PLAIN)
-    quantized = [kind for kind in quantized if decodable(kind)]
+    quantized = quantized_types(header)
     if quantized and not allow:
         raise UsageError(
             f"{str(source)!r} is quantized already ({', '.join(quantized)})",
@@ -114,6 +113,11 @@ def requantize(
         raise cannot_write(job.output, error) from error
     job.timings["total_s"] = time.perf_counter() - began
     return conversion(job, size, digest, report)
+
+
+def quantized_types(header: GGUFHeader) -> list[str]:
+    """Return the types of HEADER's tensors that are not plain numbers."""
+    return [kind for kind in sorted({tensor.type for tensor in header.tensors} - PLAIN) if decodable(kind)]
 
 
 def plan_job(

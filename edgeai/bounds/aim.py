@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from converters.curvature import Curvature
 from converters.families import ModelPlan, TensorPlan, Value
 from converters.feedback import DAMPING, Feedback
 from converters.quantmap import Override, QuantMap, chosen_types, is_matrix
+from converters.sensitivity import check_finite
 from converters.tokenizer import Vocabulary
 from edgeai.bounds.calibration import Material, material
 from edgeai.bounds.costs import curvature_of, table_of
@@ -68,6 +70,7 @@ def check_aim(aim: Aim, plan: ModelPlan, overrides: tuple[Override, ...], text: 
     import importlib.util
 
     goal = aim.goal
+    given_text = read_text(aim.calibration) if aim.calibration is not None else None
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             raise ConvertError(
@@ -93,7 +96,7 @@ def check_aim(aim: Aim, plan: ModelPlan, overrides: tuple[Override, ...], text: 
             hint="--max-kl 0.02",
         )
     kinds_of(plan, goal, overrides)
-    if aim.calibration is not None and text is not None and read_text(aim.calibration).strip() == text.strip():
+    if given_text is not None and text is not None and given_text.strip() == text.strip():
         raise UsageError(
             f"the text to compare on is the calibration text {str(aim.calibration)!r} itself, on which any file would look too good",
             hint="name another --eval-text, or none: a part of the calibration text is kept back for that",
@@ -134,6 +137,9 @@ def find_types(
             "calibration-split",
             "files are compared on the last quarter of the calibration text, which the choice does not see",
         )
+    for done, tensor in enumerate(plan.tensors, 1):
+        check_finite(tensor)
+        progress("looking at every weight", done, len(plan.tensors))
     curvature = curvature_of(checkpoint.path, source_sha256, plan, texts.texts, progress)
     note_unmeasured(plan, curvature, say)
     quick = kinds_of(plan, goal, overrides, slow=False)
@@ -141,12 +147,10 @@ def find_types(
     if needs_less(plan, goal, quick, costs, budget):
         quick = kinds
         costs = table_of(plan, curvature, lambda tensor: quick[tensor.name], progress)
-    seconds = seconds_of(plan, quick, progress) if goal.prefer == "speed" else {}
+    seconds = seconds_of(plan, quick, say, progress) if goal.prefer == "speed" else {}
     items = options_of(plan, quick, costs, seconds)
     compared = text if text is not None else texts.held_out
     tokens = held_out_tokens(plan.parameters, plan.vocab_size) if compared is None else None
-    any_map = chosen_types(plan, {name: some[0] for name, some in kinds.items()})
-    fixed = any_map.nbytes - sum(any_map.bytes_of(name) for name in kinds)
     search = Search(
         checkpoint=checkpoint,
         plan=plan,
@@ -154,7 +158,6 @@ def find_types(
         goal=goal,
         curvature=curvature,
         items=items,
-        fixed=fixed,
         budget=budget,
         seconds=time_limit(plan, items, budget, seconds) if seconds else None,
         extra=extra,
@@ -177,7 +180,7 @@ def find_types(
     return Found(
         quantmap=quantmap,
         feedback=feedback_for(curvature),
-        calibration=texts.facts,
+        calibration=replace(texts.facts, compared_sha256=digest_of(text)),
         outcome=outcome,
         text=compared,
         tokens=tokens,
@@ -226,20 +229,28 @@ def replay(
     recipe = aim.recipe
     assert recipe is not None  # noqa: S101 - asked for with one
     check_recipe(recipe, plan, source_sha256)
+    if recipe.calibration.compared_sha256 is not None and text is None:
+        raise UsageError(
+            f"the recipe's file was compared on a text of its own, with the sha256 {recipe.calibration.compared_sha256!r}",
+            hint="name its file, or another one: --eval-text FILE; what comes out on it is in the file",
+        )
     texts = same_material(aim, recipe.calibration, plan, vocabulary)
     curvature = curvature_of(checkpoint.path, source_sha256, plan, texts.texts, progress)
     kinds = {name: kind for name, kind in recipe.types.items() if kind != "F32" or name in matrices(plan)}
-    goal = recipe.goal
-    bounded = goal.max_kl is not None or goal.min_top1 is not None or goal.min_cosine is not None
     compared = text if text is not None else texts.held_out
     return Found(
         quantmap=chosen_types(plan, kinds, dict.fromkeys(kinds, "the recipe says so")),
         feedback=feedback_for(curvature),
-        calibration=texts.facts,
+        calibration=replace(texts.facts, compared_sha256=digest_of(text)),
         outcome=None,
         text=compared,
-        tokens=held_out_tokens(plan.parameters, plan.vocab_size) if compared is None and bounded else None,
+        tokens=held_out_tokens(plan.parameters, plan.vocab_size) if compared is None else None,
     )
+
+
+def digest_of(text: str | None) -> str | None:
+    """Return the sha256 of a user's TEXT to compare on."""
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def matrices(plan: ModelPlan) -> set[str]:

@@ -1,6 +1,7 @@
 """The texts that a choice of types is made on: the user's own or the bundled one, and what the model writes itself.
 
-What is measured afterwards must be other text. Of a file that the user gives the last part is kept back for that, unless there is another one.
+What is measured afterwards must be other text. Of a file that the user gives the last part is kept back for that, unless there is another
+one.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from converters.curvature import FACTS, Curvature, Texts, measure_curvature, open_curvature
 from converters.families import ModelPlan, TensorPlan
+from converters.feedback import one_thread_each
 from converters.manifest import tools
 from converters.quantmap import is_matrix
 from converters.sensitivity import costs
@@ -25,7 +26,7 @@ __all__ = ["curvature_of", "table_of"]
 KEPT_BYTES = 4 << 30
 """Curvatures that are kept; the oldest go first."""
 COSTS = "costs.json"
-FORM = 2
+FORM = 3
 """Counted up when the sums or the costs come to mean something else."""
 
 
@@ -83,9 +84,15 @@ def table_of(
     path = curvature.folder / COSTS
     found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     wanted = [tensor for tensor in plan.tensors if is_matrix(tensor) and tensor.name in curvature]
-    missing = {tensor.name: [kind for kind in kinds(tensor) if kind not in found.get(tensor.name, {})] for tensor in wanted}
-    with ThreadPoolExecutor(cpu_facts().threads) as pool:  # libggml and BLAS let go of Python's lock
-        todo = [(tensor, pool.submit(costs, tensor, curvature, missing[tensor.name])) for tensor in wanted if missing[tensor.name]]
+    missing = {
+        tensor.name: [kind for kind in kinds(tensor) if kind not in found.get(tensor.name, {})] for tensor in wanted
+    }
+    with one_thread_each(), ThreadPoolExecutor(cpu_facts().threads) as pool:  # libggml and BLAS let go of Python's lock
+        todo = [
+            (tensor, pool.submit(costs, tensor, curvature, missing[tensor.name]))
+            for tensor in wanted
+            if missing[tensor.name]
+        ]
         for done, (tensor, result) in enumerate(todo, 1):
             found.setdefault(tensor.name, {}).update(result.result())
             progress("finding out what each type costs", done, len(todo))

@@ -11,10 +11,10 @@ __all__ = ["Goal"]
 class Goal:
     """Bounds of a search; at least one of the first five is given.
 
-    `target_bytes` is the size of the whole file, `target_bpw` bits for each weight of the model in its tensors; `max_kl` is the mean KL to
-    the source in nats, `min_top1` the share of positions with the same first choice, `min_cosine` the least mean cosine of an embedding model's vectors,
-    each met by the worse end of its 95 % interval. `prefer` is "quality" or "speed". `only` names the types that may be used, none: all
-    that fit; `exclude` those that may not. `rounds` is how many files may be measured.
+    `target_bytes` is the size of the whole file, `target_bpw` bits for each weight of the model in its tensors; `max_kl` is the mean KL
+    to the source in nats, `min_top1` the share of positions with the same first choice, `min_cosine` the least mean cosine of an
+    embedding model's vectors, each met by the worse end of its 95 % interval. `prefer` is "quality" or "speed". `only` names the types
+    that may be used, none: all that fit; `exclude` those that may not. `rounds` is how many files may be measured.
     """
 
     target_bytes: int | None = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from converters.families import ModelPlan, TensorPlan
+from converters.gguf import ALIGNMENT
 from converters.knapsack import Item, Option
 from converters.quantmap import BLOCK_OF, Override, is_matrix, match, obey, size_of
 from converters.sensitivity import SLOW, candidates
 from edgeai.bounds.goal import Goal
 from edgeai.errors import UsageError
 
-__all__ = ["UNMEASURED", "kinds_of", "options_of"]
+__all__ = ["UNMEASURED", "kinds_of", "options_of", "padded"]
 
 UNMEASURED = "Q8_0"
 """The type of a matrix that torch says nothing about, such as stacked experts: next to no error."""
@@ -61,7 +62,7 @@ def options_of(
         options = tuple(
             Option(
                 kind=kind,
-                nbytes=size_of(tensor, kind),
+                nbytes=padded(size_of(tensor, kind)),
                 cost=held[kind] if held is not None else 0.0,
                 seconds=seconds.get(tensor.name, {}).get(kind, 0.0),
             )
@@ -69,6 +70,11 @@ def options_of(
         )
         items.append(Item(name=tensor.name, options=tuple(item for item in options if item.cost < float("inf"))))
     return items
+
+
+def padded(nbytes: int) -> int:
+    """Return what NBYTES of a tensor take in the file, where each begins at a multiple of 32."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def unmeasured(tensor: TensorPlan, kinds: Sequence[str]) -> tuple[str, ...]:

@@ -61,7 +61,8 @@ class Calibration:
 
     `tokens` of the text with the sha256 `text_sha256` (None: the bundled one), `generated` of them drawn from the model itself with
     `seed`. Sums depend on the number of `threads`, in their last bits. `feedback`: whether the encoder knew the errors of the columns
-    before, with `damping` of their covariance; `kept_back`: whether the last part of the text was left out, to measure on.
+    before, with `damping` of their covariance; `kept_back`: whether the last part of the text was left out, to measure on,
+    and `compared_sha256` that of a text that was given for it.
     """
 
     text_sha256: str | None = None
@@ -72,6 +73,7 @@ class Calibration:
     feedback: bool
     damping: float = number(0.0, 1e6)
     kept_back: bool = False
+    compared_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,8 +215,9 @@ def recipe_of(values: dict[str, Any]) -> QuantRecipe:
             wanted = f"[{key}]" if key in TABLES else f"{key} = …"
             raise RecipeError(f"the quant recipe has no {key}", hint=f"add {wanted}, or replay another recipe")
     calibration = RECIPE.build(Calibration, values["calibration"], "calibration")
-    if calibration.text_sha256 is not None:
-        check_sha256(calibration.text_sha256, "calibration.text_sha256")
+    for name in ("text_sha256", "compared_sha256"):
+        if (value := getattr(calibration, name)) is not None:
+            check_sha256(value, f"calibration.{name}")
     return QuantRecipe(
         model=check_text(values["model"], "model"),
         source=check_sha256(values["source"], "source"),

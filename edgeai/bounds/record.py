@@ -11,7 +11,7 @@ from pathlib import Path
 from converters.families import ModelPlan, Value
 from converters.header import read_header
 from converters.manifest import tools
-from converters.quantmap import Override, plan_types
+from converters.quantmap import Override, is_matrix, plan_types
 from edgeai import __version__
 from edgeai.bounds.aim import Aim, Found
 from edgeai.bounds.recipe import FILE_NAME, QuantRecipe
@@ -48,9 +48,15 @@ def recipe_name(output: Path, *, force: bool) -> Path:
 
 
 def recipe_of(
-    aim: Aim, found: Found, model: str, source_sha256: str, path: Path, measured: Mapping[str, float | str]
+    aim: Aim,
+    found: Found,
+    plan: ModelPlan,
+    model: str,
+    source_sha256: str,
+    path: Path,
+    measured: Mapping[str, float | str],
 ) -> QuantRecipe:
-    """Return the recipe of the file PATH, which was made as FOUND says from the MODEL with SOURCE_SHA256."""
+    """Return the recipe of the file PATH of PLAN, which was made as FOUND says from the MODEL with SOURCE_SHA256."""
     goal = aim.goal or (aim.recipe.goal if aim.recipe else None)
     assert goal is not None  # noqa: S101 - an aim has one of the two
     kinds = {tensor.name: tensor.type for tensor in read_header(path).tensors}
@@ -59,9 +65,7 @@ def recipe_of(
         source=source_sha256,
         goal=goal,
         calibration=found.calibration,
-        types={
-            name: kinds[name] for name, choice in found.quantmap.choices.items() if choice.why and kinds[name] != "F32"
-        },
+        types={tensor.name: kinds[tensor.name] for tensor in plan.tensors if is_matrix(tensor)},
         tensors_sha256=tensors_sha256(path),
         tools={"edgeai": __version__, **tools()},
         measured={

@@ -1,6 +1,7 @@
 """The search for the types of a file: choose by what errors are expected to do, write, measure in the real runtime, choose again.
 
-    texts → curvature → costs → [choose → write → measure] until the bound is met by the worse end of the interval → the smallest that met it
+    texts → curvature → costs → [choose → write → measure] until the bound is met by the worse end of the interval → the smallest that met
+    it
 
 What is expected is corrected by what was measured: their ratio scales the next choice. A size alone needs no measurement before the proof.
 """
@@ -17,13 +18,15 @@ from converters import gguf
 from converters.checkpoint import Checkpoint
 from converters.curvature import Curvature
 from converters.families import ModelPlan, TensorPlan, Value
-from converters.feedback import Feedback, feedback_of
+from converters.feedback import Feedback
 from converters.knapsack import Item, Selection, choose, frontier, smallest
 from converters.quantmap import NEEDS_IMPORTANCE, QuantMap, chosen_types, plan_types
 from converters.scratch import Scratch
-from converters.sensitivity import damping_of
+from converters.sensitivity import feedback_from
 from converters.tokenizer import Vocabulary
 from edgeai.bounds.goal import Goal
+from edgeai.bounds.layers import bits
+from edgeai.bounds.options import padded
 from edgeai.bounds.outcome import Outcome, Point
 from edgeai.device import cpu_facts
 from edgeai.errors import ProofFailed, UsageError
@@ -43,12 +46,14 @@ FIRST = 0.85
 DISAGREEMENT = 0.56
 """Positions whose first choice changes, by the root of the mean KL: SmolLM2-135M with 0.0095 to 0.17 nats has 0.49 to 0.57."""
 CORNERS = 24
+TICK, BYTES = 1e-9, 1 << 10
+"""Seconds, and bytes, that are told apart where the time of a token counts before the size."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """Everything that a search needs. `budget` is the number of bytes for tensors, None without a limit; `items` are the matrices, `fixed`
-    the bytes of all other tensors. `found` collects the files that were measured."""
+    """Everything that a search needs. `items` are the matrices, `budget` is how many bytes of the file they may take, None without a limit.
+    `found` collects the files that were measured."""
 
     checkpoint: Checkpoint
     plan: ModelPlan
@@ -56,7 +61,6 @@ class Search:
     goal: Goal
     curvature: Curvature
     items: Sequence[Item]
-    fixed: int
     budget: int | None
     seconds: float | None
     extra: Mapping[str, Value]
@@ -69,6 +73,11 @@ class Search:
         """The largest quality measure that is allowed; None where only the share of first choices is bounded, or the size."""
         goal = self.goal
         return 1 - goal.min_cosine if goal.min_cosine is not None else goal.max_kl
+
+    @property
+    def hurried(self) -> bool:
+        """Whether the fastest file that meets a bound is wanted, and not the smallest."""
+        return self.goal.prefer == "speed"
 
     @property
     def bounded(self) -> bool:
@@ -96,52 +105,48 @@ class Search:
 def file_limits(
     plan: ModelPlan, vocabulary: Vocabulary, goal: Goal, kinds: Mapping[str, Sequence[str]], extra: Mapping[str, Value]
 ) -> int | None:
-    """Return how many bytes the tensors may take, None without a limit. Raises UsageError for a size that no choice of KINDS has.
+    """Return how many bytes of the file the matrices may take, None without a limit. Raises UsageError for a size that no choice of KINDS
+    has.
 
-    Both ends are exact: that of all the smallest types, and that of F16, above which nothing is gained.
+    Both ends are exact: that of all the smallest types, and that of the largest, above which nothing is gained.
     """
     if goal.target_bytes is None and goal.target_bpw is None:
         return None
-    ends = [
-        chosen_types(plan, {name: pick(plan, name, some) for name, some in kinds.items()}) for pick in (least, most)
-    ]
+    ends = [chosen_types(plan, {name: pick(some) for name, some in kinds.items()}) for pick in (least, most)]
+    matrices = [sum(padded(end.bytes_of(name)) for name in kinds) for end in ends]
     if goal.target_bpw is not None:
-        sizes = [end.nbytes * 8 / plan.parameters for end in ends]
-        if not sizes[0] <= goal.target_bpw <= sizes[1]:
-            raise out_of_reach(
-                f"{goal.target_bpw:g} bits per weight", [f"{size:.3f}" for size in sizes], sizes[0] > goal.target_bpw
-            )
-        return int(goal.target_bpw * plan.parameters / 8)
-    assert goal.target_bytes is not None  # noqa: S101 - one of the two is given
-    files = [gguf.file_bytes(plan, vocabulary, end, extra) for end in ends]
-    if not files[0] <= goal.target_bytes <= files[1]:
-        raise out_of_reach(f"{goal.target_bytes} bytes", [str(size) for size in files], files[0] > goal.target_bytes)
-    padding = 31 * len(plan.tensors)  # each tensor begins at a multiple of 32
-    return goal.target_bytes - (files[0] - ends[0].nbytes) - padding
+        wanted, unit = f"{goal.target_bpw:g} bits per weight", plan.parameters / 8
+        sizes = [end.nbytes / unit for end in ends]
+        shown = [f"{math.ceil(sizes[0] * 1000) / 1000:g}", f"{sizes[1]:.3f}"]
+        inside, rest = sizes[0] <= goal.target_bpw <= sizes[1], ends[0].nbytes - sum(map(ends[0].bytes_of, kinds))
+        room = int(goal.target_bpw * unit) - rest
+    else:
+        assert goal.target_bytes is not None  # noqa: S101 - one of the two is given
+        wanted = f"{goal.target_bytes} bytes"
+        files = [gguf.file_bytes(plan, vocabulary, end, extra) for end in ends]
+        shown = [str(size) for size in files]
+        inside = files[0] <= goal.target_bytes <= files[1]
+        room = goal.target_bytes - (files[0] - matrices[0])
+    if not inside:
+        raise out_of_reach(wanted, shown, small=room < matrices[0])
+    return room
 
 
-def out_of_reach(wanted: str, ends: Sequence[str], small: bool) -> UsageError:
+def out_of_reach(wanted: str, ends: Sequence[str], *, small: bool) -> UsageError:
     """Return the error for a size that is too small, or larger than F16."""
-    why = f"the smallest file with the types that may be used has {ends[0]}" if small else f"F16 has {ends[1]}"
-    hint = f"ask for {ends[0]} or more" if small else "--quant f16 is the source's values, halved"
+    why = f"the smallest file with the types that may be used has {ends[0]}" if small else f"the largest has {ends[1]}"
+    hint = f"ask for {ends[0]} or more" if small else "--quant f16 or bf16 rounds the source's values and nothing else"
     return UsageError(f"the target of {wanted} cannot be met: {why}", hint=hint)
 
 
-def least(plan: ModelPlan, name: str, kinds: Sequence[str]) -> str:
-    """Return the smallest of KINDS for the tensor NAME."""
-    return min(kinds, key=lambda kind: bits(plan, name, kind))
+def least(kinds: Sequence[str]) -> str:
+    """Return the smallest of KINDS."""
+    return min(kinds, key=bits)
 
 
-def most(plan: ModelPlan, name: str, kinds: Sequence[str]) -> str:
-    """Return the largest of KINDS for the tensor NAME."""
-    return max(kinds, key=lambda kind: bits(plan, name, kind))
-
-
-def bits(_plan: ModelPlan, _name: str, kind: str) -> float:
-    """Return the bits of a weight of the type KIND."""
-    from converters.mixes import BLOCK, SIZE
-
-    return SIZE[kind] * 8 / BLOCK[kind]
+def most(kinds: Sequence[str]) -> str:
+    """Return the largest of KINDS."""
+    return max(kinds, key=bits)
 
 
 def feedback_for(curvature: Curvature) -> Callable[[TensorPlan], Feedback | None]:
@@ -154,8 +159,7 @@ def feedback_for(curvature: Curvature) -> Callable[[TensorPlan], Feedback | None
         place = curvature.places[tensor.name]
         if place not in held:
             held.clear()
-            products = curvature.columns(tensor.name)
-            held[place] = feedback_of(products, damping_of(len(products), curvature.tokens))
+            held[place] = feedback_from(curvature, tensor.name)
         return held[place]
 
     return find
@@ -187,6 +191,7 @@ def seek(search: Search, *, presets: bool = False) -> tuple[QuantMap, Outcome]:
         costs={name: costs[name][kind] for name, kind in chosen.kinds.items()},
         bound=search.bound,
         target_bytes=search.goal.target_bytes,
+        min_top1=search.goal.min_top1,
     )
     return mapped(search, chosen), outcome
 
@@ -211,7 +216,7 @@ def decide(search: Search, measure: Callable[[Selection, str], Point]) -> tuple[
     for number in range(1, search.goal.rounds + 1):
         chosen, capped = cheapest(search, aim)
         key = tuple(sorted(chosen.kinds.items()))
-        if key in tried or (best is not None and chosen.nbytes >= best[0].nbytes):
+        if key in tried or (best is not None and size(search, chosen) >= size(search, best[0])):
             break
         tried.add(key)
         point = measure(chosen, f"round {number}")
@@ -233,17 +238,53 @@ def decide(search: Search, measure: Callable[[Selection, str], Point]) -> tuple[
     return best
 
 
+def size(search: Search, chosen: Selection) -> float:
+    """Return what is to be small of CHOSEN: its bytes, or the time of a token."""
+    return chosen.seconds if search.hurried else float(chosen.nbytes)
+
+
 def cheapest(search: Search, aim: float) -> tuple[Selection, bool]:
     """Return the smallest choice with an expected cost of at most AIM, and whether a limit, or the types, kept it from being that good."""
     try:
-        chosen = smallest(search.items, aim, seconds=search.seconds)
+        chosen = fastest(search.items, aim) if search.hurried else smallest(search.items, aim)
     except ValueError:  # nothing is that good: the best there is
-        chosen = smallest(search.items, lowest(search.items), seconds=None)
+        chosen = smallest(search.items, lowest(search.items))
         if search.budget is None or chosen.nbytes <= room(search):
             return chosen, True
     if search.budget is not None and chosen.nbytes > room(search):
         return choose(search.items, room(search), seconds=search.seconds), True
     return chosen, False
+
+
+def fastest(items: Sequence[Item], aim: float) -> Selection:
+    """Return the choice whose token takes least time with an expected cost of at most AIM; of two as fast, the smaller.
+
+    Raises ValueError where none is that good.
+    """
+    timed = [
+        Item(
+            name=item.name,
+            options=tuple(
+                replace(option, nbytes=round(option.seconds / TICK) * BYTES + round(option.nbytes / BYTES))
+                for option in item.options
+            ),
+        )
+        for item in items
+    ]
+    return selected(items, smallest(timed, aim).kinds)
+
+
+def selected(items: Sequence[Item], kinds: Mapping[str, str]) -> Selection:
+    """Return the choice KINDS of ITEMS with its sums."""
+    options = [next(option for option in item.options if option.kind == kinds[item.name]) for item in items]
+    cost = sum(option.cost for option in options)
+    return Selection(
+        kinds=dict(kinds),
+        nbytes=sum(option.nbytes for option in options),
+        cost=cost,
+        seconds=sum(option.seconds for option in options),
+        bound=cost,
+    )
 
 
 def lowest(items: Sequence[Item]) -> float:
@@ -254,7 +295,7 @@ def lowest(items: Sequence[Item]) -> float:
 def room(search: Search) -> int:
     """Return the bytes that the matrices may take."""
     assert search.budget is not None  # noqa: S101 - asked only where there is a limit
-    return search.budget - search.fixed
+    return search.budget
 
 
 def missed(search: Search, excess: float, point: Point) -> ProofFailed:
@@ -268,14 +309,21 @@ def missed(search: Search, excess: float, point: Point) -> ProofFailed:
     wanted += [f"first choice >= {goal.min_top1:.2%}"] if goal.min_top1 is not None else []
     size = f" within {search.budget} bytes of tensors" if search.budget is not None else ""
     tried = f"{len(search.found)} file{'s' if len(search.found) > 1 else ''} measured"
+    largest = point_of(search, selected(search.items, largest_kinds(search.items)), "").nbytes
+    what = "even the largest types that may be used have" if point.nbytes >= largest else f"the nearest of {tried} has"
     return ProofFailed(
-        f"no choice of types meets {' and '.join(wanted)}{size}; the nearest of {tried} has {', '.join(parts)} at {point.nbytes} bytes, "
+        f"no choice of types meets {' and '.join(wanted)}{size}; {what} {', '.join(parts)} at {point.nbytes} bytes, "
         f"{point.bpw:.2f} bits per weight",
         hint="ask for less"
         + (", or allow a larger file" if search.budget is not None else "")
         + (", or allow more types" if goal.only or goal.exclude else "")
         + ("; a longer --eval-text makes the interval narrower" if excess < 1.3 else ""),
     )
+
+
+def largest_kinds(items: Sequence[Item]) -> dict[str, str]:
+    """Return item → its largest type."""
+    return {item.name: max(item.options, key=lambda option: option.nbytes).kind for item in items}
 
 
 def search_measure(search: Search) -> str:

@@ -2,27 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+from converters.errors import UnsupportedModel
 from converters.families import ModelPlan
 from converters.knapsack import Item
+from converters.quantmap import QuantMap, plan_types
+from edgeai.evaluation.typespeed import runnable, tensor_seconds, type_speeds
 from edgeai.types import Progress
 
 __all__ = ["seconds_of", "time_limit"]
 
-SLOWER = 1.05
-"""How much longer than the fastest choice of the same size a token may take."""
+YARDSTICKS = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
+"""The files that one who thinks of speed would take otherwise."""
+SLOWER = 1.03
+"""How much longer than with the fastest of these that is no larger a token may take."""
 
 
 def seconds_of(
-    plan: ModelPlan, kinds: Mapping[str, Sequence[str]], progress: Progress
+    plan: ModelPlan, kinds: Mapping[str, Sequence[str]], say: Callable[[str, str], None], progress: Progress
 ) -> Mapping[str, Mapping[str, float]]:
-    """Return tensor → type → seconds that it takes of one decoded token here, measured."""
-    raise NotImplementedError
+    """Return tensor → type → seconds that it takes of one decoded token here, measured; also for the types of the usual files."""
+    usual = [plan_types(plan, name, importance=kinds) for name in YARDSTICKS if fits(plan, name, kinds)]
+    wanted = {name: {*some, *(each.type_of(name) for each in usual)} for name, some in kinds.items()}
+    every = sorted(set().union(*wanted.values()))
+    speeds = type_speeds(runnable(every), progress=progress)
+    if speeds.notice is not None:
+        say(speeds.notice.code, speeds.notice.message)
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    return {
+        name: {kind: tensor_seconds(speeds, plan, tensors[name], kind) for kind in some if kind in speeds.seconds}
+        for name, some in wanted.items()
+    }
+
+
+def fits(plan: ModelPlan, quant: str, kinds: Collection[str]) -> bool:
+    """Whether there is a file of the type QUANT of this model."""
+    try:
+        plan_types(plan, quant, importance=kinds)
+    except UnsupportedModel:
+        return False
+    return True
 
 
 def time_limit(
     plan: ModelPlan, items: Sequence[Item], budget: int | None, seconds: Mapping[str, Mapping[str, float]]
-) -> float:
-    """Return how long a token may take."""
-    raise NotImplementedError
+) -> float | None:
+    """Return how long a token may take in a file of at most BUDGET bytes of tensors: hardly longer than in the fastest of the usual files
+    that is no larger, and no less than any choice of ITEMS takes. Without a budget there is no limit: the bound decides."""
+    if budget is None:
+        return None
+    names = [item.name for item in items]
+    small = [
+        quantmap
+        for name in YARDSTICKS
+        if fits(plan, name, seconds) and (quantmap := plan_types(plan, name, importance=seconds)).nbytes <= budget
+    ]
+    if not small:
+        return None
+    fastest = min(token_seconds(quantmap, names, seconds) for quantmap in small)
+    least = sum(min(option.seconds for option in item.options) for item in items)
+    return max(SLOWER * fastest, SLOWER * least)
+
+
+def token_seconds(quantmap: QuantMap, names: Sequence[str], seconds: Mapping[str, Mapping[str, float]]) -> float:
+    """Return what the tensors NAMES take of a token with the types of QUANTMAP; a type that does not run here takes for ever."""
+    return sum(seconds[name].get(quantmap.type_of(name), float("inf")) for name in names)

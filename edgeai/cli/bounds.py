@@ -13,7 +13,7 @@ from edgeai.errors import UsageError
 if TYPE_CHECKING:
     from edgeai.bounds.aim import Aim
 
-__all__ = ["SizeParam", "aim_of", "given", "ranges_of"]
+__all__ = ["BOUNDS", "SizeParam", "aim_of", "given", "ranges_of"]
 
 RANGES = ("minmax", "entropy", "percentile")
 """How ranges of activations are found for int8 in ONNX."""

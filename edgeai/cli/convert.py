@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeai.cli.bounds import SizeParam, aim_of, given, ranges_of
+from edgeai.cli.bounds import BOUNDS, SizeParam, aim_of, given, ranges_of
 from edgeai.cli.output import Output, human_bytes, output_options
 from edgeai.cli.report import report_lines
 from edgeai.cli.targets import TargetsParam, quants_for
@@ -97,7 +97,9 @@ __all__ = ["convert_command"]
 )
 @click.option("--only", metavar="TYPES", help="The types that may be chosen: q4_0,q5_0,q8_0.")
 @click.option("--exclude", metavar="TYPES", help="Types that may not be chosen.")
-@click.option("--rounds", type=click.IntRange(1), default=6, show_default=True, help="How many files may be measured.")
+@click.option(
+    "--rounds", type=click.IntRange(1), metavar="N", default=6, show_default=True, help="How many files may be measured."
+)
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
@@ -265,6 +267,25 @@ def convert_command(
     if targets == ("hf",):
         finish(to_hf(path, output or (default and Path(f"{default.stem}-hf")), dtype, out, force=force), out)
         return
+    if path.is_file() and aim is not None:
+        from edgeai.retyping import retype
+
+        refuse(("allow_inexact_tokenizer", "base", "merge"), "a GGUF file")
+        done = retype(
+            path,
+            output or (default and Path(f"{default.stem}-mixed.gguf")),
+            aim,
+            wish,
+            allow=requantize,
+            force=force,
+            keep_failed=keep_failed,
+            max_kl=max_kl,
+            text=text,
+            progress=out.progress,
+            notify=lambda notice: out.warn([notice]),
+        )
+        show_chosen(done, plot, out)
+        return
     if path.is_file():
         from edgeai.requantizing import requantize as from_file
 
@@ -298,7 +319,7 @@ def convert_command(
             refuse(NOT_OF_ADAPTERS, "a LoRA adapter without --merge")
             finish(to_adapter(adapter, path, output, out, force=force), out)
             return
-        refuse(("imatrix", "dry_run"), "a LoRA adapter")
+        refuse(("imatrix", "dry_run", *BOUNDS, "recipe"), "a LoRA adapter")
         default = default or adapter.absolute().with_name(f"{adapter.absolute().name}.gguf")
     else:
         refuse(("base", "merge"), "no LoRA adapter")
@@ -333,6 +354,11 @@ def convert_command(
         notify=lambda notice: out.warn([notice]),
         tell=lambda verdict: out.note("\n".join(verdict.lines(human_bytes))),
     )
+    show_chosen(done, plot, out)
+
+
+def show_chosen(done: Conversion, plot: Path | None, out: Output) -> None:
+    """Draw how the types were chosen where PLOT says so, and say what came out."""
     if plot is not None and done.outcome is not None:
         from edgeai.bounds.picture import draw
 

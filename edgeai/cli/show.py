@@ -124,11 +124,14 @@ def licence(artifact: Artifact, manifest: Manifest | None) -> str | None:
 
 def sections(artifact: Artifact, manifest: Manifest | None) -> Iterable[Section]:
     """Yield the sections of the page: Model, Tokenizer, Tensors, Lineage, Licence; of ONNX models also what goes in and out."""
+    from converters.quantmap import MIXED
     from edgeai.artifact import claimed_quant
     from edgeai.model import file_sampling
 
     claim = claimed_quant(artifact)
     quant = artifact.quant if claim in (None, artifact.quant) else f"{artifact.quant} (the file says {claim})"
+    if artifact.metadata.get("edgeai.quant") == MIXED:
+        quant = f"chosen by tensor, most of it {artifact.quant}"
     onnx = artifact.format == "onnx"
     model = {
         "name": artifact.name,

@@ -45,10 +45,10 @@ HALVES = ("F16", "BF16")
 class Proof:
     """One proof in the making. The torch reference starts in the background when the block is entered, and dies when it is left.
 
-    `base` is the base type of the file to prove, `types` GGUF tensor name → type; `exports` says whether `export` will be asked for,
-    and `stores` whether a file of halves is also compared with weights that torch has rounded in the same way.
-    `text` replaces the bundled text, `tokens` the number of its tokens and `max_kl` the limit of the type; `min_top1` is the least share
-    of first choices as in the source and `min_cosine` the least mean cosine, where they are bounds. `torch` says whether it is the reference (None: if it can be),
+    `base` is the base type of the file to prove, `types` GGUF tensor name → type; `exports` says whether `export` will be asked for, and
+    `stores` whether a file of halves is also compared with weights that torch has rounded in the same way. `text` replaces the bundled
+    text, `tokens` the number of its tokens and `max_kl` the limit of the type; `min_top1` is the least share of first choices as in the
+    source and `min_cosine` the least mean cosine, where they are bounds. `torch` says whether it is the reference (None: if it can be),
     and `of` names the file that is the reference without it. `adapter_file` is a LoRA adapter that the runtime puts on each file.
     `angles` is for how many positions torch leaves its tables of rope.
     """
