@@ -13,7 +13,7 @@ from converters.curvature import Curvature
 from converters.onnx.blocks import weights_of
 from converters.onnx.header import Header
 from converters.onnx.matrices import EMBEDDING, HEAD, Matrix
-from converters.sensitivity import SAMPLE, damping_of, sample
+from converters.sensitivity import SAMPLE, feedback_from, sample
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,26 +77,24 @@ def costs(
     import numpy as np
 
     matrix = exact[1]
-    weights = row_weights(matrix, curvature)
-    products = curvature.columns(tensors_of(matrix.name, curvature)[0]).astype(np.float64)
-    size = len(products)
-    products[np.diag_indices(size)] += damping_of(size, curvature.tokens) * products.trace() / size
-    chosen, shares = sample(weights, max(64, SAMPLE // size))
+    name = tensors_of(matrix.name, curvature)[0]
+    factor = feedback_from(curvature, name).factor.astype(np.float64)
+    chosen, shares = sample(row_weights(matrix, curvature), max(64, SAMPLE // matrix.columns))
     values = weights_of(*exact, chosen)
     found = {}
     for kind, (header, blocks) in built.items():
         errors = (weights_of(header, blocks, chosen) - values).astype(np.float64)
-        total = ((errors @ products) * errors).sum(1)
+        total = ((errors @ factor) ** 2).sum(1)
         if rounded and matrix.name != EMBEDDING:
-            total += (values.astype(np.float64) ** 2) @ spread(products.diagonal(), blocks.block)
+            total += (values.astype(np.float64) ** 2) @ spread(np.diagonal(curvature.columns(name)), blocks.block)
         found[kind] = 0.5 * float(total @ shares)
     return found
 
 
-def spread(squares: F64, block: int) -> F64:
+def spread(squares: npt.NDArray[np.floating], block: int) -> F64:
     """Return the variance of the rounding of inputs with these mean SQUARES, (columns,), in blocks of BLOCK."""
     import numpy as np
 
-    sums = np.add.reduceat(squares, np.arange(0, len(squares), block))
+    sums = np.add.reduceat(squares.astype(np.float64), np.arange(0, len(squares), block))
     result: F64 = (PEAK * sums / STEPS**2 / 12).repeat(block)[: len(squares)]
     return result

@@ -178,7 +178,6 @@ def seek(search: Search, *, presets: bool = False) -> tuple[QuantMap, Outcome]:
         beside = tuple(measure_presets(search, compared, trial)) if presets and compared is not None else ()
         if presets and compared is not None and point.quality is None:
             point = measured_point(search, compared, trial, chosen, "chosen")
-            search.found.append(point)
     costs = {item.name: {option.kind: option.cost for option in item.options} for item in search.items}
     outcome = Outcome(
         model=search.checkpoint.path.resolve().name,
@@ -207,11 +206,14 @@ def opened(search: Search, *, presets: bool) -> Iterator[HeldOut | EmbeddingHeld
 
 
 def decide(search: Search, measure: Callable[[Selection, str], Point]) -> tuple[Selection, Point | None]:
-    """Return the choice and its point, None where no bound demands that it is measured; MEASURE makes a file, named by its round."""
+    """Return the choice and its point, None where no bound demands that it is measured.
+
+    MEASURE makes a file, named by its round, and keeps its point in what SEARCH found.
+    """
     if not search.bounded:
         return choose(search.items, room(search), seconds=search.seconds), None
     best: tuple[Selection, Point] | None = None
-    nearest: tuple[float, Point] | None = None
+    nearest: tuple[float, Selection, Point] | None = None
     aim, tried = search.wanted(), set[tuple[tuple[str, str], ...]]()
     for number in range(1, search.goal.rounds + 1):
         chosen, capped = cheapest(search, aim)
@@ -220,11 +222,10 @@ def decide(search: Search, measure: Callable[[Selection, str], Point]) -> tuple[
             break
         tried.add(key)
         point = measure(chosen, f"round {number}")
-        search.found.append(point)
         assert point.quality is not None  # noqa: S101 - it was measured
         excess = search.excess(Measured(quality=point.quality, top1=point.top1))
         if nearest is None or excess < nearest[0]:
-            nearest = excess, point
+            nearest = excess, chosen, point
         if excess <= 1:
             best = chosen, point
             if excess >= ENOUGH:
@@ -298,8 +299,8 @@ def room(search: Search) -> int:
     return search.budget
 
 
-def missed(search: Search, excess: float, point: Point) -> ProofFailed:
-    """Return the error for a bound that no choice met; POINT came nearest, and EXCESS says how near."""
+def missed(search: Search, excess: float, chosen: Selection, point: Point) -> ProofFailed:
+    """Return the error for a bound that no choice met; CHOSEN came nearest, with POINT, and EXCESS says how near."""
     assert point.quality is not None  # noqa: S101 - it was measured
     parts = [f"{search_measure(search)} {point.quality.value:.4g} (95 % up to {point.quality.high:.4g})"]
     if point.top1 is not None:
@@ -309,8 +310,8 @@ def missed(search: Search, excess: float, point: Point) -> ProofFailed:
     wanted += [f"first choice >= {goal.min_top1:.2%}"] if goal.min_top1 is not None else []
     size = f" within {search.budget} bytes of tensors" if search.budget is not None else ""
     tried = f"{len(search.found)} file{'s' if len(search.found) > 1 else ''} measured"
-    largest = point_of(search, selected(search.items, largest_kinds(search.items)), "").nbytes
-    what = "even the largest types that may be used have" if point.nbytes >= largest else f"the nearest of {tried} has"
+    largest = selected(search.items, largest_kinds(search.items)).nbytes
+    what = "even the largest types that may be used have" if chosen.nbytes >= largest else f"the nearest of {tried} has"
     return ProofFailed(
         f"no choice of types meets {' and '.join(wanted)}{size}; {what} {', '.join(parts)} at {point.nbytes} bytes, "
         f"{point.bpw:.2f} bits per weight",
@@ -370,7 +371,9 @@ def measured_point(
     )
     found = compared.measure(trial)
     trial.unlink()
-    return replace(point_of(search, chosen, name), quality=found.quality, top1=found.top1, p999=found.p999)
+    point = replace(point_of(search, chosen, name), quality=found.quality, top1=found.top1, p999=found.p999)
+    search.found.append(point)
+    return point
 
 
 def measure_presets(search: Search, compared: HeldOut | EmbeddingHeldOut, trial: Path) -> Iterator[Point]:

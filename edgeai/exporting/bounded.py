@@ -243,23 +243,19 @@ def items_of(
     return items
 
 
-def size_limit(
-    job: FolderJob, goal: Goal, ends: Sequence[int], graphs: Sequence[Graph], count: int
-) -> tuple[int | None, int]:
-    """Return how many bytes a folder, or its tensors, may take (None: any number), and how many of them are not of the COUNT matrices.
-
-    ENDS is what the matrices take in the smallest and in the largest choice. Raises UsageError for a size that is not between them.
-    """
-    rest = max(graph.rest_bytes for graph in graphs) + PAPERS + PAPERS_EACH * count
+def size_limit(job: FolderJob, goal: Goal, ends: Sequence[int], graphs: Sequence[Graph], count: int) -> int | None:
+    """Return how many bytes the COUNT matrices may take, None for any number. Raises UsageError for a size that is not between the ENDS,
+    what they take in the smallest and in the largest choice."""
     if goal.target_bytes is not None:
+        rest = max(graph.rest_bytes for graph in graphs) + PAPERS + PAPERS_EACH * count
         check_reach(f"{goal.target_bytes} bytes", goal.target_bytes, [end + rest for end in ends], "{:.0f} bytes")
-        return goal.target_bytes, rest
+        return goal.target_bytes - rest
     if goal.target_bpw is None:
-        return None, rest
+        return None
     rest = max(graph.rest_data_bytes for graph in graphs)
     sizes = [(end + rest) * 8 / job.plan.parameters for end in ends]
     check_reach(f"{goal.target_bpw:g} bits per weight", goal.target_bpw, sizes, "{:.3f} bits per weight")
-    return int(goal.target_bpw * job.plan.parameters / 8), rest
+    return int(goal.target_bpw * job.plan.parameters / 8) - rest
 
 
 def check_size(job: FolderJob, goal: Goal, choices: Choices, graph: Graph) -> None:
@@ -291,7 +287,6 @@ def searching(
 ) -> Search:
     """Return the search. Raises UsageError for a size that no choice has."""
     ends = [sum(pick(option.nbytes for option in item.options) for item in items) for pick in (min, max)]
-    budget, fixed = size_limit(job, goal, ends, list(graphs.values()), len(items))
     return Search(
         checkpoint=job.checkpoint,
         plan=job.plan,
@@ -299,8 +294,7 @@ def searching(
         goal=goal,
         curvature=curvature,
         items=items,
-        fixed=fixed,
-        budget=budget,
+        budget=size_limit(job, goal, ends, list(graphs.values()), len(items)),
         seconds=None,
         extra={},
         comparison=lambda: OnnxHeldOut(
@@ -350,12 +344,12 @@ def pursue(search: Search, maker: Maker, scratch: Path, *, presets: bool) -> tup
             found = compared.measure(trial)
             point = maker.point(chosen, trial, name)
             shutil.rmtree(trial)
-            return replace(point, quality=found.quality, top1=found.top1, p999=found.p999)
-
-        chosen, point = decide(search, measure)
-        if point is None:
-            point = measure(chosen, "chosen")
+            point = replace(point, quality=found.quality, top1=found.top1, p999=found.p999)
             search.found.append(point)
+            return point
+
+        chosen, made = decide(search, measure)
+        point = made or measure(chosen, "chosen")
         beside = []
         for kind in ("INT4", "INT8") if presets else ():
             trial.mkdir()

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converters.curvature import Curvature
-from converters.feedback import feedback_of
 from converters.knapsack import Selection
 from converters.onnx.blocks import can_recode, graft, recode
 from converters.onnx.choices import Choices, parse_choices
@@ -17,7 +16,7 @@ from converters.onnx.header import Header, read_header
 from converters.onnx.language import MODEL, build
 from converters.onnx.matrices import BITS, EMBEDDING, HEAD, Matrix, matrices
 from converters.onnx.sensitivity import tensors_of
-from converters.sensitivity import damping_of
+from converters.sensitivity import feedback_from
 from edgeai.bounds.outcome import Point
 from edgeai.device import cpu_facts
 from edgeai.exporting.job import FolderJob
@@ -87,8 +86,7 @@ def recode_all(job: FolderJob, graphs: Mapping[str, Graph], curvature: Curvature
             groups.setdefault(curvature.places[known[0]], []).append(name)
 
     def work(names: Sequence[str]) -> None:
-        products = curvature.columns(tensors_of(names[0], curvature)[0])
-        feedback = feedback_of(products, damping_of(len(products), curvature.tokens))
+        feedback = feedback_from(curvature, tensors_of(names[0], curvature)[0])
         for name in names:
             recode(*graph.place(name), graphs["F32"].place(name), feedback)
 

@@ -120,6 +120,7 @@ def test_expectations_are_of_the_size_of_what_is_measured(within: Conversion) ->
     assert 0.4 < point.predicted / point.quality.value < 2.5
 
 
+@pytest.mark.slow
 def test_four_bits_that_make_up_for_each_other_are_better_than_the_builders(within: Conversion, tmp_path: Path) -> None:
     assert within.outcome is not None
     builder = next(point for point in within.outcome.presets if point.name == "int4")
@@ -129,6 +130,7 @@ def test_four_bits_that_make_up_for_each_other_are_better_than_the_builders(with
     assert measured(done) < 0.7 * builder.quality.low
 
 
+@pytest.mark.slow
 def test_a_share_of_first_choices_is_a_bound_too(within: Conversion, tmp_path: Path) -> None:
     assert within.outcome is not None
     done = search(TINY, tmp_path / "out", min_top1=0.96)
@@ -141,13 +143,14 @@ def test_a_share_of_first_choices_is_a_bound_too(within: Conversion, tmp_path: P
 @pytest.mark.usefixtures("here")
 def test_a_bound_that_no_type_meets_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(
-        ProofFailed, match=r"no choice of types meets mean KL <= 1e-05.* the nearest of 1 file"
+        ProofFailed, match=r"no choice of types meets mean KL <= 1e-05; even the largest types"
     ) as caught:
         search(TINY, tmp_path / "out", max_kl=1e-5, exclude=("f32",))
     assert caught.value.exit_code == 9
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_float32_is_left_for_what_eight_bits_do_not_keep(tmp_path: Path) -> None:
     done = search(TINY, tmp_path / "out", max_kl=1e-4)
@@ -173,6 +176,7 @@ def test_bits_per_weight_are_kept(tmp_path: Path) -> None:
     assert 6.2 < done.bpw <= 6.5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_sensitivities_that_are_shuffled_choose_worse(here: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The mutation that shows that the sensitivities matter: the least is spent on what matters most."""
@@ -224,6 +228,7 @@ def test_a_size_above_the_largest_is_refused(tmp_path: Path) -> None:
 # ---- what else a user says
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_types_that_are_given_are_kept_and_the_others_chosen(tmp_path: Path) -> None:
     types = ("layers.0.mlp.up_proj=f32", "layers.1.attn.*=int4", "accuracy=0")
@@ -234,6 +239,7 @@ def test_types_that_are_given_are_kept_and_the_others_chosen(tmp_path: Path) -> 
     assert 8 in found.values()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_other_blocks_are_chosen_between_without_feedback(tmp_path: Path) -> None:
     done = search(TINY, tmp_path / "out", types=("method=k_quant",), max_kl=0.005)
@@ -243,6 +249,7 @@ def test_other_blocks_are_chosen_between_without_feedback(tmp_path: Path) -> Non
     assert bits_of(done.path)["embed_tokens"] in (4, 8, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_the_ends_of_a_model_with_two_matrices_are_chosen_each(tmp_path: Path) -> None:
     source = make_variant(tmp_path / "llama", VARIANTS["llama"])

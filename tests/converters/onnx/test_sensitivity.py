@@ -12,11 +12,11 @@ import pytest
 from converters.checkpoint import open_checkpoint
 from converters.curvature import FACTS, Curvature, open_curvature, sources
 from converters.families import plan_model
+from converters.feedback import DAMPING
 from converters.onnx.choices import ARCHITECTURES
 from converters.onnx.header import Header, read_header
 from converters.onnx.matrices import Matrix, matrices
 from converters.onnx.sensitivity import costs, spread, tensors_of
-from converters.sensitivity import damping_of
 from tests.checkpoints import make
 from tests.families import VARIANTS, Variants
 from tests.genai import built
@@ -54,7 +54,9 @@ def invented(folder: Path, rows: dict[str, int], columns: int, *, even: bool = F
     for name, count in rows.items():
         weights = np.ones(count) if even else rng.exponential(size=count)
         weights.astype("<f4").tofile(folder / f"{name}.G.f32")
-    (folder / FACTS).write_text(json.dumps({"targets": dict.fromkeys(rows, 0), "tokens": 1 << 20, "texts": 1}))
+    (folder / FACTS).write_text(
+        json.dumps({"targets": dict.fromkeys(rows, 0), "tokens": 1 << 20, "texts": 1, "whole": False})
+    )
     return open_curvature(folder)
 
 
@@ -77,7 +79,7 @@ def test_costs_are_sums_over_all_pairs_of_inputs(graphs: dict[str, Path], tmp_pa
     built = {kind: (header, found[name]) for kind, (header, found) in blocks.items()}
     found = costs((exact[0], exact[1][name]), built, curvature, rounded=False)
     products = curvature.columns("blk.0.attn_q.weight").astype(np.float64)
-    products += np.eye(columns) * damping_of(columns, curvature.tokens) * products.trace() / columns
+    products += np.eye(columns) * DAMPING * products.trace() / columns
     rows = raw(tmp_path, curvature, name)
     for kind, place in built.items():
         error = weights_of(*place).astype(np.float64) - weights_of(exact[0], exact[1][name])
