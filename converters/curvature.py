@@ -90,6 +90,10 @@ class Curvature:
             return flat
         return np.ascontiguousarray(tensor.transform(flat[:, None], tensor.block_rows)[:, 0])
 
+    def source_rows(self, name: str) -> F32:
+        """Return how much each row of the tensor NAME matters, (rows,), in the order that the source has them."""
+        return self._read(f"{name}.G.f32")
+
     def _read(self, name: str) -> F32:
         import numpy as np
 

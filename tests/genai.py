@@ -65,6 +65,8 @@ class InProcessBuilder:
             patch.setattr(Model, "make_tied_embeddings_init", Model.make_tied_embeddings_init)
             name = "make_tied_quantized_embedding_input_names"
             patch.setattr(Model, name, getattr(Model, name))
+            for name in ("is_qkv_projection_packable", "to_nbits"):
+                patch.setattr(Model, name, getattr(Model, name))
             patch.setattr(SmolLM3Model, "make_attention", SmolLM3Model.make_attention)
             if InProcessBuilder.checked:
                 patch.setattr(builder_child, "check", lambda _path: None)  # its schema can be registered once

@@ -40,6 +40,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     settle_window(config)
     mend_smollm()
     share_bytes()
+    place_types(request["nodes"])
     config.update({"eos_token_id": request["stop"], "bos_token_id": request["bos"]})
     create_model(*place, **options)
     check(Path(request["output"]) / "model.onnx")
@@ -216,6 +217,70 @@ def share_bytes() -> None:
     named = model.make_tied_quantized_embedding_input_names
     model.make_tied_embeddings_init = make_tied_embeddings_init
     model.make_tied_quantized_embedding_input_names = names
+
+
+def place_types(nodes: dict[str, int]) -> None:
+    """Give matrices types of their own: NODES is node → bits, 32 for float32; a name that the graph does not have is passed over.
+
+    The builder (0.18) has a table of them, which its options fill for some groups of nodes only. Query, key and value are one matrix in
+    most families, and none of their own where they are to have different types.
+    """
+    model: Any = importlib.import_module("builders.base").Model  # the builder puts its own folder into sys.path
+    packable, quantize = model.is_qkv_projection_packable, model.to_nbits
+
+    def is_qkv_projection_packable(self: Any, layer: int, attention: Any) -> bool:
+        attn = f"/model/layers.{layer}/attn"
+        apart = any(f"{attn}/{part}_proj/MatMul" in nodes for part in "qkv")
+        if apart and f"{attn}/qkv_proj/MatMul" not in nodes:
+            return False
+        return bool(packable(self, layer, attention))
+
+    def to_nbits(self: Any) -> Any:
+        have = {node.name for node in self.model.graph} & nodes.keys()
+        kept = {name for name in have if nodes[name] == 32}
+        rows = {name for name in have if name.endswith("/Gather")}
+        self.quant_attrs["nodes_to_exclude"] = sorted({*self.quant_attrs["nodes_to_exclude"], *kept, *rows})
+        # the second of its passes takes whatever the first has left
+        self.int4_customized_weight_config = {name: {"bits": nodes[name]} for name in sorted(have - kept - rows)}
+        made = quantize(self)
+        for name in sorted(rows - kept):
+            quantize_rows(made, name, nodes[name], self.quant_attrs["matmul_block_size"])
+        return made
+
+    model.is_qkv_projection_packable, model.to_nbits = is_qkv_projection_packable, to_nbits
+
+
+def quantize_rows(made: Any, name: str, bits: int, block: int) -> None:
+    """Put the embedding of the node NAME in MADE into blocks of BLOCK numbers of BITS bits, rounded as the matrices are.
+
+    onnxruntime's own quantizer (1.32: quantize_gather) does so in 4 bits only.
+    """
+    import numpy as np
+    import onnx_ir as ir
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
+
+    graph = made.graph
+    node = next(node for node in graph if node.name == name)
+    weights, ids = node.inputs
+    values = weights.const_value.numpy()
+    if values.shape[1] % block:
+        raise ValueError(f"rows of {values.shape[1]} numbers are no whole blocks of {block}")
+    rule = DefaultWeightOnlyQuantizer(DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, bits=bits))
+    codes, scales, _ = rule.qbits_block_quant(np.ascontiguousarray(values.T))
+    codes = codes.reshape(len(values), -1)
+    inputs = []
+    for ending, array in ((f"Q{bits}", codes), ("scales", scales)):
+        tensor = ir.tensor(array, name=f"{weights.name}_{ending}")
+        value = ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+        graph.register_initializer(value)
+        inputs.append(value)
+    attributes = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+    blocks = ir.Node(
+        "com.microsoft", "GatherBlockQuantized", [inputs[0], ids, inputs[1]],
+        [ir.AttrInt64(key, value) for key, value in attributes.items()], name=f"{name}_Q{bits}", num_outputs=1,
+    )  # fmt: skip
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [blocks], node.outputs, blocks.outputs)
+    graph.initializers.pop(weights.name)
 
 
 def load_in_float32() -> None:

@@ -84,11 +84,21 @@ class Port:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """A matrix of `elements` weights of `bits` bits in blocks; `inputs` names its tensors: codes, scales, zero points."""
+    """A matrix of `rows` × `columns` weights of `bits` bits in blocks of `block`; `inputs` names its tensors: codes, scales, zero points.
+
+    An embedding does not say its size: its rows and columns are 0.
+    """
 
     bits: int
-    elements: int
+    rows: int
+    columns: int
+    block: int
     inputs: tuple[str, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many weights it has."""
+        return self.rows * self.columns
 
 
 @dataclass(slots=True, kw_only=True)
@@ -300,10 +310,12 @@ def _node(message: Message, header: Header) -> None:
         names = tuple(message.text(a, b, "the name of an input", 1 << 16) for a, b in inputs)[at::1]
         names = names if at else (names[0], *names[2:]) if names else ()
         if names:
-            bits, columns, rows = (values.get(key, usual) for key, usual in (("bits", 4), ("K", 0), ("N", 0)))
-            if not 1 <= bits <= 8 or not 0 <= columns < 1 << 40 or not 0 <= rows < 1 << 40:
+            bits, columns, rows, block = (
+                values.get(key, usual) for key, usual in (("bits", 4), ("K", 0), ("N", 0), ("block_size", 0))
+            )
+            if not 1 <= bits <= 8 or not 0 <= columns < 1 << 40 or not 0 <= rows < 1 << 40 or not 0 <= block < 1 << 40:
                 message.fail(f"is not valid: {kind_of_node} has {columns} × {rows} weights of {bits} bits")
-            header.packed.append(Packed(bits=bits, elements=columns * rows, inputs=names))
+            header.packed.append(Packed(bits=bits, rows=rows, columns=columns, block=block, inputs=names))
 
 
 def _attribute(message: Message, header: Header) -> tuple[str, int]:

@@ -13,8 +13,9 @@ from converters.checkpoint import Checkpoint
 from converters.child import Child, ChildDied, ChildFailed
 from converters.errors import ConvertError
 from converters.families import ModelPlan
-from converters.onnx.choices import Choices, check_kept
+from converters.onnx.choices import Choices, check_types
 from converters.onnx.header import Header, read_header
+from converters.onnx.matrices import matrices
 from converters.scratch import Scratch
 from converters.tokenizer import Vocabulary
 
@@ -55,6 +56,7 @@ def build(
             "precision": choices.precision.precision,
             "provider": choices.precision.provider,
             "options": dict(choices.options),
+            "nodes": dict(choices.nodes),
             "stop": list(vocabulary.stop_ids) or [vocabulary.eos if vocabulary.eos is not None else 0],
             "bos": vocabulary.bos,
             "threads": threads,
@@ -74,7 +76,7 @@ def build(
     write_tokenizer(folder, vocabulary)
     settle(folder / GENAI_CONFIG, plan, vocabulary)
     header = read_header(folder / MODEL)
-    check_kept(choices, (tensor.name for tensor in header.tensors))
+    check_types(choices, {name: matrix.bits for name, matrix in matrices(header).items()})
     return header
 
 

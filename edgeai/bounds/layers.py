@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from converters.mixes import BLOCK, NEVER_QUANTIZED, SIZE, part_of
+from converters.onnx.choices import QUANTS
+from converters.onnx.matrices import EMBEDDING, HEAD
 from converters.quantmap import layer_of
 
 __all__ = ["LayerMap", "Part", "Run", "bits", "layer_map", "runs"]
@@ -52,13 +54,17 @@ class Run:
 
 
 def layer_map(kinds: Mapping[str, str]) -> LayerMap:
-    """Return the map of KINDS, tensor → type. Vectors and small matrices, which are F32 in every file, are left out."""
+    """Return the map of KINDS: tensor, or matrix of an ONNX model, → type.
+
+    Vectors and small matrices, which are F32 in every file, are left out.
+    """
     parts: dict[str, Part] = {}
     outside: dict[str, str] = {}
     for tensor, kind in kinds.items():
-        if not tensor.endswith("weight") or any(piece in tensor for piece in NEVER_QUANTIZED):
+        onnx = tensor.startswith("layers.") or tensor in (HEAD, EMBEDDING)
+        if not onnx and (not tensor.endswith("weight") or any(piece in tensor for piece in NEVER_QUANTIZED)):
             continue
-        layer, kind = layer_of(tensor), kind.lower()
+        layer, kind = int(tensor.split(".")[1]) if tensor.startswith("layers.") else layer_of(tensor), kind.lower()
         if layer < 0:
             outside[tensor.removesuffix(".weight")] = kind
             continue
@@ -93,5 +99,7 @@ def runs(part: Part) -> list[Run]:
 
 
 def bits(kind: str) -> float:
-    """Return the bits that a weight takes in the type KIND."""
+    """Return the bits that a weight takes in the type KIND; in ONNX with one float32 a block of 32."""
+    if kind.upper() in QUANTS:
+        return QUANTS[kind.upper()].bits
     return SIZE[kind.upper()] * 8 / BLOCK[kind.upper()]

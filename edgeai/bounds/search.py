@@ -33,7 +33,7 @@ from edgeai.errors import ProofFailed, UsageError
 from edgeai.evaluation.heldout import EmbeddingHeldOut, HeldOut, Measured
 from edgeai.types import Progress
 
-__all__ = ["Search", "feedback_for", "file_limits", "seek"]
+__all__ = ["CORNERS", "Search", "decide", "feedback_for", "file_limits", "ratio_of", "seek"]
 
 PRESETS = ("Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 """What the picture shows beside the choice."""
@@ -173,7 +173,8 @@ def seek(search: Search, *, presets: bool = False) -> tuple[QuantMap, Outcome]:
     """
     with Scratch() as scratch, opened(search, presets=presets) as compared:
         trial = Path(scratch) / "trial.gguf"
-        chosen, point = decide(search, compared, trial)
+        chosen, measured = decide(search, lambda chosen, name: measured_point(search, compared, trial, chosen, name))
+        point = measured or point_of(search, chosen, "chosen")
         beside = tuple(measure_presets(search, compared, trial)) if presets and compared is not None else ()
         if presets and compared is not None and point.quality is None:
             point = measured_point(search, compared, trial, chosen, "chosen")
@@ -204,14 +205,15 @@ def opened(search: Search, *, presets: bool) -> Iterator[HeldOut | EmbeddingHeld
         yield compared
 
 
-def decide(search: Search, compared: HeldOut | EmbeddingHeldOut | None, trial: Path) -> tuple[Selection, Point]:
-    """Return the choice and its point, measured where a bound demands it."""
+def decide(search: Search, measure: Callable[[Selection, str], Point]) -> tuple[Selection, Point | None]:
+    """Return the choice and its point, None where no bound demands that it is measured.
+
+    MEASURE makes a file, named by its round, and keeps its point in what SEARCH found.
+    """
     if not search.bounded:
-        chosen = choose(search.items, room(search), seconds=search.seconds)
-        return chosen, point_of(search, chosen, "chosen")
-    assert compared is not None  # noqa: S101 - opened for a bound
+        return choose(search.items, room(search), seconds=search.seconds), None
     best: tuple[Selection, Point] | None = None
-    nearest: tuple[float, Point] | None = None
+    nearest: tuple[float, Selection, Point] | None = None
     aim, tried = search.wanted(), set[tuple[tuple[str, str], ...]]()
     for number in range(1, search.goal.rounds + 1):
         chosen, capped = cheapest(search, aim)
@@ -219,11 +221,11 @@ def decide(search: Search, compared: HeldOut | EmbeddingHeldOut | None, trial: P
         if key in tried or (best is not None and size(search, chosen) >= size(search, best[0])):
             break
         tried.add(key)
-        point = measured_point(search, compared, trial, chosen, f"round {number}")
+        point = measure(chosen, f"round {number}")
         assert point.quality is not None  # noqa: S101 - it was measured
         excess = search.excess(Measured(quality=point.quality, top1=point.top1))
         if nearest is None or excess < nearest[0]:
-            nearest = excess, point
+            nearest = excess, chosen, point
         if excess <= 1:
             best = chosen, point
             if excess >= ENOUGH:
@@ -297,8 +299,8 @@ def room(search: Search) -> int:
     return search.budget
 
 
-def missed(search: Search, excess: float, point: Point) -> ProofFailed:
-    """Return the error for a bound that no choice met; POINT came nearest, and EXCESS says how near."""
+def missed(search: Search, excess: float, chosen: Selection, point: Point) -> ProofFailed:
+    """Return the error for a bound that no choice met; CHOSEN came nearest, with POINT, and EXCESS says how near."""
     assert point.quality is not None  # noqa: S101 - it was measured
     parts = [f"{search_measure(search)} {point.quality.value:.4g} (95 % up to {point.quality.high:.4g})"]
     if point.top1 is not None:
@@ -308,8 +310,8 @@ def missed(search: Search, excess: float, point: Point) -> ProofFailed:
     wanted += [f"first choice >= {goal.min_top1:.2%}"] if goal.min_top1 is not None else []
     size = f" within {search.budget} bytes of tensors" if search.budget is not None else ""
     tried = f"{len(search.found)} file{'s' if len(search.found) > 1 else ''} measured"
-    largest = point_of(search, selected(search.items, largest_kinds(search.items)), "").nbytes
-    what = "even the largest types that may be used have" if point.nbytes >= largest else f"the nearest of {tried} has"
+    largest = selected(search.items, largest_kinds(search.items)).nbytes
+    what = "even the largest types that may be used have" if chosen.nbytes >= largest else f"the nearest of {tried} has"
     return ProofFailed(
         f"no choice of types meets {' and '.join(wanted)}{size}; {what} {', '.join(parts)} at {point.nbytes} bytes, "
         f"{point.bpw:.2f} bits per weight",
@@ -352,9 +354,10 @@ def point_of(search: Search, chosen: Selection, name: str) -> Point:
 
 
 def measured_point(
-    search: Search, compared: HeldOut | EmbeddingHeldOut, trial: Path, chosen: Selection, name: str
+    search: Search, compared: HeldOut | EmbeddingHeldOut | None, trial: Path, chosen: Selection, name: str
 ) -> Point:
     """Write CHOSEN to TRIAL, run it on the held-out text, and return what came out."""
+    assert compared is not None  # noqa: S101 - opened for a bound, and for presets
     search.progress(name, 0, 1)
     gguf.write_model(
         trial,
@@ -402,12 +405,17 @@ def measure_presets(search: Search, compared: HeldOut | EmbeddingHeldOut, trial:
 def corners(search: Search) -> Iterator[Point]:
     """Yield some corners of the frontier, evenly over its sizes, corrected by what was measured."""
     found = [item for item in frontier(search.items, seconds=search.seconds) if item.cost > 0]
-    ratios = [
-        math.log(point.quality.value / point.predicted)
-        for point in search.found
-        if point.quality is not None and point.predicted and point.quality.value > 0
-    ]
-    scale = math.exp(sum(ratios) / len(ratios)) if ratios else 1.0
+    scale = ratio_of(search.found)
     step = max(1, len(found) // CORNERS)
     for item in [*found[::step], *(found[-1:] if (len(found) - 1) % step else [])]:
         yield replace(point_of(search, item, ""), predicted=item.cost * scale)
+
+
+def ratio_of(points: Sequence[Point]) -> float:
+    """Return the mean ratio of what was measured of POINTS to what was expected; 1 where nothing was."""
+    ratios = [
+        math.log(point.quality.value / point.predicted)
+        for point in points
+        if point.quality is not None and point.predicted and point.quality.value > 0
+    ]
+    return math.exp(sum(ratios) / len(ratios)) if ratios else 1.0

@@ -25,7 +25,7 @@ def convert_onnx(source: Path, output: Path | None = None, quant: str | None = N
     calibration = options.pop("calibration", None)
     if is_module_folder(source):
         options |= {"calibration_method": calibration} if calibration else {}
-        refuse(options, ("types", "max_kl", "text", "origin", "tell"), "a classifier or regression")
+        refuse(options, ("types", "max_kl", "text", "origin", "tell", "aim"), "a classifier or regression")
         return convert_module(source, output, quant, **options)
     if calibration:
         raise UsageError("--calibration is for classifiers and regressions in int8", hint="leave --calibration out")
@@ -34,7 +34,7 @@ def convert_onnx(source: Path, output: Path | None = None, quant: str | None = N
     if is_embedder(open_checkpoint(source)):
         from edgeai.exporting.embedder import convert_embedder
 
-        refuse(options, ("types", "max_kl"), "an embedding model")
+        refuse(options, ("types", "max_kl", "aim"), "an embedding model")
         return convert_embedder(source, output, quant, **options)
     from edgeai.exporting.language import convert_language
 
@@ -51,7 +51,7 @@ def is_embedder(checkpoint: Checkpoint) -> bool:
     return not language and plan_model(checkpoint).pooling is not None
 
 
-OPTION = {"types": "--type", "max_kl": "--max-kl", "text": "--eval-text"}
+OPTION = {"types": "--type", "max_kl": "--max-kl", "text": "--eval-text", "aim": "a bound"}
 
 
 def refuse(options: dict[str, Any], names: tuple[str, ...], what: str) -> None:

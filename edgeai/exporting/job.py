@@ -22,6 +22,7 @@ from converters.output_folder import OutputFolder
 from converters.tokenizer import Vocabulary
 from edgeai import __version__
 from edgeai.artifact.onnx import LINEAGE
+from edgeai.bounds.outcome import Outcome
 from edgeai.conversion import Conversion, peak_rss_bytes, shown_with_ends
 from edgeai.device import memory_facts
 from edgeai.errors import DoesNotFit, ProofFailed, UsageError
@@ -73,7 +74,8 @@ def check_room(target: Path, *, memory: int, folder: int, export: int) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class FolderJob:
-    """What all steps share. `said` is what the user chose besides the type QUANT."""
+    """What all steps share. `said` is what was chosen besides the type QUANT, `outcome` how, if it was searched for, and `searched` what
+    lineage and passport say of that."""
 
     checkpoint: Checkpoint
     plan: ModelPlan
@@ -84,6 +86,8 @@ class FolderJob:
     notify: Notify
     said: tuple[str, ...] = ()
     origin: str | None = None
+    outcome: Outcome | None = None
+    searched: Mapping[str, object] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     peak_rss_bytes: int = 0
@@ -146,6 +150,7 @@ class FolderJob:
             peak_rss_bytes=self.peak_rss_bytes,
             proof_peak_rss_bytes=max(peak_rss_bytes(), peak_rss_bytes(children=True)),
             warnings=tuple(self.notices),
+            outcome=self.outcome,
         )
 
     def lineage(
@@ -159,6 +164,7 @@ class FolderJob:
             "name": manifest.model_name(self.checkpoint, self.plan),
             "quant": self.quant,
             "choices": list(self.said),
+            **({"search": dict(self.searched)} if self.searched else {}),
             "parameters": self.plan.parameters,
             "opset": header.opsets.get("", 0),
             "source": {
@@ -182,7 +188,7 @@ class FolderJob:
             {
                 "file": self.output.name,
                 "sha256": digest,
-                **{key: facts[key] for key in ("quant", "choices", "parameters", "source")},
+                **{key: facts[key] for key in ("quant", "choices", "search", "parameters", "source") if key in facts},
                 "tools": {"edgeai": __version__, **manifest.tools()},
                 "report": report.to_dict(),
                 "measured": finite(dict(measured)),

@@ -38,6 +38,20 @@ def test_parts_stand_in_the_order_in_which_a_token_meets_them() -> None:
     ]  # fmt: skip
 
 
+def test_matrices_of_onnx_have_their_places_too() -> None:
+    kinds = {
+        "lm_head": "INT8",
+        "layers.1.attn.qkv_proj": "F32",
+        "layers.0.attn.qkv_proj": "INT4",
+        "layers.1.mlp.up_proj": "INT4",
+    }
+    found = layer_map(kinds)
+    assert {part.name: part.kinds for part in found.parts} == {
+        "attn.qkv_proj": {0: "int4", 1: "f32"}, "mlp.up_proj": {1: "int4"},
+    }  # fmt: skip
+    assert (found.layers, found.outside, found.types) == (2, {"lm_head": "int8"}, ("int4", "int8", "f32"))
+
+
 def test_layers_need_not_be_alike() -> None:
     found = layer_map(
         {"blk.0.attn_q.weight": "Q4_K", "blk.1.shortconv.in_proj.weight": "Q6_K", "blk.2.attn_q.weight": "Q4_K"}

@@ -119,11 +119,24 @@ def test_conversions_say_what_they_made(source: Path, tmp_path: Path, quant: str
 @pytest.mark.parametrize("quant", ["int4", "int8"])
 @pytest.mark.parametrize(
     "text",
-    ["lm_head=f32", "embed_tokens=f32", "symmetric=false", "method=k_quant", "method=rtn", "lm_head=int8", "block=64"],
-)
+    [
+        "lm_head=f32", "embed_tokens=f32 lm_head=int4", "embed_tokens=int8 lm_head=f32", "symmetric=false", "method=k_quant", "method=rtn",
+        "lm_head=int8", "lm_head=int4", "method=k_quant embed_tokens=int8", "method=rtn lm_head=int8", "block=64",
+    ],
+)  # fmt: skip
 def test_overrides_of_a_model_with_one_matrix_for_both_ends_are_proved(tmp_path: Path, quant: str, text: str) -> None:
-    convert_onnx(ROOT / "models" / "tiny", tmp_path / "out", quant, types=(text,))
-    assert json.loads((tmp_path / "out" / "edgeai.json").read_text())["choices"] == [text]
+    convert_onnx(ROOT / "models" / "tiny", tmp_path / "out", quant, types=tuple(text.split()))
+    assert json.loads((tmp_path / "out" / "edgeai.json").read_text())["choices"] == text.split()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_better_type_for_some_matrices_makes_a_better_file_that_is_larger(tmp_path: Path) -> None:
+    found = []
+    for at, types in enumerate([(), ("layers.*.mlp.*=int8",), ("layers.*=int8", "lm_head=int8")]):
+        done = convert_onnx(ROOT / "models" / "tiny", tmp_path / str(at), "int4", types=types)
+        kl = next(row.value for row in done.report.rows if row.name == "mean KL on text, nats")
+        found.append((done.bytes, -float(kl)))
+    assert found == sorted(found)
 
 
 @pytest.mark.usefixtures("here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from converters.families import plan_model
 from converters.onnx import language
 from converters.onnx.choices import ARCHITECTURES, Choices
 from converters.onnx.header import read_header
+from converters.onnx.matrices import matrices, node_of
 from converters.tokenizer import read_vocabulary
 from tests.checkpoints import make, tokenizer_json
 from tests.families import VARIANTS, WIDE, Variant, Variants, make_variant, nmse, some_ids, torch_logits
@@ -157,10 +159,89 @@ def test_matrices_that_stay_in_float32_are_torchs_to_the_bit(
     assert np.array_equal(found, expected)
 
 
+def blocks(folder: Path) -> dict[str, int]:
+    """Return node → bits of the matrices in blocks, as onnx reads the graph; float ones have 32."""
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    weights = {item.name for item in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+            found[node.name.rpartition("_Q")[0] or node.name] = next(
+                item.i for item in node.attribute if item.name == "bits"
+            )
+        elif node.op_type in ("MatMul", "Gather") and weights.intersection(node.input):
+            found[node.name] = 32
+    return found
+
+
 def test_the_head_can_have_eight_bits_in_a_file_of_four(source: Path, tmp_path: Path) -> None:
-    header = read_header(built(source, tmp_path / "mixed", "int4", ("lm_head=int8",)) / "model.onnx")
-    assert {item.bits for item in header.packed if "lm_head" in item.inputs[0]} == {8}
-    assert {item.bits for item in header.packed if "lm_head" not in item.inputs[0]} == {4}
+    found = blocks(built(source, tmp_path / "mixed", "int4", ("lm_head=int8",)))
+    assert {name for name, bits in found.items() if bits == 8} == {"/lm_head/MatMul"}
+    assert set(found.values()) == {4, 8, 32}  # the embedding of an untied model stays in float32
+
+
+@pytest.mark.parametrize(("quant", "bits"), [("int4", 4), ("int8", 8)])
+@pytest.mark.parametrize("method", ["default", "rtn", "k_quant"])
+def test_any_matrix_can_have_a_type_of_its_own(
+    source: Path, tmp_path: Path, quant: str, bits: int, method: str
+) -> None:
+    types = ("layers.0.mlp.*=int8", "layers.0.mlp.up_proj=f32", "layers.1.*=int4", "layers.1.attn.v_proj=int8")
+    found = blocks(built(source, tmp_path / "mixed", quant, (f"method={method}", "block=16", *types)))
+    assert {name: kind for name, kind in found.items() if "layers" in name} == {
+        "/model/layers.0/attn/qkv_proj/MatMul": bits, "/model/layers.0/attn/o_proj/MatMul": bits,
+        "/model/layers.0/mlp/gate_proj/MatMul": 8, "/model/layers.0/mlp/up_proj/MatMul": 32, "/model/layers.0/mlp/down_proj/MatMul": 8,
+        "/model/layers.1/attn/q_proj/MatMul": 4, "/model/layers.1/attn/k_proj/MatMul": 4, "/model/layers.1/attn/v_proj/MatMul": 8,
+        "/model/layers.1/attn/o_proj/MatMul": 4, "/model/layers.1/mlp/gate_proj/MatMul": 4, "/model/layers.1/mlp/up_proj/MatMul": 4,
+        "/model/layers.1/mlp/down_proj/MatMul": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "-" not in name])
+def test_every_family_has_matrices_with_types_of_their_own(variants: Variants, tmp_path: Path, name: str) -> None:
+    types = ("layers.0.*=int8", "layers.1.*=f32", "lm_head=int8")
+    found = blocks(built(variants(name), tmp_path / "mixed", "int4", types))
+    kinds = {"0": {8}, "1": {32}}
+    for layer, expected in kinds.items():
+        assert {bits for node, bits in found.items() if f"/layers.{layer}/" in node} == expected, found
+    assert found["/lm_head/MatMul"] == 8
+
+
+def test_matrices_of_a_graph_are_those_that_onnx_reads(source: Path, tmp_path: Path) -> None:
+    types = ("layers.0.*=int8", "layers.1.mlp.*=f32", "embed_tokens=int4")
+    folder = built(source, tmp_path / "mixed", "int4", types)
+    header = read_header(folder / "model.onnx")
+    found = matrices(header)
+    assert {node_of(name): item.bits for name, item in found.items()} == blocks(folder)
+    plan = plan_model(open_checkpoint(source))
+    weights = sum(item.rows * item.columns for item in found.values())
+    assert plan.parameters - weights == sum(math.prod(item.shape) for item in plan.tensors if len(item.shape) == 1)
+    sizes = {item.name: item.nbytes for item in header.tensors}
+    assert all(item.nbytes == sum(sizes[name] for name in item.tensors) for item in found.values())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_embedding_apart_is_rounded_as_its_blocks_say(source: Path, tmp_path: Path, bits: int) -> None:
+    from safetensors.numpy import load_file
+
+    folder = built(source, tmp_path / "mixed", "int8", (f"embed_tokens=int{bits}",))
+    stored = {
+        item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(folder / "model.onnx").graph.initializer
+    }
+    codes = stored[f"model.embed_tokens.weight_Q{bits}"].astype(np.int64)
+    if bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], -1).reshape(len(codes), -1)
+    scales = np.repeat(stored["model.embed_tokens.weight_scales"], 32, 1)
+    expected = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    half = np.abs(scales) * np.where(codes == 2**bits - 1, 1, 0.501)  # the largest number may be cut off
+    assert (np.abs((codes - 2 ** (bits - 1)) * scales - expected) <= half).all()
+    ids = some_ids(64, 20)
+    assert nmse(torch_logits(source, ids), genai_logits(folder, ids, 18)) < 0.05
+
+
+def test_a_wrong_bit_in_the_graph_is_found(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converters.onnx.builder_child.place_types", lambda _nodes: None)
+    with pytest.raises(ConvertError, match=r"layers\.1\.mlp\.down_proj has 4 bits in the graph"):
+        built(source, tmp_path / "mixed", "int4", ("layers.1.mlp.down_proj=int8",))
 
 
 # ---- what the builder cannot do
