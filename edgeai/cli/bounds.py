@@ -45,15 +45,8 @@ def given(name: str) -> str | None:
 
 
 def ranges_of(targets: tuple[str, ...], calibration: str | None) -> str | None:
-    """Return CALIBRATION where it is a way to find ranges; raises UsageError where one is needed and it is none."""
-    if calibration in RANGES and "onnx" in targets:
-        return calibration
-    if calibration is not None and targets == ("onnx",):
-        raise UsageError(
-            f"--calibration {calibration!r} is no way to find ranges",
-            hint=f"with --to onnx it is one of: {', '.join(RANGES)}",
-        )
-    return None
+    """Return CALIBRATION where it is a way to find ranges, and no text."""
+    return calibration if calibration in RANGES and "onnx" in targets else None
 
 
 def aim_of(
@@ -78,7 +71,8 @@ def aim_of(
         if calibration is not None:
             raise UsageError(
                 f"--calibration {str(calibration)!r} is of no use without a bound",
-                hint="--max-kl 0.02, --target-size 90MB, …; for an importance matrix it is --imatrix TEXT",
+                hint="--max-kl 0.02, --target-size 90MB, …; for an importance matrix it is --imatrix TEXT, "
+                f"for ranges of int8 in ONNX one of: {', '.join(RANGES)}",
             )
         return None
     first = "--recipe" if recipe is not None else bounds[0]

@@ -254,10 +254,11 @@ def convert_command(
             text=text,
             origin=origin,
             calibration=ranges,
+            aim=aim,
             out=out,
         )
         if len(made) == 1:
-            finish(made[0], out)
+            show_chosen(made[0], plot, out)
         return
     wish = Wish(
         quant=quants[targets[0]] or DEFAULT_QUANT,

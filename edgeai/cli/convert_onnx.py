@@ -10,6 +10,7 @@ from edgeai.cli.output import Output, human_bytes
 from edgeai.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgeai.bounds.aim import Aim
     from edgeai.conversion import Conversion
     from edgeai.evaluation.sidebyside import Speed
 
@@ -19,7 +20,7 @@ __all__ = ["convert_formats"]
 def convert_formats(
     path: Path, output: Path | None, default: Path | None, quants: Mapping[str, str | None], *, types: tuple[str, ...],
     force: bool, max_kl: float | None, text: str | None, origin: str | None,
-    calibration: str | None, out: Output,
+    calibration: str | None, aim: Aim | None, out: Output,
 ) -> list[Conversion]:  # fmt: skip
     """Convert the folder PATH to each of QUANTS' formats; several are measured and shown side by side."""
     from converters.lora import is_adapter
@@ -44,7 +45,7 @@ def convert_formats(
         where = places[target]
         shared: dict[str, Any] = {
             "force": force, "max_kl": max_kl, "text": text, "origin": origin, "progress": out.progress,
-            "notify": lambda notice: out.warn([notice]),
+            "notify": lambda notice: out.warn([notice]), "aim": aim,
         }  # fmt: skip
         if target == "onnx":
             done.append(

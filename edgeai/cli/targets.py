@@ -73,8 +73,8 @@ OF_TARGETS = {
     **dict.fromkeys(("imatrix", "calibration_tokens", "imatrix_out", "dry_run", "requantize"), ("gguf",)),
     **dict.fromkeys(("base", "merge", "keep_failed", "allow_inexact_tokenizer"), ("gguf",)),
     **dict.fromkeys(("quant", "types", "max_kl", "eval_text", "calibration"), ("gguf", "onnx")),
-    **dict.fromkeys(("target_bytes", "target_bpw", "min_top1", "min_cosine", "prefer", "only", "exclude"), ("gguf",)),
-    **dict.fromkeys(("rounds", "plot", "recipe"), ("gguf",)),
+    **dict.fromkeys(("target_bytes", "target_bpw", "min_top1", "rounds", "plot"), ("gguf", "onnx")),
+    **dict.fromkeys(("min_cosine", "prefer", "only", "exclude", "recipe"), ("gguf",)),
     "dtype": ("hf",),
 }
 """Option → the only targets that it belongs to."""
