@@ -187,6 +187,7 @@ WRONG: list[tuple[Change, str]] = [
     *((put("calibration", key, value="1"), f"calibration.{key} '1'") for key in (*COUNTS, "damping", "feedback")),
     (put("calibration", "tokens", value=8192.0), "calibration.tokens 8192.0"),
     (put("calibration", "feedback", value=1), "calibration.feedback 1"),
+    (put("calibration", "kept_back", value=1), "calibration.kept_back 1"),
     (put("calibration", "damping", value=math.nan), "calibration.damping nan"),
     (put("calibration", "damping", value=10**400), "calibration.damping inf"),
     (put("goal", value={}), "no bound"),
