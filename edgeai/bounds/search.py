@@ -41,6 +41,8 @@ ENOUGH = 0.9
 """A bound that the worse end of the interval reaches to this part is not improved on any more."""
 MARGIN = 0.97
 """What is aimed at, as a part of the bound."""
+NEAR = 1.01
+"""How much larger than one that just failed the file that met a bound may be without another round."""
 FIRST = 0.85
 """The same before anything was measured: intervals are about so wide."""
 DISAGREEMENT = 0.56
@@ -215,6 +217,7 @@ def decide(search: Search, measure: Callable[[Selection, str], Point]) -> tuple[
     best: tuple[Selection, Point] | None = None
     nearest: tuple[float, Selection, Point] | None = None
     aim, tried = search.wanted(), set[tuple[tuple[str, str], ...]]()
+    failed: tuple[Selection, float] | None = None
     for number in range(1, search.goal.rounds + 1):
         chosen, capped = cheapest(search, aim)
         key = tuple(sorted(chosen.kinds.items()))
@@ -227,16 +230,33 @@ def decide(search: Search, measure: Callable[[Selection, str], Point]) -> tuple[
         if nearest is None or excess < nearest[0]:
             nearest = excess, chosen, point
         if excess <= 1:
-            best = chosen, point
+            best, met = (chosen, point), excess
             if excess >= ENOUGH:
                 break
         elif capped:
             break
-        aim = chosen.cost / excess * MARGIN
+        else:
+            failed = chosen, excess
+        if best is None or failed is None:
+            aim = chosen.cost / excess * MARGIN
+        elif size(search, best[0]) <= NEAR * size(search, failed[0]):
+            break
+        else:
+            aim = between((best[0].cost, met), (failed[0].cost, failed[1]))
     if best is None:
         assert nearest is not None  # noqa: S101 - there was a first round
         raise missed(search, *nearest)
     return best
+
+
+def between(met: tuple[float, float], failed: tuple[float, float]) -> float:
+    """Return the expected cost at which a bound is just met, from two choices' expected costs and excesses: on a line of their
+    logarithms."""
+    costs, excesses = ([math.log(max(pair[part], 1e-300)) for pair in (met, failed)] for part in (0, 1))
+    if excesses[1] <= excesses[0] or costs[1] <= costs[0]:  # the cheaper one was the better one: chance
+        return math.exp(sum(costs) / 2)
+    share = (math.log(MARGIN) - excesses[0]) / (excesses[1] - excesses[0])
+    return math.exp(costs[0] + max(0.05, min(0.95, share)) * (costs[1] - costs[0]))
 
 
 def size(search: Search, chosen: Selection) -> float:
