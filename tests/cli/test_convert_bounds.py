@@ -281,7 +281,7 @@ def nothing_beside(tiny: Path) -> None:
         (("--target-size", "1MB", "--quant", "q4_0"), r"--quant and --target-size exclude each other"),
         (("--target-size", "1MB", "--target-bpw", "4"), r"exclude each other"),
         (("--target-size", "1MB", "--dry-run"), r"--dry-run and --target-size exclude each other"),
-        (("--target-size", "1MB", "--to", "onnx"), r"--target-size"),
+        (("--min-cosine", "0.9", "--to", "onnx"), r"--min-cosine"),
         (("--target-size", "1MB", "--to", "hf"), r"."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
