@@ -20,6 +20,7 @@ from converters.onnx.choices import Choices, parts_of
 from converters.onnx.header import Header
 from converters.onnx.matrices import BITS, EMBEDDING, HEAD, PACKED_QKV, QKV, Matrix
 from converters.onnx.sensitivity import costs, tensors_of
+from converters.sensitivity import check_finite
 from edgeai.bounds.aim import Aim
 from edgeai.bounds.calibration import Material, material
 from edgeai.bounds.costs import curvature_of
@@ -28,6 +29,7 @@ from edgeai.bounds.outcome import Outcome, Point
 from edgeai.bounds.search import CORNERS, Search, decide, ratio_of
 from edgeai.device import cpu_facts
 from edgeai.errors import UsageError
+from edgeai.evaluation.corpus import read_text
 from edgeai.evaluation.heldout import held_out_tokens
 from edgeai.evaluation.onnx_heldout import OnnxHeldOut
 from edgeai.evaluation.passport import no_torch_notice
@@ -61,8 +63,8 @@ class Found:
     tokens: int | None
 
 
-def check_aim(aim: Aim, choices: Choices) -> None:
-    """Raise UsageError for what an ONNX language model has no use for, and for types that it cannot have."""
+def check_aim(aim: Aim, choices: Choices, text: str | None) -> None:
+    """Raise UsageError for what an ONNX language model has no use for, types that it cannot have, and a calibration text that is TEXT."""
     goal = aim.goal
     if goal is None:
         raise UsageError("a recipe names the types of a GGUF file, and this is ONNX", hint="--to gguf, or a bound")
@@ -82,6 +84,11 @@ def check_aim(aim: Aim, choices: Choices) -> None:
                 f"{where} {unknown[0]!r} is no type of a matrix in ONNX",
                 hint=f"one of: {', '.join(KINDS).lower()}",
             )
+    if aim.calibration is not None and text is not None and read_text(aim.calibration).strip() == text.strip():
+        raise UsageError(
+            f"the text to compare on is the calibration text {str(aim.calibration)!r} itself, on which any folder would look too good",
+            hint="name another --eval-text, or none: a part of the calibration text is kept back for that",
+        )
     if not allowed(goal):
         raise UsageError("no type is left to choose from", hint="take one out of `exclude`")
     given = fixed_types(choices)
@@ -144,11 +151,15 @@ def find_types(
     if texts.held_out is not None:
         message = "files are compared on the last quarter of the calibration text, which the choice does not see"
         job.say(Notice(code="calibration-split", message=message))
+    compared = text if text is not None else texts.held_out
+    for done, tensor in enumerate(job.plan.tensors, 1):
+        check_finite(tensor)
+        job.progress("looking at every weight", done, len(job.plan.tensors))
     curvature = curvature_of(job.checkpoint.path, source_sha256, job.plan, texts.texts, job.progress)
     maker = Maker(job=job, said=settings(choices), graphs=whole_graphs(job, choices, goal, curvature, export, scratch))
     better = recode_all(job, maker.graphs, curvature)
     items = items_of(job, maker.graphs, choices, goal, curvature)
-    search = searching(job, goal, items, maker.graphs, curvature, text if text is not None else texts.held_out)
+    search = searching(job, goal, items, maker.graphs, curvature, compared)
     chosen, point, presets = pursue(search, maker, scratch, presets=aim.presets)
     final, header = maker.make(chosen, output)
     outcome = Outcome(
@@ -169,8 +180,8 @@ def find_types(
         outcome=outcome,
         facts=facts_of(goal, texts, feedback=better),
         header=header,
-        text=text if text is not None else texts.held_out,
-        tokens=tokens_of(job, text if text is not None else texts.held_out),
+        text=compared,
+        tokens=tokens_of(job, compared),
     )
 
 
@@ -228,10 +239,16 @@ def items_of(
     names = graphs[blocks[0]].matrices if blocks else exact.matrices
     if EMBEDDING in fixed and EMBEDDING not in names:  # one matrix is both ends
         fixed.setdefault(HEAD, fixed[EMBEDDING])
+    unknown = [name for name in names if not tensors_of(name, curvature)]
+    if unknown:
+        message = (
+            f"torch says nothing about {len(unknown)} matrices, which are {UNKNOWN.lower()}: {', '.join(unknown[:4])}"
+        )
+        job.say(Notice(code="types-unmeasured", message=message + (" …" if len(unknown) > 4 else "")))
     items = []
     for done, name in enumerate(names, 1):
         built = {kind: graphs[kind].place(name) for kind in blocks}
-        known = bool(tensors_of(name, curvature))
+        known = name not in unknown
         found = costs(exact.place(name), built, curvature, rounded=rounded) if known else dict.fromkeys(built, 0.0)
         found["F32"] = 0.0
         kinds = (fixed[name],) if name in fixed else allowed(goal) if known else (UNKNOWN,)

@@ -72,7 +72,7 @@ def convert_language(
     if aim is not None and quant is not None:
         raise UsageError(f"quant {quant!r} and a goal exclude each other: the types are chosen", hint="leave one out")
     job, choices = prepare(
-        source, output, bounded.BASE if aim else quant or DEFAULT_QUANT, types, force, progress, notify, aim
+        source, output, bounded.BASE if aim else quant or DEFAULT_QUANT, types, force, progress, notify, aim, text
     )
     job.origin = origin
     size = "chosen by a search" if aim else f"{choices.quant} · about {built_bytes(job.plan, choices) / 1e6:.0f} MB"
@@ -120,6 +120,7 @@ def prepare(
     progress: Progress,
     notify: Notify,
     aim: Aim | None = None,
+    text: str | None = None,
 ) -> tuple[FolderJob, Choices]:
     """Find out everything that can be known before a tensor is read: class, choices, tokenizer, output, disk, memory."""
     began = time.perf_counter()
@@ -131,7 +132,7 @@ def prepare(
     tied = bool(checkpoint.config.get("tie_word_embeddings", True))
     choices = parse_choices(quant, types, layers=plan.layers, tied=tied)
     if aim is not None:
-        bounded.check_aim(aim, choices)
+        bounded.check_aim(aim, choices, text)
     # What libllama's tokenizers cannot do exactly is no matter here: the runtime uses the source's own.
     vocabulary = replace(read_vocabulary(checkpoint, plan.vocab_size, allow_inexact=True), inexact=None)
     target = place_of(source, output)

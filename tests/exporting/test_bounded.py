@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from converters.checkpoint import open_checkpoint
 from converters.curvature import Curvature, Texts, measure_curvature
+from converters.errors import BrokenCheckpoint
 from converters.families import plan_model
 from converters.onnx.choices import parse_choices
 from converters.onnx.header import read_header
@@ -277,6 +279,26 @@ def test_what_no_search_can_do_is_refused_before_the_work(
     monkeypatch.setattr(language, "build", None)
     with pytest.raises(UsageError, match=message):
         search(TINY, tmp_path / "out", types=types, **goal)
+
+
+def test_a_text_to_choose_on_is_no_text_to_measure_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(language, "build", None)
+    (tmp_path / "text").write_text("the same words " * 400)
+    aim = Aim(goal=Goal(max_kl=0.1), calibration=tmp_path / "text")
+    with pytest.raises(UsageError, match=r"is the calibration text .* itself"):
+        convert_onnx(TINY, tmp_path / "out", aim=aim, text="the same words " * 400)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_weight_that_is_no_number_is_refused_by_its_name(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    source = shutil.copytree(TINY, tmp_path / "tiny")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BrokenCheckpoint, match=r"up_proj.weight.* not finite numbers"):
+        search(source, tmp_path / "out", max_kl=0.1)
 
 
 def test_a_recipe_is_of_other_files(tmp_path: Path) -> None:
