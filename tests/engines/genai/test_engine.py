@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -472,14 +473,18 @@ def test_a_head_of_another_size_is_an_error_before_the_first_request(chatty_fold
 
 
 def test_answers_of_a_worker_are_those_of_this_process(chatty_folder: Path, chatty: Model) -> None:
-    import signal
-
     with edgeai.load(chatty_folder, threads=1, isolated=True) as model:
         expected = chatty.chat(HI, max_tokens=12, temperature=0).text
         assert model.chat(HI, max_tokens=12, temperature=0).text == expected
         assert model.score("one two three") == pytest.approx(chatty.score("one two three"), abs=1e-5)
         assert model.engine.prompt_ids(HI) == chatty.engine.prompt_ids(HI)
-        stream = endless(model)
+
+
+def test_a_killed_worker_is_an_error_and_the_next_one_answers(tmp_path: Path) -> None:
+    folder = built(make(tmp_path / "source", max_position_embeddings=8192), tmp_path / "built")
+    with edgeai.load(folder, threads=1, isolated=True) as model:
+        expected = model.chat(HI, max_tokens=12, temperature=0).text
+        stream = endless(model)  # of seconds
         next(stream)
         os.kill(model.engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
         with pytest.raises(EngineCrashed):
