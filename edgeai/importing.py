@@ -25,9 +25,10 @@ from converters.output_folder import OutputFolder, check_output_folder
 from edgeai import __version__
 from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes, shown
 from edgeai.device import cpu_facts
+from edgeai.disk import SPARE_BYTES
 from edgeai.errors import DoesNotFit, ProofFailed, UsageError
 from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice, scratch_bytes
-from edgeai.pipeline import SPARE_BYTES, Notify
+from edgeai.pipeline import Notify
 from edgeai.types import Notice, Progress, Report, Row, no_progress
 
 __all__ = ["AUTO", "import_model"]

@@ -11,8 +11,6 @@ The unquantized file is what the exact proof is made on; it is removed afterward
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +21,12 @@ from pathlib import Path
 from converters import gguf, manifest, tokenproof
 from converters.checkpoint import Checkpoint, open_checkpoint
 from converters.families import ModelPlan, Value, plan_model
+from converters.kept import Kept
 from converters.lora import open_adapter
 from converters.lora_merge import merge
 from converters.output import OutputFile, check_apart, check_name, check_output
 from converters.quantmap import QuantMap, plan_types
+from converters.scratch import Scratch
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
 from edgeai.bounds.aim import Aim, Found, check_aim, find_types, replay
@@ -34,20 +34,20 @@ from edgeai.bounds.recipe import write_recipe
 from edgeai.bounds.record import recipe_name, recipe_of, tensors_sha256, undecided
 from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes, shown
 from edgeai.device import cpu_facts
-from edgeai.errors import DoesNotFit, OutputError, ProofFailed
+from edgeai.disk import check_disk, disk_need, export_bytes, search_bytes
+from edgeai.errors import OutputError, ProofFailed
 from edgeai.evaluation.corpus import default_tokens
 from edgeai.evaluation.embedding import proof_class
 from edgeai.evaluation.limits import check_max_kl
-from edgeai.evaluation.passport import Proof, check_scratch, no_torch_notice, scratch_bytes
+from edgeai.evaluation.passport import Proof, no_torch_notice
 from edgeai.evaluation.summary import stamp
 from edgeai.paper import is_paper, paper_of
-from edgeai.preflight import Need, Preflight, examine
+from edgeai.preflight import Preflight, examine
 from edgeai.quantization import DEFAULT_QUANT, Quantization, Wish, decide, file_keys, parse_quant
 from edgeai.types import Notice, Progress, Report, Row, finite, no_progress
 
 __all__ = ["DEFAULT_QUANT", "Conversion", "Wish", "convert", "parse_quant"]
 
-SPARE_BYTES = 32 << 20
 NEAR_POSITIONS = 450
 """About how many positions the proof runs besides long text."""
 Notify = Callable[[Notice], None]
@@ -73,6 +73,7 @@ class Job:
     max_kl: float | None = None
     aim: Aim | None = None
     found: Found | None = None
+    kept: Kept | None = None
     recipe: Path | None = None
     recipe_text: str = ""
     torch: bool = True
@@ -142,7 +143,8 @@ def convert(
     )
     job.max_kl, job.origin = max_kl, origin
     try:
-        with OutputFile(job.output) as out, manifest.SourceHashes(job.checkpoint) as hashing:
+        with OutputFile(job.output) as out, manifest.SourceHashes(job.checkpoint) as hashing, Scratch() as scratch:
+            job.kept = Kept(Path(scratch), search_bytes(job.quantmap)) if aim is not None else None
             probe = out.temporary()  # a folder that cannot be written is found here, before any tensor is read
             check_disk(job.output, job.plan, job.quantmap)
             with job.step("tokenizer"):
@@ -267,30 +269,6 @@ def preflight(
     return job
 
 
-def disk_need(output: Path, plan: ModelPlan, quantmap: QuantMap) -> Need:
-    """Return what the folder of OUTPUT has to hold: the file, the unquantized one beside it, temporary files if they go there."""
-    needed = quantmap.nbytes + SPARE_BYTES + export_bytes(plan, quantmap)
-    if Path(tempfile.gettempdir()).stat().st_dev == output.parent.stat().st_dev:
-        needed += scratch_bytes(plan)
-    return Need(needed=needed, free=shutil.disk_usage(output.parent).free)
-
-
-def export_bytes(plan: ModelPlan, quantmap: QuantMap) -> int:
-    """Return the size of the unquantized file that the proof needs beside the result."""
-    return 0 if quantmap.weakest == "F32" else sum(tensor.elements for tensor in plan.tensors) * 4
-
-
-def check_disk(output: Path, plan: ModelPlan, quantmap: QuantMap) -> None:
-    """Raise DoesNotFit when the disk is too small for all files together."""
-    check_scratch(plan)
-    need = disk_need(output, plan, quantmap)
-    if not need.fits:
-        raise DoesNotFit(
-            f"the conversion needs {need.needed / 1e9:.2f} GB in {str(output.parent)!r}, and {need.free / 1e9:.2f} GB are free",
-            hint="free some space, or name a place on another disk with -o",
-        )
-
-
 def write_and_prove(
     job: Job, out: OutputFile, path: Path, hashing: manifest.SourceHashes
 ) -> tuple[Path, Report, dict[str, str]]:
@@ -344,6 +322,7 @@ def open_proof(job: Job) -> Proof:
 def pursue(job: Job, hashing: manifest.SourceHashes) -> None:
     """Choose the types by what is aimed at, or take them from a recipe."""
     assert job.aim is not None  # noqa: S101 - asked only with an aim
+    assert job.kept is not None  # noqa: S101 - the same
     source = manifest.chain(hashing.result(lambda done, total: job.progress("hashing the source", done, total, "B")))
     if job.aim.goal is not None:
         job.found = find_types(
@@ -355,6 +334,7 @@ def pursue(job: Job, hashing: manifest.SourceHashes) -> None:
             overrides=job.quantization.quantmap.overrides,
             text=job.text,
             extra=file_keys(job.checkpoint, job.plan, job.quantization, source, torch=job.torch),
+            kept=job.kept,
             say=job.say,
             progress=job.progress,
         )
@@ -416,6 +396,7 @@ def write(job: Job, path: Path, quantmap: QuantMap, extra: Mapping[str, Value]) 
         threads=cpu_facts().threads,
         importance=job.quantization.rows,
         feedback=job.quantization.feedback if quantmap is job.quantmap else lambda _tensor: None,
+        kept=job.kept if quantmap is job.quantmap else None,
     )
 
 

@@ -28,12 +28,13 @@ from converters.quantmap import Choice, QuantMap, plan_types
 from edgeai import __version__
 from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes
 from edgeai.device import cpu_facts
+from edgeai.disk import SPARE_BYTES
 from edgeai.errors import DoesNotFit, InvalidModel, UsageError
 from edgeai.evaluation.embedding import proof_class
 from edgeai.evaluation.limits import check_max_kl
 from edgeai.evaluation.passport import check_scratch, scratch_bytes
 from edgeai.evaluation.summary import placeholders, stamp
-from edgeai.pipeline import SPARE_BYTES, Job, Notify, check_companions, conversion, failure, keep, publish, share
+from edgeai.pipeline import Job, Notify, check_companions, conversion, failure, keep, publish, share
 from edgeai.quantization import Quantization, Say, Wish
 from edgeai.types import Progress, Report, no_progress
 

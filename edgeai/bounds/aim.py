@@ -11,6 +11,7 @@ from converters.checkpoint import Checkpoint
 from converters.curvature import Curvature
 from converters.families import ModelPlan, TensorPlan, Value
 from converters.feedback import DAMPING, Feedback
+from converters.kept import Kept
 from converters.quantmap import Override, QuantMap, chosen_types, is_matrix
 from converters.sensitivity import check_finite
 from converters.tokenizer import Vocabulary
@@ -113,10 +114,12 @@ def find_types(
     overrides: tuple[Override, ...],
     text: str | None,
     extra: Mapping[str, Value],
+    kept: Kept,
     say: Say,
     progress: Progress,
 ) -> Found:
-    """Search for the types that AIM's goal wants. TEXT is the user's to compare on, EXTRA are the keys of the file.
+    """Search for the types that AIM's goal wants. TEXT is the user's to compare on, EXTRA are the keys of the file; what is encoded goes
+    to KEPT.
 
     Raises UsageError for a size that is out of reach or a text that is no use, ProofFailed where nothing meets a bound.
     """
@@ -175,6 +178,7 @@ def find_types(
             files=goal.rounds + 8,
         ),
         progress=progress,
+        kept=kept,
     )
     quantmap, outcome = seek(search, presets=aim.presets)
     return Found(

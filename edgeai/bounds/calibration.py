@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from converters.families import ModelPlan
 from converters.feedback import DAMPING
 from converters.stress import PROSE
 from converters.tokenizer import Vocabulary, source_tokenizer
+from edgeai.bounds.languages import LANGUAGES, MARKUP
 from edgeai.bounds.recipe import Calibration
 from edgeai.errors import UsageError
 from edgeai.evaluation.corpus import PROVED_ON, read_text
@@ -25,6 +28,8 @@ __all__ = ["Material", "bundled_text", "material"]
 TOKENS, FEWEST_TOKENS = 8192, 2048
 WORK = 2.2e12
 """Parameters times tokens: a larger model reads, and writes, less."""
+WRITTEN = 0.5
+"""How much a model writes, as a part of what it reads."""
 LEAST_TOKENS = 512
 """Fewer tokens of a text say nothing of its kind."""
 WINDOW, EMBEDDED = 256, 96
@@ -32,6 +37,10 @@ WINDOW, EMBEDDED = 256, 96
 KEPT_BACK = 0.25
 """The part of a given text that files are measured on."""
 SEED = 0
+ROUNDS, PART = 24, 640
+"""The bundled text has so many rounds of prose, code and a language; and the characters of a part of prose or code."""
+MODULES = ("textwrap", "heapq", "csv", "argparse", "statistics", "configparser", "json.decoder", "difflib")
+"""Where the code is from."""
 STRANGE = 0.3
 """A text of another script has more characters than this part outside of ASCII …"""
 BYTES_PER_TOKEN = 1.7
@@ -50,13 +59,50 @@ class Material:
     warnings: tuple[tuple[str, str], ...] = field(default=())
 
 
-def bundled_text() -> str:
-    """Return the parts of Python's documentation that the proof does not use, and prose where Python has none."""
+def bundled_text(known: Callable[[str], bool] = lambda _text: True) -> str:
+    """Return prose, code and many languages in turns: parts of Python's documentation that the proof does not use, of its library, and of
+    the tables here. Texts in languages are left out that are not KNOWN.
+    """
+    prose = [text for topic in documentation() for text in in_parts(topic, PART)] or list(PROSE)
+    code = [text for source in library() for text in in_parts(source, PART)]
+    strange = [text for text in LANGUAGES if known(text)]
+    found: list[str] = []
+    for number in range(ROUNDS):
+        found += [prose[(number * 2 + more) * len(prose) // (ROUNDS * 2)] for more in (0, 1)]
+        found += [code[number * len(code) // ROUNDS]] if code else []
+        found += strange[number * len(strange) // ROUNDS : (number + 1) * len(strange) // ROUNDS]
+        found += MARKUP[number * len(MARKUP) // ROUNDS : (number + 1) * len(MARKUP) // ROUNDS]
+    return "\n\n".join(found)
+
+
+def documentation() -> list[str]:
+    """Return the topics of Python's documentation that the proof does not use; none where they are not installed."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError:  # distributions may leave it out
-        topics = {}
-    return "\n\n".join(topics[name] for name in sorted(topics) if name not in PROVED_ON) or "\n\n".join(PROSE)
+        return []
+    return [topics[name] for name in sorted(topics) if name not in PROVED_ON]
+
+
+def library() -> list[str]:
+    """Return the sources of some modules of Python's library; none where they lie in an archive."""
+    found = []
+    for name in MODULES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin and spec.origin.endswith(".py") and Path(spec.origin).is_file():
+            found.append(Path(spec.origin).read_text("utf-8"))
+    return found
+
+
+def in_parts(text: str, size: int) -> list[str]:
+    """Return TEXT in parts of whole lines, of at least SIZE characters each but the last, which is left out if it is shorter."""
+    parts, part = [], ""
+    for line in text.splitlines(keepends=True):
+        part += line
+        if len(part) >= size:
+            parts.append(part.rstrip())
+            part = ""
+    return parts
 
 
 def material(
@@ -72,7 +118,11 @@ def material(
 
     Raises UsageError for a text that is too short, or in a script that the tokenizer does not know.
     """
-    text = read_text(path) if path is not None else bundled_text()
+
+    def known(part: str) -> bool:
+        return unknown_share(vocabulary, plain_ids(vocabulary, part)) <= UNKNOWN
+
+    text = read_text(path) if path is not None else bundled_text(known)
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else None
     held_out = None
     if path is not None and keep_back:
@@ -85,7 +135,7 @@ def material(
             path, ids, many, vocabulary, characters=len(text) + len(held_out or ""), kept_back=len(held_out or "")
         )
     windows = cut_up(plan, vocabulary, ids, wanted)
-    written = 0 if plan.pooling else max(1, wanted // WINDOW)
+    written = 0 if plan.pooling else max(1, round(wanted * WRITTEN / WINDOW))
     length = min(WINDOW, plan.context)
     start = list(vocabulary.before) or [vocabulary.bos if vocabulary.bos is not None else ids[0]]
     facts = Calibration(
@@ -116,9 +166,20 @@ def encode(vocabulary: Vocabulary, text: str, tokens: int) -> tuple[list[int], s
         count = 16
         size = budget // count
         text = "\n".join(text[index * (len(text) - size) // (count - 1) :][:size] for index in range(count))
+    return plain_ids(vocabulary, text), text
+
+
+def plain_ids(vocabulary: Vocabulary, text: str) -> list[int]:
+    """Return the token ids of TEXT, in which the names of special tokens are text too."""
     tokenizer = source_tokenizer(vocabulary.spec)
-    tokenizer.encode_special_tokens = True  # all of it is text
-    return tokenizer.encode(text, add_special_tokens=False).ids, text
+    tokenizer.encode_special_tokens = True
+    found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return found
+
+
+def unknown_share(vocabulary: Vocabulary, ids: list[int]) -> float:
+    """Return which part of IDS the tokenizer did not know; 0 where it knows everything."""
+    return ids.count(vocabulary.unk) / len(ids) if vocabulary.unk is not None and ids else 0.0
 
 
 def check_text(
@@ -132,7 +193,7 @@ def check_text(
             f"the calibration text {str(path)!r} has {len(ids)} tokens{more}, and at least {LEAST_TOKENS} are needed",
             hint="give a longer text of the kind that the model will read; without --calibration a bundled one is used",
         )
-    unknown = ids.count(vocabulary.unk) / len(ids) if vocabulary.unk is not None else 0.0
+    unknown = unknown_share(vocabulary, ids)
     strange = sum(ord(char) > 127 for char in read) / len(read)
     density = len(read.encode()) / len(ids)
     if unknown > UNKNOWN or (strange > STRANGE and density < BYTES_PER_TOKEN):

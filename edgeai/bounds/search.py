@@ -19,6 +19,7 @@ from converters.checkpoint import Checkpoint
 from converters.curvature import Curvature
 from converters.families import ModelPlan, TensorPlan, Value
 from converters.feedback import Feedback
+from converters.kept import Kept
 from converters.knapsack import Item, Selection, choose, frontier, smallest
 from converters.quantmap import NEEDS_IMPORTANCE, QuantMap, chosen_types, plan_types
 from converters.scratch import Scratch
@@ -55,7 +56,7 @@ TICK, BYTES = 1e-9, 1 << 10
 @dataclass(slots=True, kw_only=True)
 class Search:
     """Everything that a search needs. `items` are the matrices, `budget` is how many bytes of the file they may take, None without a limit.
-    `found` collects the files that were measured."""
+    `found` collects the files that were measured, `kept` what was encoded for them."""
 
     checkpoint: Checkpoint
     plan: ModelPlan
@@ -68,6 +69,7 @@ class Search:
     extra: Mapping[str, Value]
     comparison: Callable[[], HeldOut | EmbeddingHeldOut]
     progress: Progress
+    kept: Kept | None = None
     found: list[Point] = field(default_factory=list)
 
     @property
@@ -388,6 +390,7 @@ def measured_point(
         lambda done, total: search.progress(f"{name}: writing", done, total, "B"),
         threads=cpu_facts().threads,
         feedback=feedback_for(search.curvature),
+        kept=search.kept,
     )
     found = compared.measure(trial)
     trial.unlink()

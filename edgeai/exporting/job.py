@@ -25,11 +25,12 @@ from edgeai.artifact.onnx import LINEAGE
 from edgeai.bounds.outcome import Outcome
 from edgeai.conversion import Conversion, peak_rss_bytes, shown_with_ends
 from edgeai.device import memory_facts
+from edgeai.disk import SPARE_BYTES
 from edgeai.errors import DoesNotFit, ProofFailed, UsageError
 from edgeai.evaluation.passport import Proof, check_scratch
 from edgeai.evaluation.summary import rounded
 from edgeai.paper import paper_of, sha256_of
-from edgeai.pipeline import SPARE_BYTES, Notify
+from edgeai.pipeline import Notify
 from edgeai.types import Notice, Progress, Report, finite
 
 __all__ = ["FolderJob", "check_room", "place_of", "require"]
