@@ -240,7 +240,7 @@ def decide(search: Search, measure: Callable[[Selection, str], Point]) -> tuple[
         else:
             failed = chosen, excess
         if best is None or failed is None:
-            aim = chosen.cost / excess * MARGIN
+            aim = corrected(chosen.cost, point.quality.value, excess)
         elif size(search, best[0]) <= NEAR * size(search, failed[0]):
             break
         else:
@@ -249,6 +249,17 @@ def decide(search: Search, measure: Callable[[Selection, str], Point]) -> tuple[
         assert nearest is not None  # noqa: S101 - there was a first round
         raise missed(search, *nearest)
     return best
+
+
+def corrected(cost: float, measured: float, excess: float) -> float:
+    """Return the expected cost to aim at after one of COST was MEASURED, EXCESS times what is wanted.
+
+    What is not in the cost is the runtime's own rounding of activations, the same for all types, or a cost that was taken too low in
+    proportion: the mean of both is aimed at.
+    """
+    scaled = cost / excess * MARGIN
+    shifted = cost - measured * (1 - MARGIN / excess)
+    return math.sqrt(scaled * max(shifted, scaled / 4)) if measured > cost else scaled
 
 
 def between(met: tuple[float, float], failed: tuple[float, float]) -> float:

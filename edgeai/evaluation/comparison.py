@@ -11,7 +11,7 @@ from edgeai.evaluation.intervals import Interval, mean_interval, quantile_interv
 from edgeai.evaluation.limits import Limit, at_least, at_most, stated
 from edgeai.evaluation.prompts import BLOCK, EXACT_NMSE, Prompt, far_limit
 from edgeai.evaluation.score import TIE, Measures, join, log_softmax, measure
-from edgeai.evaluation.stream import LogitStream, Slab
+from edgeai.evaluation.stream import Slab, Stream
 from edgeai.types import Row
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def blocks_of(lengths: Sequence[int]) -> Ints:
 
 
 def compare_streams(
-    reference: LogitStream, candidate: LogitStream, prompts: Sequence[Prompt], stops: Sequence[int]
+    reference: Stream, candidate: Stream, prompts: Sequence[Prompt], stops: Sequence[int]
 ) -> Comparison:
     """Compare the next logits of both streams, which are those of PROMPTS; STOPS are the source's end tokens.
 

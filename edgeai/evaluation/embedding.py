@@ -13,7 +13,7 @@ from edgeai.errors import ProofFailed
 from edgeai.evaluation import corpus, tokens
 from edgeai.evaluation.intervals import Interval, mean_interval, spearman_interval
 from edgeai.evaluation.limits import LIMITS, at_least, at_most, limit_of, stated
-from edgeai.evaluation.passport import Proof, threads
+from edgeai.evaluation.passport import Proof, is_small
 from edgeai.evaluation.prompts import EXACT_NMSE
 from edgeai.evaluation.weights import weight_rows
 from edgeai.types import Row
@@ -131,7 +131,12 @@ class EmbeddingProof(Proof):
         folder = self._place("file")
         request = {
             "jobs": [question.request()],
-            "embed": {"model": str(path), "lists": self._lists, "folder": str(folder), "threads": threads(path)},
+            "embed": {
+                "model": str(path),
+                "lists": self._lists,
+                "folder": str(folder),
+                "threads": 1 if is_small(path) else self._threads(),
+            },
         }
         child = self._keep(Child(NATIVE, request, what=f"running {path.name!r}"))
         try:

@@ -16,11 +16,10 @@ from converters import tokenproof
 from converters.child import Child, ChildFailed
 from converters.onnx.header import Header, Tensor, read_header
 from edgeai.artifact import open_artifact
-from edgeai.device import cpu_facts
 from edgeai.engines.hfvocab import HFVocab
 from edgeai.errors import ProofFailed
 from edgeai.evaluation import tokens
-from edgeai.evaluation.passport import Proof, Run, half
+from edgeai.evaluation.passport import Proof, Run
 from edgeai.evaluation.prompts import Prompt, far_limit, window_tokens
 from edgeai.evaluation.stream import LogitStream
 from edgeai.types import Row
@@ -139,7 +138,7 @@ class OnnxProof(Proof):
             "context": artifact.context or self.plan.context,
             "window": int(json.loads(window).get("window_size", 0)) if isinstance(window, str) else 0,
             "part": PART,
-            "threads": half(cpu_facts().threads),
+            "threads": self._threads(),
         }
         try:
             child = self._keep(Child(GENAI_CHILD, request, what=f"running {path.name!r}", feed=True))

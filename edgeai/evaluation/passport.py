@@ -28,7 +28,7 @@ from edgeai.evaluation import corpus, tokens
 from edgeai.evaluation.comparison import Comparison, compare_streams, exact_rows, quantized_rows, stored_rows, tie_of
 from edgeai.evaluation.limits import LIMITS, Limit, limit_of, stored_limit
 from edgeai.evaluation.prompts import Prompt, near_prompts, window_tokens
-from edgeai.evaluation.stream import AHEAD_BYTES, LogitStream
+from edgeai.evaluation.stream import AHEAD_BYTES, LogitStream, Stream
 from edgeai.evaluation.weights import weight_rows
 from edgeai.types import Notice, Progress, Row, no_progress
 
@@ -152,7 +152,15 @@ class Proof:
         self.progress("running the source in torch", 0, 1)
         child = self._keep(Child(TORCH_CHILD, request, what="running the source model in torch", feed=True))
         prompts = [*self._exact, *self._loose, *self._stored]
-        return LogitStream(child, folder, prompts, self.plan.vocab_size, ahead_bytes=AHEAD_BYTES)
+        return LogitStream(child, folder, prompts, self.plan.vocab_size, ahead_bytes=self._ahead())
+
+    def _ahead(self) -> int:
+        """Return how many bytes of torch's logits may lie on the disk."""
+        return AHEAD_BYTES
+
+    def _threads(self) -> int:
+        """Return how many threads a file is run with: half of those that this process may use, beside the reference."""
+        return half(cpu_facts().threads)
 
     def export(self, path: Path) -> list[Row]:
         """Return the rows that prove the unquantized export PATH: tokens, logits, continuation, template."""
@@ -250,7 +258,7 @@ class Proof:
                     "continue": tokens.questions(self.plan, self.vocabulary),
                     "folder": str(folder),
                     "adapter": str(self.adapter_file) if self.adapter_file else None,
-                    "threads": threads(path),
+                    "threads": 1 if is_small(path) else self._threads(),
                 },
             }
             child = self._keep(Child(NATIVE, request, what=f"running {path.name!r}", feed=True))
@@ -265,7 +273,7 @@ class Proof:
         rows = tokens.id_rows(self.vocabulary, question, answer)
         return Run(path=path, stream=stream, rows=rows, facts=facts, parts=parts, errors=errors)
 
-    def _compare(self, reference: LogitStream, candidate: LogitStream, prompts: Sequence[Prompt]) -> Comparison:
+    def _compare(self, reference: Stream, candidate: Stream, prompts: Sequence[Prompt]) -> Comparison:
         try:
             return compare_streams(reference, candidate, prompts, self.vocabulary.stop_ids)
         except ValueError as error:
@@ -307,12 +315,12 @@ class Run:
     errors: list[str]
 
 
-def threads(model: Path) -> int:
-    """Return how many threads to run MODEL with: half of those that this process may use, and one for a small file.
+def is_small(model: Path) -> bool:
+    """Whether MODEL is to be run with one thread.
 
     ggml's threads wait for each other by spinning; where the cores are shared, that costs a small model ten times its work.
     """
-    return 1 if model.stat().st_size < SMALL_BYTES else half(cpu_facts().threads)
+    return model.stat().st_size < SMALL_BYTES
 
 
 def half(count: int) -> int:

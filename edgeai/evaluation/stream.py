@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from converters.child import Child
 from edgeai.evaluation.prompts import WINDOW_BYTES, Prompt
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
-__all__ = ["AHEAD_BYTES", "LogitStream", "Slab"]
+__all__ = ["AHEAD_BYTES", "LogitStream", "Recorded", "Slab", "Stream"]
 
 AHEAD_BYTES = 384 << 20
 """Logits of the reference that may lie on the disk: it starts while the export is still being written."""
@@ -49,6 +49,14 @@ class Slab:
         flat = np.fromfile(self.path, np.float32, (last - first) * vocab, offset=first * vocab * 4)
         rows: Logits = flat.reshape(last - first, vocab)
         return rows
+
+
+class Stream(Protocol):
+    """What yields the logits of its prompts."""
+
+    def take(self, count: int) -> Iterator[Slab]:
+        """Yield the next COUNT logits."""
+        ...
 
 
 @dataclass(slots=True)
@@ -113,3 +121,26 @@ class LogitStream:
 
     def _size(self, prompt: Prompt) -> int:
         return 4 * len(prompt.ids) * self.vocab
+
+
+@dataclass(slots=True, kw_only=True)
+class Recorded:
+    """The logits of STREAM, which stay in FOLDER: each time they are taken from the first prompt on."""
+
+    stream: LogitStream
+    folder: Path
+    slabs: list[Slab] = field(default_factory=list, init=False)
+
+    def take(self, count: int) -> Iterator[Slab]:
+        """Yield the logits of the first COUNT prompts. Raises ChildDied or ChildFailed."""
+        yield from self.slabs[:count]
+        self.folder.mkdir(exist_ok=True)
+        for slab in self.stream.take(count - len(self.slabs)):
+            path = slab.path.rename(self.folder / slab.path.name)
+            self.slabs.append(Slab(path=path, positions=slab.positions))
+            yield self.slabs[-1]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left that the child would have to compute."""
+        return len(self.slabs) == len(self.stream.prompts)
