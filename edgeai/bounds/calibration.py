@@ -21,7 +21,7 @@ from converters.tokenizer import Vocabulary, source_tokenizer
 from edgeai.bounds.languages import LANGUAGES, MARKUP
 from edgeai.bounds.recipe import Calibration
 from edgeai.errors import UsageError
-from edgeai.evaluation.corpus import PROVED_ON, read_text
+from edgeai.evaluation.corpus import PROVED_ON, default_text, read_text
 
 __all__ = ["Material", "bundled_text", "material"]
 
@@ -39,6 +39,8 @@ KEPT_BACK = 0.25
 SEED = 0
 ROUNDS, PART = 24, 640
 """The bundled text has so many rounds of prose, code and a language; and the characters of a part of prose or code."""
+LEAST_LINE = 40
+"""Characters of a line that is in two texts by no chance."""
 MODULES = ("textwrap", "heapq", "csv", "argparse", "statistics", "configparser", "json.decoder", "difflib")
 """Where the code is from."""
 STRANGE = 0.3
@@ -63,7 +65,8 @@ def bundled_text(known: Callable[[str], bool] = lambda _text: True) -> str:
     """Return prose, code and many languages in turns: parts of Python's documentation that the proof does not use, of its library, and of
     the tables here. Texts in languages are left out that are not KNOWN.
     """
-    prose = [text for topic in documentation() for text in in_parts(topic, PART)] or list(PROSE)
+    prose = [text for topic in documentation() for text in in_parts(topic, PART) if not is_proved_on(text)]
+    prose = prose or list(PROSE)
     code = [text for source in library() for text in in_parts(source, PART)]
     strange = [text for text in LANGUAGES if known(text)]
     found: list[str] = []
@@ -73,6 +76,12 @@ def bundled_text(known: Callable[[str], bool] = lambda _text: True) -> str:
         found += strange[number * len(strange) // ROUNDS : (number + 1) * len(strange) // ROUNDS]
         found += MARKUP[number * len(MARKUP) // ROUNDS : (number + 1) * len(MARKUP) // ROUNDS]
     return "\n\n".join(found)
+
+
+def is_proved_on(text: str) -> bool:
+    """Whether a line of TEXT is in what the proof compares on: some topics of the documentation are in others once more."""
+    proof = default_text()
+    return any(len(line.strip()) >= LEAST_LINE and line.strip() in proof for line in text.splitlines())
 
 
 def documentation() -> list[str]:

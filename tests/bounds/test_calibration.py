@@ -9,9 +9,10 @@ import pytest
 from converters.checkpoint import open_checkpoint
 from converters.families import ModelPlan, plan_model
 from converters.tokenizer import Vocabulary, read_vocabulary
-from edgeai.bounds.calibration import KEPT_BACK, WINDOW, bundled_text, material
+from edgeai.bounds.calibration import KEPT_BACK, PART, WINDOW, bundled_text, in_parts, library, material
+from edgeai.bounds.languages import LANGUAGES
 from edgeai.errors import UsageError
-from edgeai.evaluation.corpus import PROVED_ON, default_text
+from edgeai.evaluation.corpus import default_text
 from tests.checkpoints import make
 from tests.families import VARIANTS, make_variant
 
@@ -63,14 +64,27 @@ def test_windows_are_of_one_length_and_about_as_many_tokens_as_asked_for(tiny: M
         assert 0.9 * tokens <= sum(map(len, windows)) <= tokens
 
 
-def test_the_bundled_text_is_none_of_what_the_proof_compares_on() -> None:
-    import pydoc_data.topics
+def test_no_line_of_the_bundled_text_is_in_what_the_proof_compares_on() -> None:
+    proof = default_text()
+    lines = [line.strip() for line in bundled_text().splitlines() if len(line.strip()) >= 40]
+    assert len(lines) > 300
+    assert not [line for line in lines if line in proof]
 
-    proof, text = default_text(), bundled_text()
-    for name, topic in pydoc_data.topics.topics.items():
-        if len(topic) > 500:  # short ones are named in others
-            assert (topic in text) != (name in PROVED_ON), name
-            assert (topic in proof) == (name in PROVED_ON), name
+
+def test_a_part_of_the_bundled_text_is_code_and_other_languages_are_all_over_it() -> None:
+    text = bundled_text()
+    assert sum(len(part) for source in library() for part in in_parts(source, PART) if part in text) / len(text) > 0.15
+    for language in LANGUAGES:
+        assert language in text
+    quarter = len(text) // 4
+    for start in range(0, 4 * quarter, quarter):
+        assert any(ord(char) > 0x370 for char in text[start : start + quarter])
+
+
+def test_languages_that_are_not_known_are_left_out() -> None:
+    text = bundled_text(str.isascii)
+    assert not [language for language in LANGUAGES if not language.isascii() and language in text]
+    assert len(text) > 0.75 * len(bundled_text())
 
 
 def test_the_last_part_of_the_users_text_is_kept_back_whole_lines_of_it(tiny: Model, own: Path) -> None:

@@ -127,6 +127,13 @@ def test_what_is_accepted_meets_the_bound_with_the_worse_end_of_its_interval(
     assert len(here.asked) <= 6
 
 
+@pytest.mark.parametrize("floor", [0.002, 0.005, 0.008])
+def test_what_no_type_changes_costs_no_round(lab: Callable[[Truth], Lab], floor: float) -> None:
+    here = lab(lambda cost: floor + cost)  # the runtime rounds activations, whatever the types
+    assert here.seek(max_kl=0.02).chosen.quality is not None
+    assert len(here.asked) <= 3
+
+
 @pytest.mark.parametrize(("scale", "power"), TRUTHS)
 def test_what_is_accepted_is_hardly_larger_than_the_smallest_that_would_be(
     lab: Callable[[Truth], Lab], scale: float, power: float
