@@ -289,7 +289,7 @@ def draw_legend(panel: Panel) -> None:
     presets = split(outcome.presets)
     bars = [point for point in (*outcome.presets, *outcome.rounds, outcome.chosen) if ends_of(point)]
     looks: tuple[tuple[Sequence[Point], str, dict[str, Any]], ...] = (
-        (presets[0], "presets, with importance matrix", {**dot, "markersize": 6, "color": orange}),
+        (presets[0], outcome.beside, {**dot, "markersize": 6, "color": orange}),
         (
             presets[1],
             "presets, predicted",

@@ -34,7 +34,7 @@ class Point:
 class Outcome:
     """A finished search. `measure` names what `quality` is ("mean KL, nats"), `bound` is its limit where there is one, `target_bytes`
     that of the size and `min_top1` that of the share of equal first choices; `kinds` is tensor → type of the chosen file, `costs` tensor
-    → expected share of the KL."""
+    → expected share of the KL. `beside` says what the presets are."""
 
     model: str
     measure: str
@@ -47,6 +47,7 @@ class Outcome:
     bound: float | None = None
     target_bytes: int | None = None
     min_top1: float | None = None
+    beside: str = "presets, with importance matrix"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""

@@ -34,7 +34,7 @@ from edgeai.errors import ProofFailed, UsageError
 from edgeai.evaluation.heldout import EmbeddingHeldOut, HeldOut, Measured
 from edgeai.types import Progress
 
-__all__ = ["CORNERS", "Search", "decide", "feedback_for", "file_limits", "ratio_of", "seek"]
+__all__ = ["CORNERS", "Search", "decide", "feedback_for", "file_limits", "line_of", "seek"]
 
 PRESETS = ("Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 """What the picture shows beside the choice."""
@@ -42,6 +42,8 @@ ENOUGH = 0.9
 """A bound that the worse end of the interval reaches to this part is not improved on any more."""
 MARGIN = 0.97
 """What is aimed at, as a part of the bound."""
+NEARLY_EXACT = "Q8_0"
+"""The preset whose weights are so near the source's that what is measured of it is hardly of them."""
 NEAR = 1.01
 """How much larger than one that just failed the file that met a bound may be without another round."""
 FIRST = 0.85
@@ -189,7 +191,7 @@ def seek(search: Search, *, presets: bool = False) -> tuple[QuantMap, Outcome]:
         chosen=replace(point, name="chosen"),
         rounds=tuple(item for item in search.found if item.nbytes != point.nbytes or item.quality != point.quality),
         presets=beside,
-        frontier=tuple(corners(search)),
+        frontier=tuple(corners(search, beside)),
         kinds=chosen.kinds,
         costs={name: costs[name][kind] for name, kind in chosen.kinds.items()},
         bound=search.bound,
@@ -436,20 +438,39 @@ def measure_presets(search: Search, compared: HeldOut | EmbeddingHeldOut, trial:
         trial.unlink()
 
 
-def corners(search: Search) -> Iterator[Point]:
-    """Yield some corners of the frontier, evenly over its sizes, corrected by what was measured."""
+def corners(search: Search, presets: Sequence[Point] = ()) -> Iterator[Point]:
+    """Yield some corners of the frontier, evenly over its sizes, corrected by what was measured, PRESETS included."""
     found = [item for item in frontier(search.items, seconds=search.seconds) if item.cost > 0]
-    scale = ratio_of(search.found)
+    every = {item.name: {option.kind: option.cost for option in item.options} for item in search.items}
+    exact = [
+        replace(point, predicted=sum(kinds[NEARLY_EXACT] for kinds in every.values()))
+        for point in presets
+        if point.name == NEARLY_EXACT.lower() and all(NEARLY_EXACT in kinds for kinds in every.values())
+    ]
+    floor, scale = line_of([*search.found, *exact])
     step = max(1, len(found) // CORNERS)
     for item in [*found[::step], *(found[-1:] if (len(found) - 1) % step else [])]:
-        yield replace(point_of(search, item, ""), predicted=item.cost * scale)
+        yield replace(point_of(search, item, ""), predicted=floor + item.cost * scale)
 
 
-def ratio_of(points: Sequence[Point]) -> float:
-    """Return the mean ratio of what was measured of POINTS to what was expected; 1 where nothing was."""
-    ratios = [
-        math.log(point.quality.value / point.predicted)
+def line_of(points: Sequence[Point]) -> tuple[float, float]:
+    """Return the floor and the factor by which the expected costs of POINTS become what was measured, with the least relative errors.
+
+    The floor is what no type changes: the runtime rounds activations. Of one point only the factor can be told; of none it is 1.
+    """
+    pairs = [
+        (point.predicted, point.quality.value)
         for point in points
         if point.quality is not None and point.predicted and point.quality.value > 0
     ]
-    return math.exp(sum(ratios) / len(ratios)) if ratios else 1.0
+    if not pairs:
+        return 0.0, 1.0
+    rows = [(1 / measured, cost / measured) for cost, measured in pairs]
+    aa, ab, bb = (sum(row[i] * row[j] for row in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
+    a, b = (sum(row[i] for row in rows) for i in (0, 1))
+    determinant = aa * bb - ab * ab
+    if len(pairs) > 1 and determinant > 1e-9 * aa * bb:
+        floor, factor = (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
+        if floor > 0 and factor > 0:
+            return floor, factor
+    return 0.0, b / bb

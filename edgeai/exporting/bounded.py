@@ -26,7 +26,7 @@ from edgeai.bounds.calibration import Material, material
 from edgeai.bounds.costs import curvature_of
 from edgeai.bounds.goal import Goal
 from edgeai.bounds.outcome import Outcome, Point
-from edgeai.bounds.search import CORNERS, Search, decide, ratio_of
+from edgeai.bounds.search import CORNERS, Search, decide, line_of
 from edgeai.device import cpu_facts
 from edgeai.errors import UsageError
 from edgeai.evaluation.corpus import read_text
@@ -75,7 +75,7 @@ def check_aim(aim: Aim, choices: Choices, text: str | None) -> None:
         )
     if goal.prefer == "speed":
         raise UsageError(
-            "prefer 'speed' has no types to choose between in ONNX: the smaller one is the faster one",
+            "prefer 'speed' is of GGUF files: how fast the types of an ONNX model run here is not measured",
             hint="leave it out",
         )
     for where, names in (("only", goal.only), ("exclude", goal.exclude)):
@@ -174,6 +174,7 @@ def find_types(
         bound=goal.max_kl,
         target_bytes=goal.target_bytes,
         min_top1=goal.min_top1,
+        beside="all in one type",
     )
     return Found(
         choices=final,
@@ -390,7 +391,7 @@ def pursue(search: Search, maker: Maker, scratch: Path, *, presets: bool) -> tup
 def corners(search: Search, maker: Maker) -> list[Point]:
     """Return some corners of the frontier, evenly over its sizes, corrected by what was measured."""
     found = [item for item in frontier(search.items) if item.cost > 0]
-    scale = ratio_of(search.found)
+    floor, scale = line_of(search.found)
     step = max(1, len(found) // CORNERS)
     some = [*found[::step], *(found[-1:] if found and (len(found) - 1) % step else [])]
-    return [replace(maker.point(item, None, ""), predicted=item.cost * scale) for item in some]
+    return [replace(maker.point(item, None, ""), predicted=floor + item.cost * scale) for item in some]

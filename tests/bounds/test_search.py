@@ -22,7 +22,7 @@ from edgeai.bounds.goal import Goal
 from edgeai.bounds.layers import bits
 from edgeai.bounds.options import kinds_of, options_of
 from edgeai.bounds.outcome import Outcome, Point
-from edgeai.bounds.search import Search, file_limits, point_of, seek
+from edgeai.bounds.search import Search, file_limits, line_of, point_of, seek
 from edgeai.errors import ProofFailed, UsageError
 from edgeai.evaluation.intervals import Interval
 from edgeai.types import no_progress
@@ -309,6 +309,27 @@ def test_the_frontier_is_corrected_by_what_was_measured(lab: Callable[[Truth], L
         if left.predicted and right.predicted
     ]
     assert ratios == [pytest.approx(3.0)] * len(plain.frontier)
+
+
+@pytest.mark.parametrize(("floor", "factor"), [(0.005, 1.0), (0.002, 1.7), (0.0, 0.6)])
+def test_a_floor_and_a_factor_are_told_apart(floor: float, factor: float) -> None:
+    points = [measured(cost, floor + factor * cost) for cost in (0.001, 0.01, 0.02)]
+    assert line_of(points) == (pytest.approx(floor, abs=1e-9), pytest.approx(factor))
+
+
+def test_of_one_point_there_is_a_factor_and_of_none_nothing_is_corrected() -> None:
+    assert line_of([measured(0.01, 0.03)]) == (0.0, pytest.approx(3.0))
+    assert line_of([]) == (0.0, 1.0)
+
+
+def test_no_floor_is_below_nothing() -> None:
+    floor, factor = line_of([measured(0.01, 0.005), measured(0.02, 0.02)])
+    assert floor == 0
+    assert 0.5 < factor < 1
+
+
+def measured(cost: float, value: float) -> Point:
+    return Point(name="", nbytes=1, bpw=1.0, predicted=cost, quality=Interval(value=value, low=value, high=value))
 
 
 def test_items_without_costs_get_a_type_that_does_no_harm(tiny: tuple[Checkpoint, ModelPlan, Vocabulary]) -> None:
