@@ -144,7 +144,8 @@ def convert(
     job.max_kl, job.origin = max_kl, origin
     try:
         with OutputFile(job.output) as out, manifest.SourceHashes(job.checkpoint) as hashing, Scratch() as scratch:
-            job.kept = Kept(Path(scratch), search_bytes(job.quantmap)) if aim is not None else None
+            if aim is not None and aim.goal is not None:  # a recipe's file is written once
+                job.kept = Kept(Path(scratch), search_bytes(job.quantmap))
             probe = out.temporary()  # a folder that cannot be written is found here, before any tensor is read
             check_disk(job.output, job.plan, job.quantmap)
             with job.step("tokenizer"):
@@ -322,9 +323,9 @@ def open_proof(job: Job) -> Proof:
 def pursue(job: Job, hashing: manifest.SourceHashes) -> None:
     """Choose the types by what is aimed at, or take them from a recipe."""
     assert job.aim is not None  # noqa: S101 - asked only with an aim
-    assert job.kept is not None  # noqa: S101 - the same
     source = manifest.chain(hashing.result(lambda done, total: job.progress("hashing the source", done, total, "B")))
     if job.aim.goal is not None:
+        assert job.kept is not None  # noqa: S101 - made for a goal
         job.found = find_types(
             job.aim,
             job.checkpoint,

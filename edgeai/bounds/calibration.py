@@ -28,7 +28,7 @@ __all__ = ["Material", "bundled_text", "material"]
 TOKENS, FEWEST_TOKENS = 8192, 2048
 WORK = 2.2e12
 """Parameters times tokens: a larger model reads, and writes, less."""
-WRITTEN = 0.5
+WRITTEN = 1.0
 """How much a model writes, as a part of what it reads."""
 LEAST_TOKENS = 512
 """Fewer tokens of a text say nothing of its kind."""

@@ -17,6 +17,8 @@ YARDSTICKS = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_S", "Q4_K_M", 
 """The files that one who thinks of speed would take otherwise."""
 SLOWER = 1.03
 """How much longer than with the fastest of these that is no larger a token may take."""
+SIMILAR = 0.95
+"""How much smaller than the largest that fits one of them may be."""
 
 
 def seconds_of(
@@ -49,18 +51,17 @@ def time_limit(
     plan: ModelPlan, items: Sequence[Item], budget: int | None, seconds: Mapping[str, Mapping[str, float]]
 ) -> float | None:
     """Return how long a token may take in a file of at most BUDGET bytes of tensors: hardly longer than in the fastest of the usual files
-    that is no larger, and no less than any choice of ITEMS takes. Without a budget there is no limit: the bound decides."""
+    of about that size, and no less than any choice of ITEMS takes. Much smaller ones are faster and worse than what was asked for.
+    Without a budget there is no limit: the bound decides."""
     if budget is None:
         return None
     names = [item.name for item in items]
-    small = [
-        quantmap
-        for name in YARDSTICKS
-        if fits(plan, name, seconds) and (quantmap := plan_types(plan, name, importance=seconds)).nbytes <= budget
-    ]
+    usual = [plan_types(plan, name, importance=seconds) for name in YARDSTICKS if fits(plan, name, seconds)]
+    small = [quantmap for quantmap in usual if quantmap.nbytes <= budget]
     if not small:
         return None
-    fastest = min(token_seconds(quantmap, names, seconds) for quantmap in small)
+    about = SIMILAR * max(quantmap.nbytes for quantmap in small)
+    fastest = min(token_seconds(quantmap, names, seconds) for quantmap in small if quantmap.nbytes >= about)
     least = sum(min(option.seconds for option in item.options) for item in items)
     return max(SLOWER * fastest, SLOWER * least)
 
