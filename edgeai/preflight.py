@@ -16,7 +16,7 @@ from converters.checkpoint import ITEM_BYTES
 from converters.families import ModelPlan, TensorPlan
 from converters.ggml_types import GGML_TYPES
 from converters.quantize import SLAB_ITEMS, encode
-from converters.quantmap import QuantMap
+from converters.quantmap import MIXED, QuantMap
 from converters.tokenizer import Vocabulary
 from edgeai.device import cpu_facts, memory_facts
 from edgeai.errors import DoesNotFit
@@ -92,8 +92,9 @@ class Preflight:
             f"{self.architecture} · {human_count(self.parameters)} parameters in {self.layers} layers, {stored}, {human(self.source_bytes)}"
             f" · {self.tokenizer}, {self.tokens} tokens"
         )
+        size = f"{'at most ' if self.quant == MIXED else ''}{human(self.file_bytes)}"
         result = (
-            f"→ {self.quant}, {human(self.file_bytes)} · needs {human(self.disk.needed)} of disk ({human(self.disk.free)} free) and "
+            f"→ {self.quant}, {size} · needs {human(self.disk.needed)} of disk ({human(self.disk.free)} free) and "
             f"{human(max(self.memory.needed, self.memory_proof.needed))} of memory ({human(self.memory.free)} free)"
             f" · {duration(self.total_s)}"
         )
@@ -108,12 +109,14 @@ def examine(
     disk: Need,
     proof_positions: int,
     export_bytes: int,
+    search_positions: float = 0,
 ) -> Preflight:
     """Return the verdict on converting PLAN with QUANTMAP.
 
     DISK is what the output folder has to hold; PROOF_POSITIONS are the positions that the proof runs through each model, and
-    EXPORT_BYTES the size of the unquantized file it writes. Raises DoesNotFit when the conversion itself has not enough memory; a
-    proof that has not is made without torch.
+    EXPORT_BYTES the size of the unquantized file it writes; a search for types takes as long as SEARCH_POSITIONS in one model.
+
+    Raises DoesNotFit when the conversion itself has not enough memory; a proof that has not is made without torch.
     """
     threads, free = cpu_facts().threads, memory_facts().available
     stored = Counter(source.dtype for tensor in plan.tensors for source in tensor.sources)
@@ -143,6 +146,7 @@ def examine(
             "tokenizer": 0.5 + len(vocabulary.tokens) * 1e-5,
             "write": source_bytes / READ_BYTES_S + encode_seconds(plan, quantmap) / threads,
             "proof": proof_seconds(plan, proof_positions, export_bytes),
+            **({"search": positions_seconds(plan, search_positions)} if search_positions else {}),
         },
     )
 
@@ -196,9 +200,13 @@ def seconds_per_item(kind: str) -> float:
 
 def proof_seconds(plan: ModelPlan, positions: int, export_bytes: int) -> float:
     """Return about how long the proof takes: torch, the export and the file each run POSITIONS tokens."""
-    flops = 2.0 * plan.parameters * positions
     moved = export_bytes / READ_BYTES_S * 4  # written, read by the runtime twice, and once as the source
-    return TORCH_START_S + moved + 3 * flops / (product_flops() * USED_PART)
+    return TORCH_START_S + moved + 3 * positions_seconds(plan, positions)
+
+
+def positions_seconds(plan: ModelPlan, positions: float) -> float:
+    """Return about how long POSITIONS tokens of long texts take in the model."""
+    return 2.0 * plan.parameters * positions / (product_flops() * USED_PART)
 
 
 def product_flops(size: int = 60) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -44,6 +45,18 @@ def test_the_verdict_fits_in_two_lines(model: Model) -> None:
     assert "llama" in first
     assert "Q8_0" in second
     assert "about" in second
+
+
+def test_a_search_for_types_takes_its_time_and_its_file_has_at_most_the_size(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, vocabulary = model
+    quantmap, disk = replace(plan_types(plan, "F16"), mixed=True), Need(needed=1, free=2)
+    monkeypatch.setattr(preflight, "product_flops", lambda: 1e11)
+    found = examine(plan, vocabulary, quantmap, disk=disk, proof_positions=9, export_bytes=0, search_positions=100_000)
+    assert found.seconds["search"] == pytest.approx(2 * plan.parameters * 100_000 / (1e11 * preflight.USED_PART))
+    assert "at most" in found.lines(str)[1]
+    assert "at most" not in verdict(model).lines(str)[1]
 
 
 def test_too_little_memory_is_refused_before_the_work(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,9 @@ from edgeai.bounds.languages import LANGUAGES, MARKUP
 from edgeai.bounds.recipe import Calibration
 from edgeai.errors import UsageError
 from edgeai.evaluation.corpus import PROVED_ON, default_text, read_text
+from edgeai.evaluation.heldout import held_out_tokens
 
-__all__ = ["Material", "bundled_text", "material"]
+__all__ = ["Material", "bundled_text", "material", "search_positions"]
 
 TOKENS, FEWEST_TOKENS = 8192, 2048
 WORK = 2.2e12
@@ -32,6 +33,8 @@ WRITTEN = 1.0
 """How much a model writes, as a part of what it reads."""
 LEAST_TOKENS = 512
 """Fewer tokens of a text say nothing of its kind."""
+LEARNING, ROUNDS_TAKEN = 3.2, 4
+"""What a token costs that is learnt from, in tokens that are read; and how often the held-out text is read, torch included."""
 WINDOW, EMBEDDED = 256, 96
 """Tokens of one text, and of one that an embedding model reads."""
 KEPT_BACK = 0.25
@@ -137,7 +140,7 @@ def material(
     if path is not None and keep_back:
         at = cut(text, 1 - KEPT_BACK)
         text, held_out = text[:at], text[at:]
-    wanted = tokens or max(FEWEST_TOKENS, min(TOKENS, int(WORK / plan.parameters)))
+    wanted = tokens or wanted_tokens(plan)
     ids, many = encode(vocabulary, text, wanted)
     if path is not None:
         check_text(
@@ -159,6 +162,18 @@ def material(
     )
     texts = Texts(windows=windows, generated=written, length=length, starts=[start], seed=SEED, threads=threads)
     return Material(texts=texts, facts=facts, held_out=held_out)
+
+
+def search_positions(plan: ModelPlan) -> float:
+    """Return how many tokens run through the model in a search, counted as if each were read once: forth, back and summed takes three
+    times as long, and a few files read what they are compared on."""
+    read = wanted_tokens(plan) * (1 if plan.pooling else 1 + WRITTEN)
+    return LEARNING * read + ROUNDS_TAKEN * held_out_tokens(plan.parameters, plan.vocab_size)
+
+
+def wanted_tokens(plan: ModelPlan) -> int:
+    """Return how many tokens of a text a model reads."""
+    return max(FEWEST_TOKENS, min(TOKENS, int(WORK / plan.parameters)))
 
 
 def cut(text: str, part: float) -> int:
