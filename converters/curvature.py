@@ -31,8 +31,6 @@ CHILD = Path(__file__).with_name("curvature_child.py")
 BUDGET = 2 << 30
 """Bytes of sums that the child holds at once; a larger model is run several times."""
 FACTS = "curvature.json"
-PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait do not spin: on cores that others use too, torch's took ten times as long when they did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +147,7 @@ def measure_curvature(
         "budget": BUDGET,
         "folder": str(folder.resolve()),
     }
-    with Child(CHILD, request, what="finding out which weights matter", env=PATIENT) as child:
+    with Child(CHILD, request, what="finding out which weights matter") as child:
         try:
             answer = child.result(progress)
         except ChildFailed as error:
