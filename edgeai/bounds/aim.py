@@ -269,6 +269,11 @@ def same_material(aim: Aim, wanted: Calibration, plan: ModelPlan, vocabulary: Vo
             f"the recipe was made with a calibration text of its own, with the sha256 {wanted.text_sha256!r}",
             hint="name its file: --calibration FILE",
         )
+    if wanted.text_sha256 is None and aim.calibration is not None:
+        raise UsageError(
+            f"the recipe was made with the bundled calibration text, and not with {str(aim.calibration)!r}",
+            hint="leave --calibration out",
+        )
     found = material(
         plan, vocabulary, aim.calibration, tokens=wanted.tokens, keep_back=wanted.kept_back, threads=wanted.threads
     )

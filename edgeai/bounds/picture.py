@@ -67,6 +67,13 @@ def check_plot(path: Path, *, force: bool = False) -> None:
     check_name(path)
     if not path.parent.is_dir():
         raise OutputError(f"the folder {str(path.parent)!r} does not exist", hint=f"mkdir -p {path.parent}")
+    try:
+        with OutputFile(path) as out:
+            out.temporary()
+    except OutputError as error:
+        raise OutputError(
+            f"the picture {str(path)!r} cannot be written into its folder", hint="name another place: --plot FILE"
+        ) from error
     if path.exists() and not path.is_file():
         raise OutputError(f"the picture {str(path)!r} is no regular file", hint="name a file")
     if path.exists() and not force:

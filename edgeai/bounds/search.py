@@ -249,7 +249,7 @@ def decide(search: Search, measure: Callable[[Selection, str], Point]) -> tuple[
             aim = between((best[0].cost, met), (failed[0].cost, failed[1]))
     if best is None:
         assert nearest is not None  # noqa: S101 - there was a first round
-        raise missed(search, *nearest)
+        raise missed(search, *nearest, stopped=not capped and number == search.goal.rounds)
     return best
 
 
@@ -334,8 +334,9 @@ def room(search: Search) -> int:
     return search.budget
 
 
-def missed(search: Search, excess: float, chosen: Selection, point: Point) -> ProofFailed:
-    """Return the error for a bound that no choice met; CHOSEN came nearest, with POINT, and EXCESS says how near."""
+def missed(search: Search, excess: float, chosen: Selection, point: Point, *, stopped: bool) -> ProofFailed:
+    """Return the error for a bound that no choice met, or none of as many rounds as there were to be (STOPPED); CHOSEN came nearest, with
+    POINT, and EXCESS says how near."""
     assert point.quality is not None  # noqa: S101 - it was measured
     parts = [f"{search_measure(search)} {point.quality.value:.4g} (95 % up to {point.quality.high:.4g})"]
     if point.top1 is not None:
@@ -347,11 +348,14 @@ def missed(search: Search, excess: float, chosen: Selection, point: Point) -> Pr
     tried = f"{len(search.found)} file{'s' if len(search.found) > 1 else ''} measured"
     largest = selected(search.items, largest_kinds(search.items)).nbytes
     what = "even the largest types that may be used have" if chosen.nbytes >= largest else f"the nearest of {tried} has"
+    rounds = f"{goal.rounds} round{'s' if goal.rounds > 1 else ''}"
+    first = f"nothing met {{}} within {rounds}" if stopped else "no choice of types meets {}"
+    larger = ", or allow a larger file" if search.budget is not None else ""
+    more = f"allow more: --rounds {goal.rounds + 3}" if stopped else f"ask for no more than it has{larger}"
     return ProofFailed(
-        f"no choice of types meets {' and '.join(wanted)}{size}; {what} {', '.join(parts)} at {point.nbytes} bytes, "
+        f"{first.format(' and '.join(wanted))}{size}; {what} {', '.join(parts)} at {point.nbytes} bytes, "
         f"{point.bpw:.2f} bits per weight",
-        hint="ask for less"
-        + (", or allow a larger file" if search.budget is not None else "")
+        hint=more
         + (", or allow more types" if goal.only or goal.exclude else "")
         + ("; a longer --eval-text makes the interval narrower" if excess < 1.3 else ""),
     )

@@ -113,6 +113,9 @@ def with_goal(
         name: tuple(filter(None, (part.strip() for part in (values[name] or "").split(","))))
         for name in ("only", "exclude")
     }
+    for name, found in lists.items():
+        if values[name] is not None and not found:
+            raise UsageError(f"--{name} {values[name]!r} names no type", hint=f"--{name} q4_k,q6_k, or leave it out")
     goal = check_goal(Goal(**{**values, **lists}))
     if plot is not None:
         check_plot(plot, force=force)

@@ -22,6 +22,9 @@ __all__ = ["Comparison", "End", "blocks_of", "compare_streams", "exact_rows", "q
 END_TOLERANCE = 1e-3
 """Difference of the log-probabilities of the end token between two float32 implementations."""
 
+FAR_NMSE = 0.5
+"""What quantized weights may do to the few positions that see across a gap: in Gemma-3-270M with 7 bits per weight it is 0.14 across 32751
+tokens. That positions are right is proved by the unquantized export, to five digits."""
 TIED_ROUTERS = 0.02
 """The share of positions at which routers may be at a tie. Mixtral as it is initialised, hidden size 64: one of 522, with an NMSE of 7e-3,
 where the others have 5e-14."""
@@ -205,7 +208,8 @@ def quantized_rows(found: Comparison, limit: Limit, of: str, *, min_top1: float 
     """Return the rows about a quantized file; OF names the reference. MIN_TOP1 is the least share of equal first choices."""
     text = found.text()
     rows = [at_most(f"logits against {of}: NMSE", found.of("noise", "window").nmse, limit.nmse)]
-    rows += [at_most(f"logits {away} tokens apart: NMSE", item.nmse, limit.nmse) for away, item in found.far().items()]
+    apart = max(limit.nmse, FAR_NMSE)
+    rows += [at_most(f"logits {away} tokens apart: NMSE", item.nmse, apart) for away, item in found.far().items()]
     rows += [
         at_most("mean KL on text, nats", text.mean_kl, limit.mean_kl),
         stated("99th percentile of KL, nats", text.p99_kl),

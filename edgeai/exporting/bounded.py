@@ -47,6 +47,8 @@ PAPERS = 24 << 10
 """What lineage and passport of a folder take at most, without what is said of each matrix …"""
 PAPERS_EACH = 160
 """… and with that."""
+SURE = 1.01
+"""How much more than the smallest size is certainly possible: what the graph takes is known when it has been built."""
 PLAIN_ACCURACY = ("0", "1")
 """Settings of `accuracy` with which the runtime does not round inputs to 8 bits."""
 
@@ -337,8 +339,8 @@ def check_reach(wanted: str, value: float, ends: Sequence[float], shown: str) ->
     least, most = (shown.format(end) for end in ends)
     if value < ends[0]:
         raise UsageError(
-            f"the target of {wanted} cannot be met: the smallest folder with the types that may be used has {least}",
-            hint=f"ask for {least} or more",
+            f"the target of {wanted} cannot be met: the smallest folder with the types that may be used has about {least}",
+            hint=f"ask for {shown.format(ends[0] * SURE)} or more",
         )
     if value > ends[1]:
         raise UsageError(

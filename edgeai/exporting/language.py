@@ -192,6 +192,8 @@ def prove(
     min_top1: float | None = None,
 ) -> tuple[Report, Mapping[str, float | str]]:
     """Return the report on FOLDER and what was measured, after one on EXPORT."""
+    if choices.base == "F32":  # what is to be proved is an export itself
+        export = folder
     with OnnxProof(
         checkpoint=job.checkpoint,
         plan=job.plan,

@@ -187,10 +187,11 @@ def test_a_bound_that_the_largest_types_miss_is_refused_with_what_they_have(lab:
 
 def test_where_no_round_meets_the_bound_the_nearest_of_them_is_named(lab: Callable[[Truth], Lab]) -> None:
     here = lab(lambda cost: 0.021 + 0.02 * cost)
-    with pytest.raises(ProofFailed, match=r"no choice of types meets mean KL <= 0.02") as caught:
+    with pytest.raises(ProofFailed, match=r"nothing met mean KL <= 0.02 within 3 rounds") as caught:
         here.seek(max_kl=0.02, rounds=3)
     best = min(point.quality.value for point in here.last.found if point.quality)
     assert f"mean KL {best:.4g}" in caught.value.message
+    assert "--rounds 6" in str(caught.value.hint)
 
 
 def test_the_size_and_the_bound_both_hold(lab: Callable[[Truth], Lab]) -> None:

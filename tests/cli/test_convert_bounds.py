@@ -252,6 +252,12 @@ def test_a_recipe_that_was_changed_is_refused(
     assert [path.name for path in tiny.parent.iterdir()] == ["tiny"]
 
 
+def test_a_recipe_of_the_bundled_text_takes_no_other(made: Made, tiny: Path, text: Path) -> None:
+    path, _ = made(*BOUNDED)
+    recipe = path.parent / "edgeai.quant.toml"
+    assert "the bundled calibration text" in refused(tiny, "--recipe", recipe, "--calibration", text)
+
+
 def test_a_recipe_with_another_type_is_proved_but_said_to_differ(made: Made, tiny: Path, tmp_path: Path) -> None:
     _, report = made(*SIZED)
     recipe = tmp_path / "changed.toml"
@@ -277,6 +283,8 @@ def nothing_beside(tiny: Path) -> None:
         (("--max-kl", "0"), r"max_kl 0\.0 is not possible"),
         (("--max-kl", "0.1", "--only", "q9_0"), r"'q9_0' is not known"),
         (("--max-kl", "0.1", "--type", "nothing=q8_0"), r"nothing"),
+        (("--max-kl", "0.1", "--only", ""), r"--only '' names no type"),
+        (("--max-kl", "0.1", "--plot", "/proc/kl.png"), r"the picture '/proc/kl.png' cannot be written"),
         (("--prefer", "speed"), r"--prefer is of no use without a bound"),
         (("--target-size", "1MB", "--quant", "q4_0"), r"--quant and --target-size exclude each other"),
         (("--target-size", "1MB", "--target-bpw", "4"), r"exclude each other"),
