@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from converters.curvature import Curvature, Texts, measure_curvature, reorders, sources
-from converters.curvature_child import SPARE
+from converters.curvature_child import SPARE, draw
 from converters.errors import ConvertError
 from converters.families import TensorPlan, interleave_halves
 from converters.families.rules import add_one
@@ -81,7 +81,23 @@ def draws(said: torch.Tensor, seed: int, at: int) -> torch.Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(seed * 1000003 + at + 1)
-    return said.gather(1, torch.multinomial(said.detach().exp(), 1, generator=generator)).sum()
+    uniform = torch.rand(len(said), 1, generator=generator, dtype=torch.float64).numpy()
+    sums = np.cumsum(
+        said.detach().exp().double().numpy(), -1
+    )  # a draw is where the sum of probabilities passes the uniform number
+    drawn = [int(np.searchsorted(row, part * row[-1])) for row, (part,) in zip(sums, uniform, strict=True)]
+    return said.gather(1, torch.tensor(drawn)[:, None]).sum()
+
+
+def test_draws_have_the_probabilities_that_they_are_made_with() -> None:
+    import torch
+
+    shares = torch.tensor([[0.5, 0.0, 0.3, 0.2], [0.0, 0.0, 0.0, 1.0]]).repeat(4000, 1)
+    found = draw(shares, torch.Generator().manual_seed(1))[:, 0].reshape(4000, 2)
+    counts = torch.bincount(found[:, 0], minlength=4) / 4000
+    assert counts.tolist() == pytest.approx([0.5, 0.0, 0.3, 0.2], abs=0.025)  # three standard deviations
+    assert counts[1] == 0
+    assert set(found[:, 1].tolist()) == {3}
 
 
 def reference(folder: Path, texts: Texts, names: list[str]) -> Reference:
