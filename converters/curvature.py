@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,13 +51,15 @@ class Texts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curvature:
     """The sums in `folder`: `places` is tensor → the number of its matrix. `tokens` were read in `texts` texts, of each of which one
-    prediction was made where it counts as a `whole`."""
+    prediction was made where it counts as a `whole`. `rounding` is tensor → length of a block → what it costs, in nats of KL, that a
+    processor rounds the tensor's inputs to 8 bits in such blocks."""
 
     folder: Path
     places: Mapping[str, int]
     tokens: int
     texts: int
     whole: bool = False
+    rounding: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self.places
@@ -67,6 +69,10 @@ class Curvature:
         flat = self._read(f"H{self.places[name]}.f32")
         size = math.isqrt(len(flat))
         return flat.reshape(size, size)
+
+    def rounded(self, name: str, block: int) -> float:
+        """Return what rounding its inputs in blocks of BLOCK costs the tensor NAME, in nats: nothing for an embedding that is looked up."""
+        return self.rounding.get(name, {}).get(str(block), 0.0)
 
     def importance(self, name: str) -> F32:
         """Return the weighted mean squares of the inputs of NAME, (1, columns): its importance matrix."""
@@ -132,11 +138,13 @@ def measure_curvature(
     Raises ConvertError where transformers cannot run the model.
     """
     inner, ends = sources(plan)
+    parts = {item.name: (item.first_row, item.shape[0]) for item in plan.tensors if item.name in inner}
     request: dict[str, Any] = {
         "source": str(source.resolve()),
         "class": "AutoModelForCausalLM" if plan.pooling is None else "AutoModel",
         "pooling": plan.pooling,
         "sources": inner,
+        "parts": parts,
         "ends": ends,
         "texts": [list(map(int, window)) for window in texts.windows],
         "generated": texts.generated,
@@ -155,7 +163,10 @@ def measure_curvature(
                 f"which weights matter cannot be found out, because torch does not run {str(source)!r}: {error.reason}",
                 hint="give the quant type instead: --quant q4_k_m",
             ) from error
-    facts = {**{name: answer[name] for name in ("targets", "tokens", "texts")}, "whole": plan.pooling is not None}
+    facts = {
+        **{name: answer[name] for name in ("targets", "tokens", "texts", "rounding")},
+        "whole": plan.pooling is not None,
+    }
     (folder / FACTS).write_text(json.dumps(facts, sort_keys=True))
     return open_curvature(folder)
 
@@ -169,4 +180,5 @@ def open_curvature(folder: Path) -> Curvature:
         tokens=facts["tokens"],
         texts=facts["texts"],
         whole=facts["whole"],
+        rounding=facts["rounding"],
     )

@@ -9,6 +9,9 @@ Fisher information (Martens, New Insights and Perspectives on the Natural Gradie
 product, one number for each row, G_i = E[g_i²], and one matrix for the columns, H = E[w x xᵀ] / E[w] with w = |g|², so that positions
 that hardly matter, such as the first with its huge activations, hardly count (Kronecker-factored approximations have the same form:
 Martens and Grosse, arXiv 1503.05671, there without the weights).
+
+A processor multiplies a quantized matrix W with inputs that it has rounded to 8 bits, in blocks that are as long as those of the
+matrix's type. With δ for what that changes in x it costs ½ (Σ_i g_i W_i δ)², which is summed too: δ is known exactly.
 """
 
 from __future__ import annotations
@@ -25,6 +28,11 @@ from typing import Any
 
 SPARE = 0.1
 """Of how many tokens in all the ones that no text has are taken to be."""
+ROUNDED_IN = (32, 256)
+"""Numbers of an input that have a scale together: 32 for the matrices whose own blocks are that long (Q8_0, Q8_1), 256 for the others
+(Q8_K)."""
+STEPS = 127
+"""From zero to the largest number of such a block."""
 
 
 def neighbour(name: str) -> ModuleType:
@@ -69,20 +77,55 @@ def draw(shares: Any, generator: Any) -> Any:
     return found.clamp_max_(shares.shape[-1] - 1)
 
 
+def rounding(inputs: Any, block: int) -> Any:
+    """Return what rounding the INPUTS, (positions, columns), to 8 bits in blocks of BLOCK adds to them: llama.cpp's Q8_0 and Q8_K."""
+    import torch
+
+    blocks = inputs.reshape(len(inputs), -1, block)
+    step = blocks.abs().amax(-1, keepdim=True) / STEPS
+    codes = torch.where(step > 0, blocks / step, 0).round_()
+    return codes.mul_(step.half().float() if block == ROUNDED_IN[0] else step).sub_(blocks).reshape(inputs.shape)
+
+
+class Rounding:
+    """What rounding its inputs costs a matrix: the sum over positions of (g W δ)², by the length of the blocks."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, float] = {}
+
+    def add(self, gradient: Any, changes: Mapping[int, Any]) -> None:
+        """Take the GRADIENT at the inputs, (positions, columns), that comes through this matrix alone, and the CHANGES by block."""
+        for block, change in changes.items():
+            self.sums[block] = self.sums.get(block, 0.0) + float((gradient * change).sum(-1).square().sum())
+
+    def nats(self, count: int) -> dict[str, float]:
+        """Return block → the mean cost of one of COUNT predictions."""
+        return {str(block): value / 2 / count for block, value in self.sums.items()}
+
+
+def changes_of(inputs: Any) -> dict[int, Any]:
+    """Return block → what rounding in blocks of that length changes in INPUTS, for those that fit into its columns."""
+    return {block: rounding(inputs, block) for block in ROUNDED_IN if inputs.shape[-1] % block == 0}
+
+
 class Group:
     """The matrices that see the same input: one sum of weighted products of columns, and one vector of rows for each of them.
 
     A text of which one prediction is made (`whole`) counts as one: what an error does to it is the sum of what it does at all positions,
     which mostly point the same way. The gradient of the whole matrix, D, then stands in for the pairs of g and x.
+    `parts` is name → target → its weights, (rows, columns), and the first of its rows.
     """
 
-    def __init__(self, names: Sequence[str], *, whole: bool = False) -> None:
-        self.names, self.whole = list(names), whole
+    def __init__(self, parts: Mapping[str, Mapping[str, tuple[Any, int]]], *, whole: bool = False) -> None:
+        self.names, self.whole, self.parts = list(parts), whole, parts
+        names = self.names
+        self.rounding = {target: Rounding() for targets in parts.values() for target in targets}
         self.products: Any = 0
         self.plain: Any = 0
         self.weight = 0.0
         self.rows: dict[str, Any] = dict.fromkeys(names, 0)
         self._inputs: Any = None
+        self._changes: dict[int, Any] = {}
         self._weights: Any = None
         self._left = 0
 
@@ -90,20 +133,24 @@ class Group:
         """Take the inputs of one batch, (…, columns)."""
         if not self._left:
             self._inputs = inputs.detach().reshape(-1, inputs.shape[-1])
+            self._changes = changes_of(self._inputs)
             self._weights, self._left = 0, len(self.names)
             self.plain = self.plain + self._inputs.square().sum(0)
 
     def feel(self, name: str, gradient: Any) -> None:
         """Take the gradient at the output of the matrix NAME; with the last one of the batch the products are summed."""
+        gradient = gradient.detach().reshape(-1, gradient.shape[-1])
+        for target, (weights, first) in self.parts[name].items() if self._changes else ():
+            self.rounding[target].add(gradient[:, first : first + len(weights)] @ weights, self._changes)
         if self.whole:
-            matrix = gradient.detach().reshape(-1, gradient.shape[-1]).T @ self._inputs  # (rows, columns)
+            matrix = gradient.T @ self._inputs  # (rows, columns)
             rows = matrix.square().sum(1)
             self.rows[name] = self.rows[name] + rows
             self.products = self.products + matrix.T @ matrix
             self.weight += float(rows.sum())
             self._left -= 1
             return
-        square = gradient.detach().reshape(-1, gradient.shape[-1]).square()
+        square = gradient.square()
         self.rows[name] = self.rows[name] + square.sum(0)
         self._weights = self._weights + square.sum(1)
         self._left -= 1
@@ -111,7 +158,7 @@ class Group:
             scaled = self._inputs * self._weights.sqrt()[:, None]
             self.products = self.products + scaled.T @ scaled
             self.weight += float(self._weights.sum())
-            self._inputs = None
+            self._inputs, self._changes = None, {}
 
 
 def grouped(modules: Mapping[str, Any], sample: Any, run: Callable[[Any], Any]) -> list[list[str]]:
@@ -152,7 +199,9 @@ class Ends:
         self.weight = 0.0
         self.caught: Any = None
         self.hidden: Any = None
+        self.pull: Any = None
         self.raw: Any = None
+        self.rounding = Rounding()
 
     def hooks(self) -> Iterator[Any]:
         """Listen at both ends; the embedding's result becomes a leaf, so that gradients end there."""
@@ -161,8 +210,12 @@ class Ends:
             self.caught = out.detach().requires_grad_(True)
             return self.caught
 
+        def feel(gradient: Any) -> None:
+            self.pull = gradient
+
         def hold(_module: Any, args: Any, out: Any) -> None:
             self.hidden, self.raw = args[0].detach(), out.detach()
+            args[0].register_hook(feel)
 
         yield self.embedding.register_forward_hook(catch)
         if self.output is not None:
@@ -180,12 +233,14 @@ class Ends:
 
     def take_output(self, logits: Any, shares: Any) -> None:
         """Add what an error in the output matrix would do; SHARES, (positions, vocab), are the probabilities of the LOGITS."""
+        hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
+        self.rounding.add(self.pull.reshape(hidden.shape), changes_of(hidden))
         raw = self.raw.reshape(logits.shape)
         scale = float((logits * raw).sum() / raw.square().sum().clamp_min(1e-30))  # some families scale their logits
         spread = shares * (1 - shares)
         self.chosen += spread.sum(0) * scale**2
         weights = spread.sum(1) * scale**2
-        scaled = self.hidden.reshape(-1, self.hidden.shape[-1]) * weights.sqrt()[:, None]
+        scaled = hidden * weights.sqrt()[:, None]
         self.outer = self.outer + scaled.T @ scaled
         self.weight += float(weights.sum())
 
@@ -232,46 +287,85 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
 
     written = generate(model, request, generator, stepped)
     texts = [*request["texts"], *written]
-    modules = {name: module for name, module in model.named_modules() if name in plain}
-    pooled = request["pooling"]
-    run = (lambda ids: model(ids)) if pooled else (lambda ids: model(ids, use_cache=False))
-    groups = grouped(modules, torch.tensor([texts[0]]), run)
-    ends, found, made = Ends(model), {}, 0
-    folder, count = Path(request["folder"]), 0
-    parts = split(groups, modules, request["budget"])
-    for index, part in enumerate(parts):
-        sums = [Group(names, whole=bool(pooled)) for names in part]
-        handles = [handle for item in sums for handle in listen(item, modules)]
-        handles += list(ends.hooks())
-        count = 0
-        for at, ids in enumerate(texts):
-            count += learn(model, ends, torch.tensor([ids]), request, at, ends_too=index == 0)
-            tell(total * ((index + (at + 1) / len(texts)) / len(parts) + 0.0))
-        for handle in handles:
-            handle.remove()
-        for item in sums:
-            place = made
-            made += 1
-            save(folder / f"H{place}.f32", item.products / max(item.weight, 1e-30))
-            save(folder / f"A{place}.f32", item.plain / sum(map(len, texts)))
-            for name in item.names:
-                for target in plain[name]:
-                    found[target] = place
-                    save(folder / f"{target}.G.f32", item.rows[name] / count)
-    for name, (columns, rows) in ends.result(count).items():
-        save(folder / f"H{made}.f32", columns)
-        save(folder / f"A{made}.f32", columns.diagonal())
-        for target in request["ends"].get(name, []):
-            found[target] = made
-            save(folder / f"{target}.G.f32", rows)
-        made += 1
+    sums = Sums(model, request, plain)
+    sums.take(texts, tell, total)
     return {
-        "targets": found,
+        "targets": sums.places,
+        "rounding": sums.rounding,
         "missing": missing,
         "texts": len(texts),
         "tokens": sum(map(len, texts)),
         "written": written,
     }
+
+
+class Sums:
+    """All sums of a model, as they are saved: `places` is target → the number of its matrix, `rounding` target → block → nats."""
+
+    def __init__(self, model: Any, request: Mapping[str, Any], plain: Mapping[str, Sequence[str]]) -> None:
+        self.model, self.request, self.plain = model, request, plain
+        self.modules = {name: module for name, module in model.named_modules() if name in plain}
+        self.ends, self.folder = Ends(model), Path(request["folder"])
+        self.places: dict[str, int] = {}
+        self.rounding: dict[str, dict[str, float]] = {}
+        self.made = 0
+
+    def take(self, texts: Sequence[Sequence[int]], tell: Callable[[float], None], total: int) -> None:
+        """Run the model over TEXTS, once for each part of it; TELL is told how much of TOTAL is done."""
+        import torch
+
+        request, pooled = self.request, self.request["pooling"]
+        run = (lambda ids: self.model(ids)) if pooled else (lambda ids: self.model(ids, use_cache=False))
+        groups = grouped(self.modules, torch.tensor([texts[0]]), run)
+        parts, count = split(groups, self.modules, request["budget"]), 0
+        for index, part in enumerate(parts):
+            sums = [self.group(names) for names in part]
+            handles = [handle for item in sums for handle in listen(item, self.modules)]
+            handles += list(self.ends.hooks())
+            count = 0
+            for at, ids in enumerate(texts):
+                count += learn(self.model, self.ends, torch.tensor([ids]), request, at, ends_too=index == 0)
+                tell(total * (index + (at + 1) / len(texts)) / len(parts))
+            for handle in handles:
+                handle.remove()
+            for item in sums:
+                self.save_group(item, count, sum(map(len, texts)))
+        self.save_ends(count)
+
+    def group(self, names: Sequence[str]) -> Group:
+        """Return the group of the modules NAMES."""
+        parts = {name: weights_of(self.modules[name], self.plain[name], self.request["parts"]) for name in names}
+        return Group(parts, whole=bool(self.request["pooling"]))
+
+    def save_group(self, item: Group, count: int, tokens: int) -> None:
+        """Save what ITEM summed up over COUNT predictions and TOKENS."""
+        save(self.folder / f"H{self.made}.f32", item.products / max(item.weight, 1e-30))
+        save(self.folder / f"A{self.made}.f32", item.plain / tokens)
+        self.rounding |= {target: value.nats(count) for target, value in item.rounding.items()}
+        for name in item.names:
+            for target in self.plain[name]:
+                self.places[target] = self.made
+                save(self.folder / f"{target}.G.f32", item.rows[name] / count)
+        self.made += 1
+
+    def save_ends(self, count: int) -> None:
+        """Save what the ends of the model summed up over COUNT predictions."""
+        for name, (columns, rows) in self.ends.result(count).items():
+            save(self.folder / f"H{self.made}.f32", columns)
+            save(self.folder / f"A{self.made}.f32", columns.diagonal())
+            for target in self.request["ends"].get(name, []):
+                self.places[target] = self.made
+                save(self.folder / f"{target}.G.f32", rows)
+                if name != "embedding":
+                    self.rounding[target] = self.ends.rounding.nats(count)
+            self.made += 1
+
+
+def weights_of(module: Any, targets: Sequence[str], parts: Mapping[str, Sequence[int]]) -> dict[str, tuple[Any, int]]:
+    """Return target → its rows of the weights of MODULE, (rows, columns), and the first of them; PARTS has those that are not all."""
+    whole = module.weight.detach() if type(module).__name__ == "Linear" else module.weight.detach().T
+    cut = {target: parts.get(target, (0, len(whole))) for target in targets}
+    return {target: (whole[first : first + count], first) for target, (first, count) in cut.items()}
 
 
 def split(groups: Sequence[Sequence[str]], modules: Mapping[str, Any], budget: int) -> list[list[Sequence[str]]]:
@@ -335,10 +429,19 @@ def save(path: Path, values: Any) -> None:
     values.detach().float().contiguous().numpy().tofile(path)
 
 
+def keep_memory(library: Any) -> None:
+    """Let glibc keep what is freed: the next text needs as much again, and new pages take a fifth of the time of a large vocabulary."""
+    if hasattr(library, "mallopt"):  # musl has none
+        library.mallopt(-4, 0)  # M_MMAP_MAX
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
 def main() -> None:
     """Answer the request in the folder argv[1]."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: a parent that was killed takes this process along
+        library = ctypes.CDLL(None)
+        library.prctl(1, 9)  # PR_SET_PDEATHSIG: a parent that was killed takes this process along
+        keep_memory(library)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
     folder = Path(sys.argv[1])

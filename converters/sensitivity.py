@@ -2,7 +2,9 @@
 
 The cost is ½ Σ_i G_i |(E M)_i|² with `converters.curvature`'s G for the rows and, of its H = M Mᵀ, the blocks of M that feedback leaves
 to each block of columns (`converters.feedback`). The codes are libggml's own, of a sample of rows: those that matter most, and every so
-many of the others.
+many of the others. To that comes what the processor loses when it rounds the inputs of such a matrix, which depends on the type too:
+Gemma-3-270M with ffn_down in Q6_K and all else in F16 has a mean KL of 0.0065, in Q8_0, whose inputs are rounded in shorter blocks,
+0.0009.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ def costs(tensor: TensorPlan, curvature: Curvature, kinds: Sequence[str]) -> Map
     chosen, shares = sample(weights, max(64, SAMPLE // tensor.shape[-1]))
     rows = pick(tensor, chosen)
     feedback = feedback_from(curvature, tensor.name)
-    return {kind: expected(rows, kind, feedback, shares) for kind in kinds}
+    return {
+        kind: expected(rows, kind, feedback, shares) + curvature.rounded(tensor.name, BLOCK_OF[kind]) for kind in kinds
+    }
 
 
 def check_finite(tensor: TensorPlan) -> None:

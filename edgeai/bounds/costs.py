@@ -26,7 +26,7 @@ __all__ = ["curvature_of", "table_of"]
 KEPT_BYTES = 4 << 30
 """Curvatures that are kept; the oldest go first."""
 COSTS = "costs.json"
-FORM = 4
+FORM = 5
 """Counted up when the sums or the costs come to mean something else."""
 
 

@@ -92,18 +92,23 @@ def windows(
 ) -> list[list[int]]:
     """Return the windows of TEXT (None: the bundled one): token ids, each with BOS first where the tokenizer adds it.
 
-    TOKENS is how many at most. Raises UsageError where a given text is too short to say anything.
+    TOKENS is how many at most: of the bundled text then windows from all over it, so that each of its kinds has its share. Raises
+    UsageError where a given text is too short to say anything.
     """
     budget = tokens or (GIVEN_TOKENS if text is not None else default_tokens(plan))
+    spread = text is None and tokens is not None
     before = list(vocabulary.before)
     # no token has more than some tens of characters, and a text is cut before it is tokenized
-    ids = (
-        source_tokenizer(vocabulary.spec)
-        .encode((text if text is not None else default_text())[: budget * 64], add_special_tokens=False)
-        .ids[:budget]
-    )
+    whole = text if text is not None else default_text()
+    ids = source_tokenizer(vocabulary.spec).encode(whole[: budget * 64], add_special_tokens=False).ids
     size = window_tokens(plan) - len(before)
-    found = [[*before, *ids[at : at + size]] for at in range(0, len(ids), size)]
+    if spread and len(ids) > budget >= size:
+        count = budget // size
+        starts = [index * (len(ids) - size) // max(1, count - 1) for index in range(count)]
+    else:
+        ids = ids[:budget]
+        starts = list(range(0, len(ids), size))
+    found = [[*before, *ids[at : at + size]] for at in starts]
     if len(found) > 1 and len(found[-1]) < min(BLOCK, size):  # too short to be a block of its own
         found.pop()
     if text is not None and len(ids) < LEAST:

@@ -24,10 +24,8 @@ __all__ = ["EmbeddingHeldOut", "HeldOut", "Measured", "held_out_bytes", "held_ou
 MOST_TOKENS = 4096
 WORK = 1.2e12
 """Parameters times tokens."""
-LOGITS = 4e8
-"""Tokens times vocabulary: a large one costs more than the model."""
 RECORDED_BYTES = 2 << 30
-"""Of torch's logits on the disk."""
+"""Of torch's logits on the disk, which those of the bundled text never need more of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +40,7 @@ class Measured:
 
 def held_out_tokens(parameters: int, vocabulary: int) -> int:
     """Return how many tokens of the bundled text files of a model are compared on."""
-    return max(corpus.FEWEST_TOKENS, min(MOST_TOKENS, int(WORK / parameters), int(LOGITS / vocabulary)))
+    return max(corpus.FEWEST_TOKENS, min(MOST_TOKENS, int(WORK / parameters), RECORDED_BYTES // (4 * vocabulary)))
 
 
 def held_out_bytes(plan: ModelPlan) -> int:
