@@ -138,13 +138,11 @@ def measure_curvature(
     Raises ConvertError where transformers cannot run the model.
     """
     inner, ends = sources(plan)
-    parts = {item.name: (item.first_row, item.shape[0]) for item in plan.tensors if item.name in inner}
     request: dict[str, Any] = {
         "source": str(source.resolve()),
         "class": "AutoModelForCausalLM" if plan.pooling is None else "AutoModel",
         "pooling": plan.pooling,
         "sources": inner,
-        "parts": parts,
         "ends": ends,
         "texts": [list(map(int, window)) for window in texts.windows],
         "generated": texts.generated,

@@ -113,17 +113,16 @@ class Group:
 
     A text of which one prediction is made (`whole`) counts as one: what an error does to it is the sum of what it does at all positions,
     which mostly point the same way. The gradient of the whole matrix, D, then stands in for the pairs of g and x.
-    `parts` is name → target → its weights, (rows, columns), and the first of its rows.
+    `weights` is name → matrix, (rows, columns).
     """
 
-    def __init__(self, parts: Mapping[str, Mapping[str, tuple[Any, int]]], *, whole: bool = False) -> None:
-        self.names, self.whole, self.parts = list(parts), whole, parts
-        names = self.names
-        self.rounding = {target: Rounding() for targets in parts.values() for target in targets}
+    def __init__(self, weights: Mapping[str, Any], *, whole: bool = False) -> None:
+        self.names, self.whole, self.weights = list(weights), whole, weights
+        self.rounding = {name: Rounding() for name in weights}
         self.products: Any = 0
         self.plain: Any = 0
         self.weight = 0.0
-        self.rows: dict[str, Any] = dict.fromkeys(names, 0)
+        self.rows: dict[str, Any] = dict.fromkeys(weights, 0)
         self._inputs: Any = None
         self._changes: dict[int, Any] = {}
         self._weights: Any = None
@@ -140,8 +139,8 @@ class Group:
     def feel(self, name: str, gradient: Any) -> None:
         """Take the gradient at the output of the matrix NAME; with the last one of the batch the products are summed."""
         gradient = gradient.detach().reshape(-1, gradient.shape[-1])
-        for target, (weights, first) in self.parts[name].items() if self._changes else ():
-            self.rounding[target].add(gradient[:, first : first + len(weights)] @ weights, self._changes)
+        if self._changes:
+            self.rounding[name].add(gradient @ self.weights[name], self._changes)
         if self.whole:
             matrix = gradient.T @ self._inputs  # (rows, columns)
             rows = matrix.square().sum(1)
@@ -334,17 +333,17 @@ class Sums:
 
     def group(self, names: Sequence[str]) -> Group:
         """Return the group of the modules NAMES."""
-        parts = {name: weights_of(self.modules[name], self.plain[name], self.request["parts"]) for name in names}
-        return Group(parts, whole=bool(self.request["pooling"]))
+        weights = {name: weights_of(self.modules[name]) for name in names}
+        return Group(weights, whole=bool(self.request["pooling"]))
 
     def save_group(self, item: Group, count: int, tokens: int) -> None:
         """Save what ITEM summed up over COUNT predictions and TOKENS."""
         save(self.folder / f"H{self.made}.f32", item.products / max(item.weight, 1e-30))
         save(self.folder / f"A{self.made}.f32", item.plain / tokens)
-        self.rounding |= {target: value.nats(count) for target, value in item.rounding.items()}
         for name in item.names:
             for target in self.plain[name]:
                 self.places[target] = self.made
+                self.rounding[target] = item.rounding[name].nats(count)
                 save(self.folder / f"{target}.G.f32", item.rows[name] / count)
         self.made += 1
 
@@ -361,11 +360,10 @@ class Sums:
             self.made += 1
 
 
-def weights_of(module: Any, targets: Sequence[str], parts: Mapping[str, Sequence[int]]) -> dict[str, tuple[Any, int]]:
-    """Return target → its rows of the weights of MODULE, (rows, columns), and the first of them; PARTS has those that are not all."""
-    whole = module.weight.detach() if type(module).__name__ == "Linear" else module.weight.detach().T
-    cut = {target: parts.get(target, (0, len(whole))) for target in targets}
-    return {target: (whole[first : first + count], first) for target, (first, count) in cut.items()}
+def weights_of(module: Any) -> Any:
+    """Return the weights of MODULE, (rows, columns)."""
+    weight = module.weight.detach()
+    return weight if type(module).__name__ == "Linear" else weight.T
 
 
 def split(groups: Sequence[Sequence[str]], modules: Mapping[str, Any], budget: int) -> list[list[Sequence[str]]]:
@@ -373,8 +371,7 @@ def split(groups: Sequence[Sequence[str]], modules: Mapping[str, Any], budget: i
     parts: list[list[Sequence[str]]] = [[]]
     held = 0
     for names in groups:
-        weight = modules[names[0]].weight
-        columns = int(weight.shape[1] if type(modules[names[0]]).__name__ == "Linear" else weight.shape[0])
+        columns = int(weights_of(modules[names[0]]).shape[1])
         size = columns * columns * 4
         if parts[-1] and held + size > budget:
             parts.append([])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from converters.curvature import Curvature, Texts, measure_curvature, reorders, sources
-from converters.curvature_child import SPARE, draw
+from converters.curvature_child import SPARE, draw, rounding
 from converters.errors import ConvertError
 from converters.families import TensorPlan, interleave_halves
 from converters.families.rules import add_one
@@ -344,3 +344,72 @@ def test_the_ends_are_no_inner_matrices(place: Callable[[str], Path]) -> None:
     assert sources(plan_of(place("llama+tied")))[1] == {"both": ["token_embd.weight"]}
     assert sources(plan_of(place("bert")))[1] == {"embedding": ["token_embd.weight"]}
     assert len(inner) == 14
+
+
+def test_inputs_are_rounded_as_ggml_rounds_them() -> None:
+    import torch
+
+    from converters.dequantize import decode
+    from converters.quantize import encode
+
+    values = np.random.default_rng(3).standard_t(2, (8, 512)).astype(np.float32)
+    values[0, :32] = 0
+    found = rounding(torch.from_numpy(values), 32).numpy()
+    wanted = decode(encode(values, "Q8_0", None), "Q8_0", 512).reshape(values.shape) - values
+    np.testing.assert_allclose(found, wanted, atol=1e-6 * np.abs(values).max())
+    wide = rounding(torch.from_numpy(values), 256).numpy().reshape(-1, 256)
+    steps = np.abs(values.reshape(-1, 256)).max(1, keepdims=True) / 127
+    assert (np.abs(wide) <= steps * 0.5001).all()
+    assert (np.abs(wide).max(1) > 0.4 * steps[:, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "module"),
+    [
+        ("llama", "blk.0.ffn_down.weight", "model.layers.0.mlp.down_proj"),
+        ("llama", "blk.1.attn_k.weight", "model.layers.1.self_attn.k_proj"),
+        ("phi3", "blk.0.attn_qkv.weight", "model.layers.0.self_attn.qkv_proj"),
+        ("gpt2", "blk.1.ffn_up.weight", "transformer.h.1.mlp.c_fc"),
+    ],
+)
+def test_what_rounded_inputs_cost_is_what_they_do_to_the_likelihood(
+    place: Callable[[str], Path], name: str, target: str, module: str
+) -> None:
+    import torch
+
+    folder = place(name)
+    plan = plan_of(folder)
+    texts = some_texts(plan, generated=0)
+    found, model = measured(folder, texts), load(folder)
+    total, count, inner = 0.0, 0, model.get_submodule(module)
+    for at, ids in enumerate(texts.windows):
+        kept: dict[str, Any] = {}
+
+        def catch(_module: Any, args: Any, out: Any, kept: dict[str, Any] = kept) -> None:
+            out.retain_grad()
+            kept.update(inputs=args[0].detach()[0], out=out)
+
+        handle = inner.register_forward_hook(catch)
+        said = torch.log_softmax(model(torch.tensor([list(ids)]), use_cache=False).logits[0].float(), -1)
+        draws(said, texts.seed, at).backward()
+        handle.remove()
+        weights = inner.weight.detach() if type(inner).__name__ == "Linear" else inner.weight.detach().T
+        change = rounding(kept["inputs"], 32).double() @ weights.double().T  # of the outputs
+        total += float((change * kept["out"].grad[0].double()).sum(-1).square().sum())
+        count += len(ids)
+    assert found.rounded(target, 32) == pytest.approx(total / 2 / count, rel=1e-3)
+
+
+def test_rounding_the_inputs_of_an_output_matrix_costs_something_and_looking_up_rows_nothing(
+    place: Callable[[str], Path], llama: tuple[Path, Curvature]
+) -> None:
+    _, untied = llama
+    assert untied.rounded("output.weight", 32) > 0
+    assert untied.rounded("token_embd.weight", 32) == 0
+    assert measured(place("llama+tied")).rounded("token_embd.weight", 32) > 0
+
+
+def test_matrices_that_are_not_rounded_for_cost_nothing_more(llama: tuple[Path, Curvature]) -> None:
+    _, found = llama
+    assert found.rounded("blk.0.ffn_down.weight", 1) == 0
+    assert found.rounded("no such tensor", 32) == 0

@@ -234,3 +234,13 @@ def test_a_value_that_is_no_number_is_found_wherever_it_is(value: float, monkeyp
         check_finite(tensor)
     data[77, 5] = 0
     check_finite(tensor)
+
+
+def test_what_rounded_inputs_cost_goes_by_the_blocks_of_the_type(plan: ModelPlan, curvature: Curvature) -> None:
+    tensor = next(item for item in plan.tensors if item.name.endswith("ffn_down.weight"))
+    kinds = ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "F16")
+    assert not tensor.shape[1] % 256
+    plain = costs(tensor, replace(curvature, rounding={}), kinds)
+    found = costs(tensor, replace(curvature, rounding={tensor.name: {"32": 1.0, "256": 3.0}}), kinds)
+    more = {kind: round(found[kind] - plain[kind], 6) for kind in kinds}
+    assert more == {"Q4_0": 1, "Q8_0": 1, "Q4_K": 3, "Q6_K": 3, "F16": 0}
