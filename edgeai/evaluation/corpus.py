@@ -38,7 +38,10 @@ SHORT = 4
 
 
 def read_text(path: Path) -> str:
-    """Return the text of the file PATH; raises UsageError for one that is no regular file of UTF-8 text, empty or absurdly large."""
+    """Return the text of the file PATH.
+
+    Raises UsageError for one that is no regular file of UTF-8 text, has NUL bytes, is empty or absurdly large.
+    """
     hint = "name a file of plain text, such as the model will meet"
     try:
         if path.exists() and not path.is_file():  # a pipe or a device may never end
@@ -53,6 +56,10 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{str(path)!r} is not UTF-8 text: byte {error.start}: {error.reason}", hint=hint) from error
     except OSError as error:
         raise UsageError(f"{str(path)!r} cannot be read: {error.strerror or error}", hint=hint) from error
+    if "\0" in text:
+        raise UsageError(
+            f"{str(path)!r} is no text: it has NUL bytes, the first after {text.index(chr(0))} characters", hint=hint
+        )
     if not text.strip():
         raise UsageError(f"{str(path)!r} is empty", hint=hint)
     return text

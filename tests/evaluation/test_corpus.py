@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from converters.checkpoint import open_checkpoint
 from converters.families import ModelPlan, plan_model
 from converters.tokenizer import Vocabulary, read_vocabulary, source_tokenizer
+from edgeai.errors import UsageError
 from edgeai.evaluation import corpus
 from edgeai.evaluation.prompts import window_tokens
 
@@ -31,7 +33,7 @@ def test_few_tokens_of_the_bundled_text_are_from_all_over_it(model: tuple[ModelP
     assert found[0][before:] == ids[:size]
     assert found[-1][before:] == ids[-size:]
     starts = [next(at for at in range(len(ids)) if ids[at : at + size] == window[before:]) for window in found]
-    steps = [last - first for first, last in zip(starts, starts[1:], strict=False)]
+    steps = [last - first for first, last in itertools.pairwise(starts)]
     assert max(steps) - min(steps) <= 1
     assert min(steps) > size
 
@@ -49,3 +51,14 @@ def test_a_text_that_is_given_is_read_from_its_beginning(model: tuple[ModelPlan,
     ids = source_tokenizer(vocabulary.spec).encode(text, add_special_tokens=False).ids
     found = corpus.windows(plan, vocabulary, text, 600)
     assert [token for window in found for token in window[len(vocabulary.before) :]] == ids[:600]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"words\0words", "NUL bytes, the first after 5 characters"), (b" \n", "is empty"), (b"\xff", "not UTF-8 text")],
+)
+def test_what_is_no_text_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "text é.txt"
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=message):
+        corpus.read_text(path)
