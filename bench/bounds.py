@@ -35,7 +35,7 @@ from converters.gguf import write_model
 from converters.quantmap import plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai.bounds.calibration import bundled_text
-from edgeai.evaluation import corpus
+from edgeai.evaluation import corpus, heldout
 from edgeai.evaluation.heldout import HeldOut, Measured
 
 SIZES = ("q3_k_m", "q4_0", "iq4_xs", "q4_k_m", "q5_k_m")
@@ -45,6 +45,8 @@ CHUNK = 512
 """llama-imatrix's own default; a model of a shorter context has chunks of that."""
 HELD_CHARS = 6000
 """Of the text that edgeai's own proof is on: about as many tokens as it takes of the bundled text where none is named."""
+RECORDED_BYTES = 8 << 30
+"""Of torch's logits, which are then computed once for each text."""
 PIECES = 16
 PATIENT = {"OMP_WAIT_POLICY": "passive"}
 """Threads that wait do not spin, which costs llama.cpp's programs most of their time where others work beside them."""
@@ -352,6 +354,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=peers.folder() / "bounds")
     parser.add_argument("--busy", action="store_true", help="say in the result that other work ran beside it")
     options = parser.parse_args()
+    heldout.RECORDED_BYTES = RECORDED_BYTES
     options.work.mkdir(parents=True, exist_ok=True)
     held = options.work / "held-out.txt"
     held.write_text(corpus.default_text()[:HELD_CHARS])

@@ -78,7 +78,9 @@ class File:
     def _check_range(self, value: float, rules: Mapping[str, Any], name: str) -> None:
         low, high, multiple = rules["low"], rules["high"], rules["multiple_of"]
         if not (math.isfinite(value) and low <= value <= high):
-            raise self.error(f"{name} {value!r} is not possible", hint=f"{name} must be between {low:g} and {high:g}")
+            raise self.error(
+                f"{name} {value!r} is not possible", hint=f"{name} must be between {low:.15g} and {high:.15g}"
+            )
         if multiple > 1 and value % multiple:
             raise self.error(f"{name} {value!r} is not possible", hint=f"{name} must be a multiple of {multiple}")
 

@@ -22,7 +22,7 @@ from edgeai.bounds.options import kinds_of, options_of
 from edgeai.bounds.outcome import Outcome
 from edgeai.bounds.recipe import Calibration, QuantRecipe, check_recipe
 from edgeai.bounds.search import Search, feedback_for, file_limits, seek
-from edgeai.bounds.speed import seconds_of, time_limit
+from edgeai.bounds.speed import seconds_of, speed_text, time_limit
 from edgeai.device import cpu_facts
 from edgeai.errors import ConvertError, UnsupportedModel, UsageError
 from edgeai.evaluation.corpus import read_text
@@ -181,6 +181,8 @@ def find_types(
         kept=kept,
     )
     quantmap, outcome = seek(search, presets=aim.presets)
+    if seconds:
+        say("token-time", speed_text(plan, quantmap, seconds))
     return Found(
         quantmap=quantmap,
         feedback=feedback_for(curvature),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from converters.errors import UnsupportedModel
 from converters.families import ModelPlan
@@ -11,7 +11,7 @@ from converters.quantmap import QuantMap, plan_types
 from edgeai.evaluation.typespeed import runnable, tensor_seconds, type_speeds
 from edgeai.types import Progress
 
-__all__ = ["seconds_of", "time_limit"]
+__all__ = ["seconds_of", "speed_text", "time_limit"]
 
 YARDSTICKS = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
 """The files that one who thinks of speed would take otherwise."""
@@ -56,16 +56,36 @@ def time_limit(
     if budget is None:
         return None
     names = [item.name for item in items]
-    usual = [plan_types(plan, name, importance=seconds) for name in YARDSTICKS if fits(plan, name, seconds)]
-    small = [quantmap for quantmap in usual if quantmap.nbytes <= budget]
-    if not small:
+    found = fastest_usual(plan, names, budget, seconds)
+    if found is None:
         return None
-    about = SIMILAR * max(quantmap.nbytes for quantmap in small)
-    fastest = min(token_seconds(quantmap, names, seconds) for quantmap in small if quantmap.nbytes >= about)
+    _, fastest = found
     least = sum(min(option.seconds for option in item.options) for item in items)
     return max(SLOWER * fastest, SLOWER * least)
 
 
-def token_seconds(quantmap: QuantMap, names: Sequence[str], seconds: Mapping[str, Mapping[str, float]]) -> float:
+def fastest_usual(
+    plan: ModelPlan, names: Collection[str], nbytes: float, seconds: Mapping[str, Mapping[str, float]]
+) -> tuple[str, float] | None:
+    """Return the fastest of the usual files of at most NBYTES of tensors, and hardly less, and the seconds that the tensors NAMES take of
+    a token in it; None where all are larger."""
+    usual = {name: plan_types(plan, name, importance=seconds) for name in YARDSTICKS if fits(plan, name, seconds)}
+    small = {name: quantmap for name, quantmap in usual.items() if quantmap.nbytes <= nbytes}
+    if not small:
+        return None
+    about = SIMILAR * max(quantmap.nbytes for quantmap in small.values())
+    timed = {name: token_seconds(each, names, seconds) for name, each in small.items() if each.nbytes >= about}
+    return min(timed.items(), key=lambda item: item[1])
+
+
+def speed_text(plan: ModelPlan, chosen: QuantMap, seconds: Mapping[str, Mapping[str, float]]) -> str:
+    """Return what the matrices of the CHOSEN types take of a token here, and those of the usual file beside it, as a sentence."""
+    own = token_seconds(chosen, seconds, seconds)
+    text = f"the matrices of a token take {own * 1e3:.3g} ms here, as measured for each type"
+    found = fastest_usual(plan, seconds, chosen.nbytes, seconds)
+    return f"{text}; those of {found[0].lower()} {found[1] * 1e3:.3g} ms" if found else text
+
+
+def token_seconds(quantmap: QuantMap, names: Iterable[str], seconds: Mapping[str, Mapping[str, float]]) -> float:
     """Return what the tensors NAMES take of a token with the types of QUANTMAP; a type that does not run here takes for ever."""
     return sum(seconds[name].get(quantmap.type_of(name), float("inf")) for name in names)

@@ -12,7 +12,7 @@ from converters.ggml_types import GGML_TYPES
 from converters.quantmap import is_matrix, plan_types
 from edgeai.bounds.goal import Goal
 from edgeai.bounds.options import kinds_of, options_of
-from edgeai.bounds.speed import SLOWER, YARDSTICKS, time_limit, token_seconds
+from edgeai.bounds.speed import SLOWER, YARDSTICKS, speed_text, time_limit, token_seconds
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 FAST = 10.0
@@ -71,3 +71,13 @@ def test_without_a_size_or_a_usual_file_that_is_small_enough_there_is_no_limit(
     smallest = min(nbytes(plan, seconds, quant) for quant in YARDSTICKS)
     assert limit(plan, seconds, None) is None
     assert limit(plan, seconds, smallest - 1) is None
+
+
+def test_what_a_token_takes_is_said_beside_the_fastest_usual_file_of_the_size(
+    plan: ModelPlan, seconds: dict[str, dict[str, float]]
+) -> None:
+    q6_k = plan_types(plan, "Q6_K", importance=seconds)
+    own, q4_0 = (f"{taken(plan, seconds, quant) * 1e3:.3g} ms" for quant in ("Q6_K", "Q4_0"))
+    assert speed_text(plan, q6_k, seconds).startswith(f"the matrices of a token take {own} here")
+    assert speed_text(plan, q6_k, seconds).endswith(f"those of q6_k {own}")
+    assert speed_text(plan, plan_types(plan, "Q4_0", importance=seconds), seconds).endswith(f"those of q4_0 {q4_0}")
