@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
 
-__all__ = ["FACTS", "Curvature", "Texts", "measure_curvature", "open_curvature"]
+__all__ = ["BUDGET", "FACTS", "Curvature", "Texts", "measure_curvature", "open_curvature"]
 
 CHILD = Path(__file__).with_name("curvature_child.py")
 BUDGET = 2 << 30

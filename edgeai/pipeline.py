@@ -30,7 +30,7 @@ from converters.scratch import Scratch
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
 from edgeai.bounds.aim import Aim, Found, check_aim, find_types, replay
-from edgeai.bounds.calibration import search_positions
+from edgeai.bounds.calibration import search_memory, search_positions
 from edgeai.bounds.recipe import write_recipe
 from edgeai.bounds.record import recipe_name, recipe_of, tensors_sha256, undecided
 from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes, shown
@@ -266,6 +266,7 @@ def preflight(
             proof_positions=default_tokens(plan) + NEAR_POSITIONS,
             export_bytes=export_bytes(plan, quantmap),
             search_positions=search_positions(plan) if aim is not None else 0,
+            search_memory=search_memory(plan) if aim is not None else 0,
         )
     )
     job.timings["preflight_s"] = time.perf_counter() - began

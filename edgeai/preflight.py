@@ -110,18 +110,20 @@ def examine(
     proof_positions: int,
     export_bytes: int,
     search_positions: float = 0,
+    search_memory: int = 0,
 ) -> Preflight:
     """Return the verdict on converting PLAN with QUANTMAP.
 
     DISK is what the output folder has to hold; PROOF_POSITIONS are the positions that the proof runs through each model, and
-    EXPORT_BYTES the size of the unquantized file it writes; a search for types takes as long as SEARCH_POSITIONS in one model.
+    EXPORT_BYTES the size of the unquantized file it writes; a search for types takes as long as SEARCH_POSITIONS in one model, and
+    SEARCH_MEMORY bytes.
 
     Raises DoesNotFit when the conversion itself has not enough memory; a proof that has not is made without torch.
     """
     threads, free = cpu_facts().threads, memory_facts().available
     stored = Counter(source.dtype for tensor in plan.tensors for source in tensor.sources)
     source_bytes = sum(source_size(source.shape, source.dtype) for tensor in plan.tensors for source in tensor.sources)
-    memory = Need(needed=own_memory(plan, vocabulary, threads), free=free)
+    memory = Need(needed=max(own_memory(plan, vocabulary, threads), search_memory), free=free)
     if not memory.fits:
         raise DoesNotFit(
             f"the conversion needs {memory.needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are free",

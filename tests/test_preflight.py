@@ -65,6 +65,20 @@ def test_too_little_memory_is_refused_before_the_work(model: Model, monkeypatch:
         verdict(model)
 
 
+def test_a_search_that_takes_more_memory_than_is_free_is_refused_before_the_work(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, vocabulary = model
+    quantmap, disk = replace(plan_types(plan, "F16"), mixed=True), Need(needed=1, free=2)
+    monkeypatch.setattr(preflight, "memory_facts", lambda: SimpleNamespace(available=2 << 30))
+    found = examine(
+        plan, vocabulary, quantmap, disk=disk, proof_positions=9, export_bytes=0, search_memory=(2 << 30) - 1
+    )
+    assert found.memory.needed == (2 << 30) - 1
+    with pytest.raises(DoesNotFit, match=r"needs 2\.15 GB of memory, and 2\.15 GB are free"):
+        examine(plan, vocabulary, quantmap, disk=disk, proof_positions=9, export_bytes=0, search_memory=(2 << 30) + 1)
+
+
 def test_types_with_slow_tables_are_estimated_without_building_them(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

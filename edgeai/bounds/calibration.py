@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converters.curvature import Texts
+from converters.curvature import BUDGET, Texts
 from converters.families import ModelPlan
 from converters.feedback import DAMPING
+from converters.quantmap import is_matrix
 from converters.stress import PROSE
 from converters.tokenizer import Vocabulary, source_tokenizer
 from edgeai.bounds.languages import LANGUAGES, MARKUP
@@ -23,8 +24,9 @@ from edgeai.bounds.recipe import Calibration
 from edgeai.errors import UsageError
 from edgeai.evaluation.corpus import PROVED_ON, default_text, read_text
 from edgeai.evaluation.heldout import held_out_tokens
+from edgeai.preflight import source_size
 
-__all__ = ["Material", "bundled_text", "material", "search_positions"]
+__all__ = ["Material", "bundled_text", "material", "search_memory", "search_positions"]
 
 TOKENS, FEWEST_TOKENS = 8192, 2048
 WORK = 2.2e12
@@ -37,6 +39,10 @@ LEARNING, ROUNDS_TAKEN = 3.2, 4
 """What a token costs that is learnt from, in tokens that are read; and how often the held-out text is read, torch included."""
 WINDOW, EMBEDDED = 256, 96
 """Tokens of one text, and of one that an embedding model reads."""
+LIBRARY_BYTES = 700 << 20
+"""What torch and transformers take before there is a model."""
+LOGITS_HELD = 8
+"""Arrays of the size of a text's logits that there are at once, forth and back."""
 KEPT_BACK = 0.25
 """The part of a given text that files are measured on."""
 SEED = 0
@@ -169,6 +175,19 @@ def search_positions(plan: ModelPlan) -> float:
     times as long, and a few files read what they are compared on."""
     read = wanted_tokens(plan) * (1 if plan.pooling else 1 + WRITTEN)
     return LEARNING * read + ROUNDS_TAKEN * held_out_tokens(plan.parameters, plan.vocab_size)
+
+
+def search_memory(plan: ModelPlan) -> int:
+    """Return about how many bytes of memory a search takes, most of it while it learns which weights matter: the weights as they are
+    stored and as float32, one text's values and logits, and the sums. SmolLM2-135M: 3.1 GB."""
+    matrices = [tensor for tensor in plan.tensors if is_matrix(tensor) and len(tensor.shape) == 2]
+    inner = [tensor for tensor in matrices if tensor.name.startswith("blk.")]
+    stored = sum(source_size(source.shape, source.dtype) for tensor in plan.tensors for source in tensor.sources)
+    tokens = EMBEDDED if plan.pooling else min(WINDOW, plan.context)
+    values = sum(sum(tensor.shape) for tensor in inner) * tokens * 4
+    sums = min(BUDGET, sum(tensor.shape[-1] ** 2 for tensor in inner) * 4)
+    logits = 0 if plan.pooling else LOGITS_HELD * tokens * plan.vocab_size * 4
+    return LIBRARY_BYTES + stored + plan.parameters * 4 + values + sums + logits
 
 
 def wanted_tokens(plan: ModelPlan) -> int:
