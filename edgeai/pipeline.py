@@ -15,7 +15,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from converters import gguf, manifest, tokenproof
@@ -31,6 +31,7 @@ from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
 from edgeai.bounds.aim import Aim, Found, check_aim, find_types, replay
 from edgeai.bounds.calibration import search_memory, search_positions
+from edgeai.bounds.outcome import with_proof
 from edgeai.bounds.recipe import write_recipe
 from edgeai.bounds.record import recipe_name, recipe_of, tensors_sha256, undecided
 from edgeai.conversion import Conversion, cannot_write, peak_rss_bytes, shown
@@ -161,6 +162,8 @@ def convert(
             first = [Row(name="pre-tokenizer cuts", value=tokens.cuts, limit="equal")] if tokens.splits else []
             path, report, hashes = write_and_prove(job, out, probe, hashing)
             report = Report(rows=(*first, *report.rows))
+            if job.found is not None and job.found.outcome is not None:
+                job.found = replace(job.found, outcome=with_proof(job.found.outcome, report))
             stamp(path, job.measured, ok=report.ok)
             if not report.ok:
                 raise failure(job, report, keep(job, out, path, report, hashes) if keep_failed else None)

@@ -19,7 +19,7 @@ from edgeai.bounds.calibration import Material, material
 from edgeai.bounds.costs import curvature_of, table_of
 from edgeai.bounds.goal import Goal
 from edgeai.bounds.options import kinds_of, options_of
-from edgeai.bounds.outcome import Outcome
+from edgeai.bounds.outcome import SPLIT, Outcome
 from edgeai.bounds.recipe import Calibration, QuantRecipe, check_recipe
 from edgeai.bounds.search import Search, feedback_for, file_limits, seek
 from edgeai.bounds.speed import seconds_of, speed_text, time_limit
@@ -135,11 +135,6 @@ def find_types(
         keep_back=text is None,
         threads=cpu_facts().threads,
     )
-    if texts.held_out is not None:
-        say(
-            "calibration-split",
-            "files are compared on the last quarter of the calibration text, which the choice does not see",
-        )
     for done, tensor in enumerate(plan.tensors, 1):
         check_finite(tensor)
         progress("looking at every weight", done, len(plan.tensors))
@@ -181,13 +176,13 @@ def find_types(
         kept=kept,
     )
     quantmap, outcome = seek(search, presets=aim.presets)
-    if seconds:
-        say("token-time", speed_text(plan, quantmap, seconds))
+    notes = [SPLIT] if texts.held_out is not None else []
+    notes += [speed_text(plan, quantmap, seconds)] if seconds else []
     return Found(
         quantmap=quantmap,
         feedback=feedback_for(curvature),
         calibration=replace(texts.facts, compared_sha256=digest_of(text)),
-        outcome=outcome,
+        outcome=replace(outcome, notes=tuple(notes)),
         text=compared,
         tokens=tokens,
     )

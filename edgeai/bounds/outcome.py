@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from edgeai.evaluation.intervals import Interval
+from edgeai.types import Report
 
-__all__ = ["Outcome", "Point"]
+__all__ = ["SPLIT", "Outcome", "Point", "with_proof"]
+
+SPLIT = "files were compared on the last quarter of the calibration text, which the choice did not see"
+"""What is said of a calibration text that there is no other text beside."""
+
+KL, TOP1 = "mean KL on text, nats", "first choice as torch"
+"""Rows of a proof."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +41,7 @@ class Point:
 class Outcome:
     """A finished search. `measure` names what `quality` is ("mean KL, nats"), `bound` is its limit where there is one, `target_bytes`
     that of the size and `min_top1` that of the share of equal first choices; `kinds` is tensor → type of the chosen file, `costs` tensor
-    → expected share of the KL. `beside` says what the presets are."""
+    → expected share of the KL. `beside` says what the presets are, `notes` what else there is to know."""
 
     model: str
     measure: str
@@ -48,6 +55,7 @@ class Outcome:
     target_bytes: int | None = None
     min_top1: float | None = None
     beside: str = "presets, with importance matrix"
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -56,3 +64,15 @@ class Outcome:
             "kinds": dict(self.kinds),
             "costs": {name: float(f"{cost:.4g}") for name, cost in self.costs.items()},
         }
+
+
+def with_proof(outcome: Outcome, report: Report) -> Outcome:
+    """Return OUTCOME with what the proof's REPORT measured of the chosen file, where the search itself had not to measure it."""
+    found = {
+        row.name: Interval(value=row.value, low=row.interval[0], high=row.interval[1])
+        for row in report.rows
+        if row.interval is not None and not isinstance(row.value, str)
+    }
+    if outcome.chosen.quality is not None or KL not in found:
+        return outcome
+    return replace(outcome, chosen=replace(outcome.chosen, quality=found[KL], top1=found.get(TOP1)))

@@ -140,8 +140,13 @@ def file_limits(
 
 def out_of_reach(wanted: str, ends: Sequence[str], *, small: bool) -> UsageError:
     """Return the error for a size that is too small, or larger than F16."""
-    why = f"the smallest file with the types that may be used has {ends[0]}" if small else f"the largest has {ends[1]}"
-    hint = f"ask for {ends[0]} or more" if small else "--quant f16 or bf16 rounds the source's values and nothing else"
+    which = "smallest" if small else "largest"
+    why = f"the {which} file with the types that may be used has {ends[0 if small else 1]}"
+    hint = (
+        f"ask for {ends[0]} or more"
+        if small
+        else f"ask for {ends[1]} or less; --quant f16 makes the largest without a search"
+    )
     return UsageError(f"the target of {wanted} cannot be met: {why}", hint=hint)
 
 
@@ -344,7 +349,8 @@ def missed(search: Search, excess: float, chosen: Selection, point: Point, *, st
     goal = search.goal
     wanted = [f"{search_measure(search)} <= {search.bound:g}"] if search.bound is not None else []
     wanted += [f"first choice >= {goal.min_top1:.2%}"] if goal.min_top1 is not None else []
-    size = f" within {search.budget} bytes of tensors" if search.budget is not None else ""
+    size = f" within {goal.target_bytes} bytes" if goal.target_bytes is not None else ""
+    size = f" within {goal.target_bpw:g} bits per weight" if goal.target_bpw is not None else size
     tried = f"{len(search.found)} file{'s' if len(search.found) > 1 else ''} measured"
     largest = selected(search.items, largest_kinds(search.items)).nbytes
     what = "even the largest types that may be used have" if chosen.nbytes >= largest else f"the nearest of {tried} has"

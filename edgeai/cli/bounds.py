@@ -67,7 +67,12 @@ def aim_of(
         bounds = []  # with a type it is the limit of the proof
     if recipe is None and not bounds:
         if option := next((option for name in FURTHER if (option := given(name))), None):
-            raise UsageError(f"{option} is of no use without a bound", hint="--max-kl 0.02, --target-size 90MB, …")
+            hint = (
+                "leave --quant out: a bound chooses the types"
+                if given("quant")
+                else "--max-kl 0.02, --target-size 90MB, …"
+            )
+            raise UsageError(f"{option} is of no use without a bound", hint=hint)
         if calibration is not None:
             raise UsageError(
                 f"--calibration {str(calibration)!r} is of no use without a bound",

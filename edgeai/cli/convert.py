@@ -466,6 +466,8 @@ def summarize(done: Conversion, out: Output) -> None:
 
         out.note(table.text(done.outcome, rounds=True))
         out.note(table.type_map(done.outcome))
+        for note in done.outcome.notes:
+            out.note(note)
     types = ", ".join(f"{count} {kind}" for kind, count in done.types.items())
     out.note(
         f"{done.quant} · {human_bytes(done.bytes)} · {done.bpw:.2f} bits per weight · {types} · {done.timings['total_s']:.1f} s"

@@ -81,5 +81,8 @@ def prove_command(
 def failed(verdict: Verdict) -> str:
     """Return the first thing in which the two differ, and how many more there are."""
     rows = verdict.report.failed
-    value = rows[0].value if isinstance(rows[0].value, str) else f"{rows[0].value:.3g}, limit {rows[0].limit}"
+    value = rows[0].value if isinstance(rows[0].value, str) else f"{rows[0].value:.3g}"
+    if rows[0].interval is not None:
+        value += f", 95 % between {rows[0].interval[0]:.4g} and {rows[0].interval[1]:.4g}"
+    value += f", limit {rows[0].limit}" if rows[0].limit is not None and value is not rows[0].value else ""
     return f"{rows[0].name}: {value}" + (f" (and {len(rows) - 1} more)" if len(rows) > 1 else "")

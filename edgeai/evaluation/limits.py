@@ -103,8 +103,8 @@ def at_most(name: str, value: float | Interval, limit: float) -> Row:
     """
     if isinstance(value, Interval):
         ends = (value.low, value.high)
-        return Row(name=name, value=value.value, limit=f"< {limit:.2g}", ok=value.high < limit, interval=ends)
-    return Row(name=name, value=value, limit=f"< {limit:.2g}", ok=value < limit)
+        return Row(name=name, value=value.value, limit=f"< {limit:.4g}", ok=value.high < limit, interval=ends)
+    return Row(name=name, value=value, limit=f"< {limit:.4g}", ok=value < limit)
 
 
 def at_least(name: str, value: Interval, limit: float) -> Row:

@@ -15,13 +15,14 @@ from converters.ggml_types import FILE_TYPES
 from converters.gguf import write_model
 from converters.header import GGUFArray, GGUFHeader, read_header
 from converters.mixes import BLOCK, SIZE
-from converters.quantmap import QUANTS, plan_types
+from converters.quantmap import MIXED, QUANTS, plan_types
 from converters.tokenizer import Vocabulary, read_vocabulary
 from edgeai import __version__
 from edgeai.artifact import dominant
 from edgeai.device import cpu_facts
 from edgeai.errors import InvalidModel
 from edgeai.evaluation.embedding import proof_class
+from edgeai.evaluation.heldout import held_out_tokens
 from edgeai.evaluation.limits import LIMITS, check_max_kl
 from edgeai.evaluation.passport import Proof, check_scratch
 from edgeai.evaluation.settings import kind_rows, setting_rows, tensor_rows, token_rows
@@ -105,6 +106,8 @@ def prove(
     notices: list[Notice] = []
     summary: Mapping[str, float | str] = {}
     hashes = checkpoint.hashes(lambda done, total: progress("hashing the source", done, total, "B"))
+    chosen = header.kv.get("edgeai.quant") == MIXED and text is None and plan.pooling is None
+    tokens = held_out_tokens(plan.parameters, plan.vocab_size) if chosen else None  # as many as its bound was met on
     if all(row.ok for row in rows):
         check_scratch(plan)
         with proof_class(plan.pooling)(
@@ -115,6 +118,7 @@ def prove(
             types={tensor.name: tensor.type for tensor in header.tensors},
             exports=base == "F32",
             text=text,
+            tokens=tokens,
             max_kl=max_kl,
             progress=progress,
         ) as proof:

@@ -25,7 +25,7 @@ from edgeai.bounds.aim import Aim
 from edgeai.bounds.calibration import Material, material
 from edgeai.bounds.costs import curvature_of
 from edgeai.bounds.goal import Goal
-from edgeai.bounds.outcome import Outcome, Point
+from edgeai.bounds.outcome import SPLIT, Outcome, Point
 from edgeai.bounds.search import CORNERS, Search, decide, line_of
 from edgeai.device import cpu_facts
 from edgeai.errors import UsageError
@@ -150,9 +150,6 @@ def find_types(
         keep_back=text is None,
         threads=cpu_facts().threads,
     )
-    if texts.held_out is not None:
-        message = "files are compared on the last quarter of the calibration text, which the choice does not see"
-        job.say(Notice(code="calibration-split", message=message))
     compared = text if text is not None else texts.held_out
     for done, tensor in enumerate(job.plan.tensors, 1):
         check_finite(tensor)
@@ -177,6 +174,7 @@ def find_types(
         target_bytes=goal.target_bytes,
         min_top1=goal.min_top1,
         beside="all in one type",
+        notes=() if texts.held_out is None else (SPLIT,),
     )
     return Found(
         choices=final,

@@ -255,10 +255,10 @@ def test_bits_per_weight_are_not_exceeded(lab: Callable[[Truth], Lab], bpw: floa
     ("goal", "said"),
     [
         ({"target_bytes": 100_000}, r"target of 100000 bytes cannot be met: the smallest .* has (\d+)"),
-        ({"target_bytes": 90_000_000}, r"target of 90000000 bytes cannot be met: the largest has (\d+)"),
+        ({"target_bytes": 90_000_000}, r"target of 90000000 bytes cannot be met: the largest .* has (\d+)"),
         ({"target_bpw": 1.0}, r"target of 1 bits per weight cannot be met: the smallest .* has (2\.\d+)"),
-        ({"target_bpw": 31.0}, r"target of 31 bits per weight cannot be met: the largest has (16\.\d+)"),
-        ({"target_bpw": 12.0, "only": ("Q4_0", "Q8_0")}, r"cannot be met: the largest has (8\.\d+)"),
+        ({"target_bpw": 31.0}, r"target of 31 bits per weight cannot be met: the largest .* has (16\.\d+)"),
+        ({"target_bpw": 12.0, "only": ("Q4_0", "Q8_0")}, r"cannot be met: the largest .* has (8\.\d+)"),
     ],
 )
 def test_a_size_that_no_choice_has_is_refused_with_the_one_that_is_possible(
