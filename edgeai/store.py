@@ -338,7 +338,7 @@ def room_for(file: FileSpec) -> int:
 
 
 def check_path(path: Path) -> tuple[Row, ...]:
-    """Return the rows of a model file or folder outside the store: its header, and of ONNX the bytes where a passport has them."""
+    """Return the rows of a model file or folder outside the store: its header, and its bytes where a passport beside it has them."""
     from edgeai.artifact import open_artifact
     from edgeai.paper import stated_sha256
 
@@ -346,10 +346,8 @@ def check_path(path: Path) -> tuple[Row, ...]:
         artifact = open_artifact(path)
     except InvalidModel as error:
         return (Row(name=str(path), value=error.message, ok=False),)
-    if artifact.format != "onnx":
-        value = f"{artifact.format}, {sum(artifact.types.values())} tensors, {artifact.size_bytes} bytes"
-        return (Row(name=str(path), value=value),)
-    found = Row(name=str(path), value=f"onnx, {artifact.params} weights, {artifact.size_bytes} bytes")
+    weights = f"{sum(artifact.types.values())} tensors" if artifact.format != "onnx" else f"{artifact.params} weights"
+    found = Row(name=str(path), value=f"{artifact.format}, {weights}, {artifact.size_bytes} bytes")
     pair = stated_sha256(artifact.path)
     if pair is None:
         return (found,)

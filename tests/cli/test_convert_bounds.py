@@ -278,7 +278,7 @@ def nothing_beside(tiny: Path) -> None:
         (("--target-size", "100kB"), r"100000 bytes cannot be met: the smallest .* has \d{6}"),
         (("--target-size", "9MB"), r"9000000 bytes cannot be met: the largest .* has 2\d{6}"),
         (("--target-bpw", "1"), r"1 bits per weight cannot be met"),
-        (("--target-bpw", "12", "--only", "q4_0,q8_0"), r"the largest has 8\.\d+"),
+        (("--target-bpw", "12", "--only", "q4_0,q8_0"), r"the largest file .* has 8\.\d+"),
         (("--min-cosine", "0.99"), r"min_cosine 0\.99 is of models that give vectors"),
         (("--max-kl", "0"), r"max_kl 0\.0 is not possible"),
         (("--max-kl", "0.1", "--only", "q9_0"), r"'q9_0' is not known"),

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgeai.cli import cli
+from edgeai.paper import paper_of
 
 
 @pytest.fixture
@@ -209,6 +210,20 @@ def test_verify_of_a_path_checks_the_extents(model: Path) -> None:
     bad = run("verify", str(model))
     assert bad.exit_code == 3
     assert "are missing" in bad.stdout
+
+
+def test_verify_of_a_path_finds_bytes_that_are_not_those_of_its_passport(model: Path) -> None:
+    facts = {"file": model.name, "sha256": hashlib.sha256(model.read_bytes()).hexdigest(), "quant": "F16", "source": {},
+             "tools": {}, "report": {"ok": True, "rows": []}}  # fmt: skip
+    paper_of(model).write_text(json.dumps(facts))
+    good = run("verify", str(model))
+    assert (good.exit_code, good.stdout) == (0, f"ok    {model}\nok    {model}, by its passport\n")
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 1
+    model.write_bytes(data)
+    bad = run("verify", str(model))
+    assert bad.exit_code == 3
+    assert f"BAD   {model}, by its passport: sha256 {hashlib.sha256(data).hexdigest()}, and" in bad.stdout
 
 
 @pytest.mark.parametrize("verb", ["show", "verify", "rm", "pull"])
