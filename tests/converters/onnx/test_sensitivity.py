@@ -54,9 +54,8 @@ def invented(folder: Path, rows: dict[str, int], columns: int, *, even: bool = F
     for name, count in rows.items():
         weights = np.ones(count) if even else rng.exponential(size=count)
         weights.astype("<f4").tofile(folder / f"{name}.G.f32")
-    (folder / FACTS).write_text(
-        json.dumps({"targets": dict.fromkeys(rows, 0), "tokens": 1 << 20, "texts": 1, "whole": False})
-    )
+    facts = {"targets": dict.fromkeys(rows, 0), "rounding": {}, "tokens": 1 << 20, "texts": 1, "whole": False}
+    (folder / FACTS).write_text(json.dumps(facts))
     return open_curvature(folder)
 
 
