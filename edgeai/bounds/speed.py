@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from converters.errors import UnsupportedModel
 from converters.families import ModelPlan
@@ -24,14 +25,17 @@ SIMILAR = 0.95
 def seconds_of(
     plan: ModelPlan, kinds: Mapping[str, Sequence[str]], say: Callable[[str, str], None], progress: Progress
 ) -> Mapping[str, Mapping[str, float]]:
-    """Return tensor → type → seconds that it takes of one decoded token here, measured; also for the types of the usual files."""
+    """Return tensor → type → seconds that it takes of one decoded token here, measured; also for the types of the usual files.
+
+    What a matrix takes whatever its type is left out: of a model of a million weights it would hide the rest.
+    """
     usual = [plan_types(plan, name, importance=kinds) for name in YARDSTICKS if fits(plan, name, kinds)]
     wanted = {name: {*some, *(each.type_of(name) for each in usual)} for name, some in kinds.items()}
     every = sorted(set().union(*wanted.values()))
     speeds = type_speeds(runnable(every), progress=progress)
     if speeds.notice is not None:
         say(speeds.notice.code, speeds.notice.message)
-    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    tensors, speeds = {tensor.name: tensor for tensor in plan.tensors}, replace(speeds, matrix_s=0.0)
     return {
         name: {kind: tensor_seconds(speeds, plan, tensors[name], kind) for kind in some if kind in speeds.seconds}
         for name, some in wanted.items()
@@ -81,7 +85,7 @@ def fastest_usual(
 def speed_text(plan: ModelPlan, chosen: QuantMap, seconds: Mapping[str, Mapping[str, float]]) -> str:
     """Return what the matrices of the CHOSEN types take of a token here, and those of the usual file beside it, as a sentence."""
     own = token_seconds(chosen, seconds, seconds)
-    text = f"the matrices of a token take {own * 1e3:.3g} ms here, as measured for each type"
+    text = f"the weights of a token take {own * 1e3:.3g} ms here, as measured for each type"
     found = fastest_usual(plan, seconds, chosen.nbytes, seconds)
     return f"{text}; those of {found[0].lower()} {found[1] * 1e3:.3g} ms" if found else text
 

@@ -12,7 +12,8 @@ from converters.ggml_types import GGML_TYPES
 from converters.quantmap import is_matrix, plan_types
 from edgeai.bounds.goal import Goal
 from edgeai.bounds.options import kinds_of, options_of
-from edgeai.bounds.speed import SLOWER, YARDSTICKS, speed_text, time_limit, token_seconds
+from edgeai.bounds.speed import SLOWER, YARDSTICKS, seconds_of, speed_text, time_limit, token_seconds
+from edgeai.evaluation.typespeed import TypeSpeeds
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 FAST = 10.0
@@ -78,6 +79,17 @@ def test_what_a_token_takes_is_said_beside_the_fastest_usual_file_of_the_size(
 ) -> None:
     q6_k = plan_types(plan, "Q6_K", importance=seconds)
     own, q4_0 = (f"{taken(plan, seconds, quant) * 1e3:.3g} ms" for quant in ("Q6_K", "Q4_0"))
-    assert speed_text(plan, q6_k, seconds).startswith(f"the matrices of a token take {own} here")
+    assert speed_text(plan, q6_k, seconds).startswith(f"the weights of a token take {own} here")
     assert speed_text(plan, q6_k, seconds).endswith(f"those of q6_k {own}")
     assert speed_text(plan, plan_types(plan, "Q4_0", importance=seconds), seconds).endswith(f"those of q4_0 {q4_0}")
+
+
+def test_what_a_matrix_takes_whatever_its_type_is_left_out(plan: ModelPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = TypeSpeeds(
+        device="x", threads=1, seconds=dict.fromkeys((kind.name for kind in GGML_TYPES.values()), 1e-9), matrix_s=1.0
+    )
+    monkeypatch.setattr("edgeai.bounds.speed.type_speeds", lambda *_args, **_more: speeds)
+    monkeypatch.setattr("edgeai.bounds.speed.runnable", lambda kinds: kinds)
+    found = seconds_of(plan, {"blk.0.ffn_up.weight": ("Q4_0",)}, lambda *_said: None, lambda *_told: None)
+    tensor = next(item for item in plan.tensors if item.name == "blk.0.ffn_up.weight")
+    assert found["blk.0.ffn_up.weight"]["Q4_0"] == pytest.approx(tensor.elements * 1e-9)
