@@ -16,8 +16,8 @@ __all__ = ["seconds_of", "speed_text", "time_limit"]
 
 YARDSTICKS = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
 """The files that one who thinks of speed would take otherwise."""
-SLOWER = 1.03
-"""How much longer than with the fastest of these that is no larger a token may take."""
+SLACK = 1.03
+"""How much longer than with the fastest choice of all a token may always take: otherwise there would be no choice."""
 SIMILAR = 0.95
 """How much smaller than the largest that fits one of them may be."""
 
@@ -54,8 +54,8 @@ def fits(plan: ModelPlan, quant: str, kinds: Collection[str]) -> bool:
 def time_limit(
     plan: ModelPlan, items: Sequence[Item], budget: int | None, seconds: Mapping[str, Mapping[str, float]]
 ) -> float | None:
-    """Return how long a token may take in a file of at most BUDGET bytes of tensors: hardly longer than in the fastest of the usual files
-    of about that size, and no less than any choice of ITEMS takes. Much smaller ones are faster and worse than what was asked for.
+    """Return how long a token may take in a file of at most BUDGET bytes of tensors: no longer than in the fastest of the usual files
+    of about that size, unless hardly any choice of ITEMS is as fast. Much smaller ones are faster and worse than what was asked for.
     Without a budget there is no limit: the bound decides."""
     if budget is None:
         return None
@@ -65,7 +65,7 @@ def time_limit(
         return None
     _, fastest = found
     least = sum(min(option.seconds for option in item.options) for item in items)
-    return max(SLOWER * fastest, SLOWER * least)
+    return max(fastest, SLACK * least)
 
 
 def fastest_usual(

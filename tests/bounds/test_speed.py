@@ -12,7 +12,7 @@ from converters.ggml_types import GGML_TYPES
 from converters.quantmap import is_matrix, plan_types
 from edgeai.bounds.goal import Goal
 from edgeai.bounds.options import kinds_of, options_of
-from edgeai.bounds.speed import SLOWER, YARDSTICKS, seconds_of, speed_text, time_limit, token_seconds
+from edgeai.bounds.speed import SLACK, YARDSTICKS, seconds_of, speed_text, time_limit, token_seconds
 from edgeai.evaluation.typespeed import TypeSpeeds
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
@@ -54,7 +54,8 @@ def nbytes(plan: ModelPlan, seconds: dict[str, dict[str, float]], quant: str) ->
 
 def test_a_file_of_the_size_of_q4_0_is_as_fast_as_that(plan: ModelPlan, seconds: dict[str, dict[str, float]]) -> None:
     found = limit(plan, seconds, nbytes(plan, seconds, "Q4_0"))
-    assert found == pytest.approx(SLOWER * taken(plan, seconds, "Q4_0"))
+    least = sum(min(some.values()) for some in seconds.values())
+    assert found == pytest.approx(max(taken(plan, seconds, "Q4_0"), SLACK * least))
 
 
 def test_a_larger_file_need_not_be_as_fast_as_a_much_smaller_one(
@@ -63,7 +64,7 @@ def test_a_larger_file_need_not_be_as_fast_as_a_much_smaller_one(
     found = limit(plan, seconds, nbytes(plan, seconds, "Q6_K"))
     assert found is not None
     assert found > 3 * taken(plan, seconds, "Q4_0")
-    assert found <= SLOWER * taken(plan, seconds, "Q6_K")
+    assert found <= taken(plan, seconds, "Q6_K")
 
 
 def test_without_a_size_or_a_usual_file_that_is_small_enough_there_is_no_limit(
