@@ -80,9 +80,9 @@ def prove_command(
 
 def failed(verdict: Verdict) -> str:
     """Return the first thing in which the two differ, and how many more there are."""
-    rows = verdict.report.failed
-    value = rows[0].value if isinstance(rows[0].value, str) else f"{rows[0].value:.3g}"
-    if rows[0].interval is not None:
-        value += f", 95 % between {rows[0].interval[0]:.4g} and {rows[0].interval[1]:.4g}"
-    value += f", limit {rows[0].limit}" if rows[0].limit is not None and value is not rows[0].value else ""
-    return f"{rows[0].name}: {value}" + (f" (and {len(rows) - 1} more)" if len(rows) > 1 else "")
+    row, *others = verdict.report.failed
+    value = row.value
+    if not isinstance(value, str):
+        ends = f", 95 % between {row.interval[0]:.4g} and {row.interval[1]:.4g}" if row.interval else ""
+        value = f"{value:.3g}{ends}, limit {row.limit}"
+    return f"{row.name}: {value}" + (f" (and {len(others)} more)" if others else "")

@@ -105,9 +105,9 @@ def windows(
     budget = tokens or (GIVEN_TOKENS if text is not None else default_tokens(plan))
     spread = text is None and tokens is not None
     before = list(vocabulary.before)
-    # no token has more than some tens of characters, and a text is cut before it is tokenized
-    whole = text if text is not None else default_text()
-    ids = source_tokenizer(vocabulary.spec).encode(whole[: budget * 64], add_special_tokens=False).ids
+    # no token has more than some tens of characters, and a text that is given is cut before it is tokenized
+    whole = text[: budget * 64] if text is not None else default_text()
+    ids = source_tokenizer(vocabulary.spec).encode(whole, add_special_tokens=False).ids
     size = window_tokens(plan) - len(before)
     if spread and len(ids) > budget >= size:
         count = budget // size

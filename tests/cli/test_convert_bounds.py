@@ -32,7 +32,8 @@ def settle(patch: pytest.MonkeyPatch, home: Path) -> None:
     """Keep what is found out of a model in HOME, and compare quickly: torch in this process, a part of the text."""
     patch.setenv("EDGEAI_HOME", str(home))
     patch.setattr(passport, "Child", InProcessTorch)
-    patch.setattr("edgeai.bounds.aim.held_out_tokens", lambda *_sizes: 1536)
+    for module in ("edgeai.bounds.aim", "edgeai.evaluation.prove"):
+        patch.setattr(f"{module}.held_out_tokens", lambda *_sizes: 1536)
 
 
 def run(*args: str | Path) -> Result:
@@ -145,6 +146,25 @@ def test_a_file_of_a_size_has_at_most_that_size_and_nearly_all_of_it(made: Made)
     assert 0.98 * 1_000_000 <= path.stat().st_size <= 1_000_000
     assert said["search"]["target_bytes"] == 1_000_000
     assert set(kinds(path).values()) <= {"Q4_0", "Q5_0", "Q8_0", "F32"}
+
+
+def test_a_file_of_a_size_is_shown_with_what_the_proof_measured(made: Made) -> None:
+    _, said = made(*SIZED)
+    rows = {row["name"]: row for row in said["report"]["rows"]}
+    quality = said["search"]["chosen"]["quality"]
+    assert quality["value"] == rows["mean KL on text, nats"]["value"]
+    assert [quality["low"], quality["high"]] == rows["mean KL on text, nats"]["interval"]
+
+
+def test_prove_finds_the_figures_that_the_bound_was_met_with(made: Made) -> None:
+    path, said = made(*BOUNDED)
+    again = CliRunner().invoke(cli, ["prove", str(path.parent / "tiny"), str(path), "--max-kl", str(BOUND), "--json"])
+    assert again.exit_code == 0, again.stderr
+    wanted, found = (
+        {row["name"]: row["value"] for row in rows}["text compared"]
+        for rows in (said["report"]["rows"], json.loads(again.stdout)["report"]["rows"])
+    )
+    assert found == wanted
 
 
 def test_bits_per_weight_are_those_of_the_tensors(made: Made) -> None:
